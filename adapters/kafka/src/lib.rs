@@ -1,0 +1,1 @@
+//! Backstop on Apache Kafka through librdkafka

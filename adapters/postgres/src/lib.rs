@@ -1,0 +1,1 @@
+//! Outbox, inbox, held messages and dead-letter ledger on postgres

@@ -1,0 +1,1 @@
+//! Backstop on RabbitMQ through lapin

@@ -1,0 +1,55 @@
+//! What an adapter needs to know of Backstop: messages, handlers, errors, retry policy, and the traits of sources,
+//! sinks, inboxes, held messages, outboxes and dead letters.
+//!
+//! No I/O and no async runtime live here. Applications depend on `backstop`, which re-exports this crate; adapters
+//! depend on this crate alone.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`message`], [`identity`], [`cloudevents`] | the message, its identity, its form on the wire |
+//! | [`handler`], [`router`], [`codec`], [`error`], [`classify`], [`retry`] | what a service team writes and sets |
+//! | [`source`], [`sink`] | the broker side that an adapter implements |
+//! | [`inbox`], [`held`], [`outbox`], [`lease`], [`ledger`], [`schema`] | the database side that an adapter implements |
+//! | [`dead_letter`], [`fingerprint`] | what a quarantined message carries |
+//! | [`trace`] | the trace context across all of these |
+
+pub mod adapter_error;
+pub mod classify;
+pub mod cloudevents;
+pub mod codec;
+pub mod crash;
+pub mod dead_letter;
+pub mod delivery;
+pub mod error;
+pub mod fingerprint;
+pub mod handler;
+pub mod held;
+pub mod identifier;
+pub mod identity;
+pub mod inbox;
+pub mod lease;
+pub mod ledger;
+pub mod message;
+pub mod names;
+pub mod origin;
+pub mod outbox;
+pub mod retry;
+pub mod router;
+pub mod schema;
+pub mod sink;
+pub mod source;
+pub mod trace;
+pub mod watermark;
+
+pub use adapter_error::{AdapterError, FaultKind};
+pub use classify::{Classifier, Explained};
+pub use codec::{Codec, DecodeError, Json, Undecoded};
+pub use dead_letter::{DeadLetter, DeadLetters, DeadReason};
+pub use delivery::Delivery;
+pub use error::{BoxError, Disposition, ErrorClass, HandlerError};
+pub use handler::Handler;
+pub use identity::{Identity, MessageKey};
+pub use message::{Destination, Envelope, Headers, Message, Outgoing};
+pub use origin::{Origin, Via};
+pub use retry::RetryPolicy;
+pub use router::{Router, Unrouted};
