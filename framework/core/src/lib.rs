@@ -10,7 +10,7 @@
 //! | [`handler`], [`router`], [`codec`], [`error`], [`classify`], [`retry`] | what a service team writes and sets |
 //! | [`source`], [`sink`] | the broker side that an adapter implements |
 //! | [`inbox`], [`held`], [`outbox`], [`lease`], [`ledger`], [`schema`] | the database side that an adapter implements |
-//! | [`dead_letter`], [`fingerprint`] | what a quarantined message carries |
+//! | [`dead_letter`], [`report`], [`fingerprint`] | what a quarantined message carries |
 //! | [`trace`] | the trace context across all of these |
 
 pub mod adapter_error;
@@ -33,6 +33,7 @@ pub mod message;
 pub mod names;
 pub mod origin;
 pub mod outbox;
+pub mod report;
 pub mod retry;
 pub mod router;
 pub mod schema;
@@ -51,5 +52,6 @@ pub use handler::Handler;
 pub use identity::{Identity, MessageKey};
 pub use message::{Destination, Envelope, Headers, Message, Outgoing};
 pub use origin::{Origin, Via};
+pub use report::ErrorReport;
 pub use retry::RetryPolicy;
 pub use router::{Router, Unrouted};

@@ -263,7 +263,11 @@ impl Outgoing {
     }
 
     /// To an exchange with a routing key.
-    pub fn to_exchange(exchange: impl Into<String>, routing_key: impl Into<String>, message: Message) -> Self {
+    pub fn to_exchange(
+        exchange: impl Into<String>,
+        routing_key: impl Into<String>,
+        message: Message,
+    ) -> Self {
         Self { destination: Destination::exchange(exchange, routing_key), message }
     }
 }

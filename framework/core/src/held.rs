@@ -1,0 +1,194 @@
+//! Held messages: failures that wait in the consumer's own database.
+//!
+//! A key with a row is *held*; its lowest number is the *head*. Only heads run; their followers wait. Whichever
+//! instance finds a due head claims it in the handler's transaction, so that order holds whoever runs it.
+
+use std::future::Future;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
+use crate::adapter_error::AdapterError;
+use crate::error::ErrorClass;
+use crate::identity::MessageKey;
+use crate::inbox::{CommitError, Inbox, Limits, Unit};
+use crate::message::{Envelope, Message};
+use crate::origin::{Origin, Via};
+
+/// The key under which a message is kept in order.
+///
+/// The message's own key where it has one; else its partition (or queue), or with `unordered` the message itself.
+/// Stand-ins begin with a NUL, which keeps them apart from keys that people use.
+pub fn ordering_key(
+    message: &Message,
+    message_key: &MessageKey,
+    origin: &Origin,
+    unordered: bool,
+) -> Vec<u8> {
+    match (&message.key, origin.partition()) {
+        (Some(key), _) => key.to_vec(),
+        (None, _) if unordered => format!("\0message/{message_key}").into_bytes(),
+        (None, Some(partition)) => format!("\0partition/{partition}").into_bytes(),
+        (None, None) => b"\0queue".to_vec(),
+    }
+}
+
+/// A failure as it is written down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Charged attempts so far, this one included if it was charged.
+    pub attempts: u32,
+    /// Class of the last error.
+    pub class: ErrorClass,
+    /// Text of the last error, escaped and redacted.
+    pub error: String,
+    /// How long to wait before the next attempt, from now by the database's clock.
+    pub due_in: Duration,
+}
+
+/// A message to be held.
+#[derive(Debug, Clone)]
+pub struct NewHeld<'a> {
+    /// Consumer, place, ordering key and identity.
+    pub unit: Unit<'a>,
+    /// Key, headers and body as received.
+    pub envelope: &'a Envelope,
+    /// Where the broker had it.
+    pub origin: &'a Origin,
+    /// How it came in.
+    pub via: Via,
+}
+
+/// What became of a message that was to be held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holding {
+    /// It is in the table now, or was before.
+    Stored,
+    /// Its key is free again: process it anew.
+    KeyFree,
+    /// It has been handled already.
+    AlreadyHandled,
+}
+
+/// A held message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldMessage {
+    /// Its number; the lowest of a key is the head.
+    pub n: i64,
+    /// Topic or queue.
+    pub place: String,
+    /// The key under which it waits.
+    pub ordering_key: Vec<u8>,
+    /// Its identity.
+    pub message_key: MessageKey,
+    /// Key, headers and body as received.
+    pub envelope: Envelope,
+    /// Where the broker had it.
+    pub origin: Origin,
+    /// How it came in.
+    pub via: Via,
+    /// Charged attempts so far.
+    pub attempts: u32,
+    /// Class of the last error; `None` before the first attempt.
+    pub class: Option<ErrorClass>,
+    /// Text of the last error.
+    pub error: Option<String>,
+    /// When it was first held.
+    pub held_since: DateTime<Utc>,
+    /// How long it has been held, by the database's clock.
+    pub age: Duration,
+}
+
+/// A head, claimed inside an open transaction.
+#[derive(Debug)]
+pub struct ClaimedHead<Tx> {
+    /// The transaction that locks it; lent to the handler.
+    pub tx: Tx,
+    /// The head.
+    pub head: HeldMessage,
+    /// Whether the inbox knows it already: finish it without running the handler.
+    pub handled: bool,
+}
+
+/// How much is held.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HeldSummary {
+    /// Messages held.
+    pub messages: u64,
+    /// Age of the oldest.
+    pub oldest: Option<Duration>,
+}
+
+/// The table of held messages beside an inbox.
+pub trait HeldMessages: Inbox {
+    /// Holds a message that failed first: its key is held from now on. Storing the same message twice changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// When the database cannot be asked; the message must not be settled then.
+    fn hold(
+        &self,
+        message: NewHeld<'_>,
+        failure: &Failure,
+    ) -> impl Future<Output = Result<Holding, AdapterError>> + Send;
+
+    /// Appends a message whose key is held, behind the others.
+    ///
+    /// # Errors
+    /// When the database cannot be asked; the message must not be settled then.
+    fn append(&self, message: NewHeld<'_>) -> impl Future<Output = Result<Holding, AdapterError>> + Send;
+
+    /// Takes in a redriven message: it runs when all that is held of its key before it has ended.
+    ///
+    /// # Errors
+    /// When the database cannot be asked; the message must not be settled then.
+    fn import(&self, message: NewHeld<'_>) -> impl Future<Output = Result<Holding, AdapterError>> + Send;
+
+    /// Claims one due head of the consumer that no other instance has, and writes its inbox row.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    fn claim(
+        &self,
+        consumer: &str,
+        limits: Limits,
+    ) -> impl Future<Output = Result<Option<ClaimedHead<Self::Tx>>, AdapterError>> + Send;
+
+    /// Deletes a claimed head, makes its follower the head, and commits with proof: after success, after a
+    /// duplicate, and after a confirmed quarantine (then [`undo`](HeldMessages::undo) came before).
+    ///
+    /// # Errors
+    /// As [`Inbox::commit`].
+    fn finish(
+        &self,
+        consumer: &str,
+        tx: Self::Tx,
+        head: &HeldMessage,
+    ) -> impl Future<Output = Result<(), CommitError>> + Send;
+
+    /// Takes back everything that was written since the claim, and keeps the claim.
+    ///
+    /// # Errors
+    /// When the transaction cannot be used any more; the claim is lost then.
+    fn undo(&self, tx: &mut Self::Tx) -> impl Future<Output = Result<(), AdapterError>> + Send;
+
+    /// Writes a failed attempt of a claimed head and gives the claim back. With `tx` (after
+    /// [`undo`](HeldMessages::undo)) the claim is held throughout; without, for a transaction that is lost, the row
+    /// is changed only if `head.attempts` still stands in it.
+    ///
+    /// # Errors
+    /// When the database cannot be asked; the head comes again then.
+    fn reschedule(
+        &self,
+        consumer: &str,
+        tx: Option<Self::Tx>,
+        head: &HeldMessage,
+        failure: &Failure,
+    ) -> impl Future<Output = Result<(), AdapterError>> + Send;
+
+    /// How much the consumer holds.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    fn summary(&self, consumer: &str) -> impl Future<Output = Result<HeldSummary, AdapterError>> + Send;
+}

@@ -1,0 +1,145 @@
+//! The inbox: which messages a consumer has handled, kept in the database that its handlers write to.
+
+use std::error::Error;
+use std::fmt;
+use std::future::Future;
+use std::time::Duration;
+
+use crate::adapter_error::AdapterError;
+use crate::classify::Explained;
+use crate::identity::MessageKey;
+
+/// One message as the inbox sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Unit<'a> {
+    /// The consumer's name.
+    pub consumer: &'a str,
+    /// Topic or queue.
+    pub place: &'a str,
+    /// The key under which messages are kept in order; see [`ordering_key`](crate::held::ordering_key).
+    pub ordering_key: &'a [u8],
+    /// The message's identity.
+    pub message_key: &'a MessageKey,
+}
+
+/// Limits that the database itself enforces on the handler's transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// How long to wait for another instance that handles the same message.
+    pub lock: Duration,
+    /// How long the handler may take: also the statement and idle timeout of its transaction.
+    pub handler: Duration,
+}
+
+impl Default for Limits {
+    /// 2 s for locks, 30 s for the handler.
+    fn default() -> Self {
+        Self { lock: Duration::from_secs(2), handler: Duration::from_secs(30) }
+    }
+}
+
+/// What the inbox answers.
+#[derive(Debug)]
+pub enum Admission<Tx> {
+    /// Not handled yet; the inbox row is written in this transaction.
+    Fresh(Tx),
+    /// Handled before: settle it.
+    Duplicate,
+    /// An earlier message of this key waits in the held table: append this one.
+    Held,
+    /// Another instance is at it: step aside, uncharged.
+    Busy,
+}
+
+/// A commit that did not simply succeed.
+#[derive(Debug)]
+pub enum CommitError {
+    /// Nothing is committed; trying again is safe. A handler that swallowed a failed statement ends here.
+    RolledBack(AdapterError),
+    /// The handler ended the transaction that it was lent; what is in the database must be read from the inbox.
+    EndedByHandler(AdapterError),
+    /// The connection was lost inside COMMIT; what is in the database must be read from the inbox.
+    Unknown(AdapterError),
+}
+
+impl CommitError {
+    /// What the database said.
+    pub fn error(&self) -> &AdapterError {
+        match self {
+            Self::RolledBack(error) | Self::EndedByHandler(error) | Self::Unknown(error) => error,
+        }
+    }
+}
+
+impl fmt::Display for CommitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::RolledBack(_) => "the transaction was rolled back instead of committed",
+            Self::EndedByHandler(_) => "the handler ended the transaction that it was lent",
+            Self::Unknown(_) => "the connection was lost inside COMMIT",
+        })
+    }
+}
+
+impl Error for CommitError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(self.error())
+    }
+}
+
+/// Opens the transaction in which a message is handled once, and proves its commit.
+///
+/// Dropping a `Tx` abandons it: its connection is closed, so that a cancelled handler cannot commit late.
+pub trait Inbox: Send + Sync + 'static {
+    /// The transaction lent to the handler.
+    type Tx: Send;
+
+    /// Begins a transaction and writes the inbox row, unless the message is handled or its key is held.
+    ///
+    /// # Errors
+    /// When the database cannot be asked. Nothing is written then.
+    fn begin(
+        &self,
+        unit: Unit<'_>,
+        limits: Limits,
+    ) -> impl Future<Output = Result<Admission<Self::Tx>, AdapterError>> + Send;
+
+    /// Commits, and proves that it was this transaction that committed.
+    ///
+    /// # Errors
+    /// [`CommitError`] says what is known of the outcome.
+    fn commit(&self, tx: Self::Tx) -> impl Future<Output = Result<(), CommitError>> + Send;
+
+    /// Rolls back and gives the connection back; where that fails, the connection is closed.
+    fn rollback(&self, tx: Self::Tx) -> impl Future<Output = ()> + Send;
+
+    /// Whether the consumer has handled the message.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    fn is_handled(
+        &self,
+        consumer: &str,
+        message_key: &MessageKey,
+    ) -> impl Future<Output = Result<bool, AdapterError>> + Send;
+
+    /// Forgets messages handled longer ago than `age`, a bounded number a call; returns how many.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    fn prune(
+        &self,
+        consumer: &str,
+        age: Duration,
+        limit: u32,
+    ) -> impl Future<Output = Result<u64, AdapterError>> + Send;
+
+    /// What an error of this database means. Asked for each error in a failure's chain, outermost first.
+    fn explain(&self, error: &(dyn Error + 'static)) -> Option<Explained>;
+
+    /// Checks at start-up that the tables are there and usable.
+    ///
+    /// # Errors
+    /// Names what is missing and how to mend it.
+    fn ready(&self) -> impl Future<Output = Result<(), AdapterError>> + Send;
+}

@@ -1,0 +1,39 @@
+//! Leases: which of several instances owns a job, by the database's clock.
+
+use std::time::Duration;
+
+use futures_core::future::BoxFuture;
+
+use crate::adapter_error::AdapterError;
+
+/// A lease that was granted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// What is leased.
+    pub name: String,
+    /// Who holds it.
+    pub owner: String,
+    /// Grows with every change of owner: whoever writes shows it, and a stale owner is refused.
+    pub token: i64,
+}
+
+/// Grants leases. Object-safe: the relay's configuration chooses the database.
+pub trait Leases: Send + Sync {
+    /// Takes, or renews, the lease `name` for `owner`; `None` while another owner has it.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    fn acquire<'a>(
+        &'a self,
+        name: &'a str,
+        owner: &'a str,
+        ttl: Duration,
+    ) -> BoxFuture<'a, Result<Option<Lease>, AdapterError>>;
+
+    /// Gives the lease back, so that another owner need not wait for its end. A lease that is no longer ours is left
+    /// alone.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    fn release<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<(), AdapterError>>;
+}
