@@ -267,6 +267,11 @@ pub fn door_of_letters(letters: &str) -> Option<String> {
 }
 
 /// Publishes dead letters to the destination that belongs to a consumer.
+#[diagnostic::on_unimplemented(
+    message = "this consumer has no destination for its dead letters",
+    note = "call `.dead_letter(KafkaDeadLetters::new(…))` or `.dead_letter(RabbitDeadLetters::new(…))`; \
+            `.dead_letter(StopPartition)` keeps what it gives up waiting instead"
+)]
 pub trait DeadLetters: Send + Sync + 'static {
     /// Declares or checks the destinations of a source at start-up: that they exist, may be written to, and take
     /// messages as large as the source's.

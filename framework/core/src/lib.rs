@@ -11,12 +11,13 @@
 //! | [`source`], [`sink`] | the broker side that an adapter implements |
 //! | [`inbox`], [`held`], [`outbox`], [`lease`], [`ledger`], [`schema`] | the database side that an adapter implements |
 //! | [`dead_letter`], [`report`], [`fingerprint`] | what a quarantined message carries |
-//! | [`trace`] | the trace context across all of these |
+//! | [`trace`], [`context`] | the trace context, and which message caused which |
 
 pub mod adapter_error;
 pub mod classify;
 pub mod cloudevents;
 pub mod codec;
+pub mod context;
 pub mod crash;
 pub mod dead_letter;
 pub mod delivery;

@@ -154,6 +154,11 @@ impl Message {
         }
     }
 
+    /// The envelope that a received message came in: its key, all of its headers, its body.
+    pub fn envelope(&self) -> Envelope {
+        Envelope { key: self.key.clone(), headers: self.headers.clone(), body: self.body.clone() }
+    }
+
     /// Sets the id. Defaults to a fresh UUIDv7.
     #[must_use]
     pub fn id(mut self, id: impl Into<String>) -> Self {

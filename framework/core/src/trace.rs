@@ -17,11 +17,13 @@ use crate::names::{BAGGAGE, TRACEPARENT, TRACESTATE};
 /// Longest value that is read or written; longer ones are dropped rather than trusted.
 const MAX_BYTES: usize = 8 * 1024;
 
-/// Writes the current span's context into headers, unless they already carry one.
+/// Writes what a new message inherits into its headers: the current span's context, unless they already carry one,
+/// and the [cause](crate::context) where a handler is at work.
 ///
 /// Without a recording OpenTelemetry layer there is no context, and nothing is written. An empty `tracestate` is
 /// left out.
 pub fn inject_current(headers: &mut Headers) {
+    crate::context::inherit(headers);
     if headers.get(TRACEPARENT).is_some() {
         return;
     }
