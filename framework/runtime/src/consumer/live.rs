@@ -1,0 +1,346 @@
+//! A message from its topic or queue, from receipt to settling, beside an inbox.
+
+use backstop_core::classify::Explained;
+use backstop_core::held::{Failure, Holding, NewHeld, ordering_key};
+use backstop_core::identity::Identity;
+use backstop_core::inbox::{Admission, CommitError, Unit};
+use backstop_core::source::{Received, Settlement};
+use backstop_core::{
+    AdapterError, Codec, DeadLetters, DeadReason, Delivery, Disposition, Handler, HandlerError, Message,
+    MessageKey, Origin, Via, crash_point,
+};
+use std::error::Error;
+use std::time::Duration;
+
+use crate::consumer::context::{Judged, Subject};
+use crate::consumer::policy::Next;
+use crate::consumer::transactional::Transactional;
+use crate::run_error::RunError;
+use crate::settings::MissingId;
+use crate::stats::count;
+
+/// Tries at once after a lost race, before it counts as a failure.
+const CONFLICT_TRIES: u32 = 3;
+
+/// What one try came to.
+#[derive(Debug)]
+enum Try {
+    /// Its effects are committed.
+    Handled,
+    /// The inbox knew it.
+    Duplicate,
+    /// An earlier message of its key is held.
+    KeyHeld,
+    /// Another instance is at it.
+    Busy,
+    /// The handler, or its commit, failed.
+    Failed(HandlerError),
+    /// The database could not be asked, or nobody knows whether it committed.
+    Outage(AdapterError),
+}
+
+/// The message was started by two instances at once.
+#[derive(Debug, thiserror::Error)]
+#[error("another instance is handling this message")]
+struct BusyElsewhere;
+
+impl<I, H, C, D> Transactional<I, H, C, D>
+where
+    I: backstop_core::held::HeldMessages,
+    H: Handler<I::Tx>,
+    C: Codec<H::Message>,
+    D: DeadLetters,
+{
+    /// Handles the message as far as it goes, and settles it when it is done or its failure is durable.
+    pub(crate) async fn receive<S: Settlement>(&self, received: Received<S>) {
+        let Received { message, identity, origin, via, mut settlement } = received;
+        if !settlement.begin() {
+            return;
+        }
+        let done = match self.identify(&message, identity, &origin, via).await {
+            Identified::As(key) => self.work(message, &key, &origin, via).await,
+            Identified::Quarantined => true,
+            Identified::Left => false,
+        };
+        if done {
+            settlement.settle();
+        }
+    }
+
+    async fn identify(&self, message: &Message, identity: Identity, origin: &Origin, via: Via) -> Identified {
+        match (identity, self.missing_id) {
+            (Identity::Declared(key), _) => Identified::As(key),
+            (Identity::Coordinates(key), _) => {
+                count(&self.context.stats.without_id);
+                Identified::As(key)
+            }
+            (_, MissingId::Stop) => {
+                self.context.fail(RunError::missing_id(origin));
+                Identified::Left
+            }
+            (_, MissingId::ProcessWithoutDedup) => {
+                count(&self.context.stats.without_id);
+                Identified::As(MessageKey::new("without-dedup", uuid::Uuid::now_v7().as_bytes()))
+            }
+            (_, MissingId::DeadLetter) => {
+                let failure = HandlerError::permanent(NoId);
+                let judged = self.context.judge(&failure, |_| None);
+                let subject = Subject { message, message_key: None, origin, via, age: Duration::ZERO };
+                // Without an identity there is no held row: the message waits in place until its letter is published.
+                while !self.context.quarantine(subject, &judged, DeadReason::MissingId, 0).await {
+                    if !self.context.wait(5).await {
+                        return Identified::Left;
+                    }
+                }
+                Identified::Quarantined
+            }
+        }
+    }
+
+    /// Whether the message may be settled.
+    async fn work(&self, message: Message, key: &MessageKey, origin: &Origin, via: Via) -> bool {
+        let ordering = ordering_key(&message, key, origin, self.unordered);
+        let unit = Unit {
+            consumer: &self.context.consumer,
+            place: origin.place(),
+            ordering_key: &ordering,
+            message_key: key,
+        };
+        if via == Via::Door {
+            return self.import(unit, &message, origin).await;
+        }
+        let body = match self.codec.decode(&message) {
+            Ok(body) => body,
+            Err(error) => return self.failed(unit, &message, origin, HandlerError::undecodable(error)).await,
+        };
+        let delivery = Delivery::new(body, message, key.clone(), origin.clone(), via, 1);
+        self.attempts(unit, &delivery).await
+    }
+
+    async fn attempts(&self, unit: Unit<'_>, delivery: &Delivery<H::Message>) -> bool {
+        let (mut outages, mut conflicts) = (0, 0);
+        loop {
+            match self.attempt(unit, delivery).await {
+                Try::Handled => {
+                    count(&self.context.stats.handled);
+                    return true;
+                }
+                Try::Duplicate => {
+                    count(&self.context.stats.duplicates);
+                    return true;
+                }
+                Try::KeyHeld => match self.append(unit, delivery).await {
+                    Some(done) => return done,
+                    None => continue,
+                },
+                Try::Busy => return self.step_aside(unit, delivery).await,
+                Try::Failed(error) => {
+                    let conflict = self.judge(&error).disposition == Disposition::Conflict;
+                    if !conflict || conflicts == CONFLICT_TRIES {
+                        return self.failed(unit, delivery.message(), delivery.origin(), error).await;
+                    }
+                    conflicts += 1;
+                    let jitter = Duration::from_millis(fastrand::u64(1..=20 << conflicts));
+                    if !self.context.sleep(jitter).await {
+                        return false;
+                    }
+                }
+                Try::Outage(error) => {
+                    self.report_outage(&error, outages);
+                    outages += 1;
+                    if !self.context.wait(outages).await {
+                        return false;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Begin, handler, proven commit.
+    async fn attempt(&self, unit: Unit<'_>, delivery: &Delivery<H::Message>) -> Try {
+        let mut tx = match self.inbox.begin(unit, self.limits).await {
+            Ok(Admission::Fresh(tx)) => tx,
+            Ok(Admission::Duplicate) => return Try::Duplicate,
+            Ok(Admission::Held) => return Try::KeyHeld,
+            Ok(Admission::Busy) => return Try::Busy,
+            Err(error) => return Try::Outage(error),
+        };
+        if let Err(failed) = self.invocation().run(&self.handler, delivery, &mut tx).await {
+            if failed.tx_is_sound {
+                self.inbox.rollback(tx).await;
+            }
+            return Try::Failed(failed.error);
+        }
+        match self.inbox.commit(tx).await {
+            Ok(()) => {
+                crash_point!("consumer.committed");
+                Try::Handled
+            }
+            Err(error) => self.uncertain(unit, error).await,
+        }
+    }
+
+    /// What a commit that did not simply succeed comes to: where nobody knows, the inbox does.
+    async fn uncertain(&self, unit: Unit<'_>, error: CommitError) -> Try {
+        if let CommitError::RolledBack(_) = error {
+            return Try::Failed(HandlerError::from(error));
+        }
+        match self.outcome(unit.message_key).await {
+            Err(outage) => Try::Outage(outage),
+            Ok(true) => {
+                tracing::warn!(consumer = unit.consumer, message = %unit.message_key, %error, "committed all the same");
+                Try::Handled
+            }
+            Ok(false) => match error {
+                CommitError::Unknown(error) => Try::Outage(error),
+                ended => Try::Failed(HandlerError::permanent(ended)),
+            },
+        }
+    }
+
+    /// Asks the inbox until it answers; the error is the last one when the consumer stops.
+    pub(crate) async fn outcome(&self, key: &MessageKey) -> Result<bool, AdapterError> {
+        let mut tries = 0;
+        loop {
+            match self.inbox.is_handled(&self.context.consumer, key).await {
+                Ok(handled) => return Ok(handled),
+                Err(error) => {
+                    self.report_outage(&error, tries);
+                    tries += 1;
+                    if !self.context.wait(tries).await {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A failure of a live message: quarantined or held; whether it may be settled.
+    async fn failed(&self, unit: Unit<'_>, message: &Message, origin: &Origin, error: HandlerError) -> bool {
+        let judged = self.judge(&error);
+        let subject = Subject {
+            message,
+            message_key: Some(unit.message_key),
+            origin,
+            via: Via::Live,
+            age: Duration::ZERO,
+        };
+        let (attempts, due_in) =
+            match self.context.policies.after(judged.disposition, 0, Duration::ZERO, fastrand::f64()) {
+                Next::Retry { attempts, due_in } => (attempts, due_in),
+                Next::Quarantine(reason) if self.context.quarantine(subject, &judged, reason, 1).await => {
+                    return true;
+                }
+                Next::Quarantine(_) => (1, Duration::from_secs(1)),
+            };
+        self.hold(unit, subject, &judged, attempts, due_in).await
+    }
+
+    /// Another instance is at it: held, uncharged; when it is due, the inbox tells whether it is done.
+    async fn step_aside(&self, unit: Unit<'_>, delivery: &Delivery<H::Message>) -> bool {
+        let judged = self.judge(&HandlerError::unavailable(BusyElsewhere));
+        let subject = Subject {
+            message: delivery.message(),
+            message_key: Some(unit.message_key),
+            origin: delivery.origin(),
+            via: Via::Live,
+            age: Duration::ZERO,
+        };
+        self.hold(unit, subject, &judged, 0, Duration::from_millis(500)).await
+    }
+
+    async fn hold(
+        &self,
+        unit: Unit<'_>,
+        subject: Subject<'_>,
+        judged: &Judged,
+        attempts: u32,
+        due_in: Duration,
+    ) -> bool {
+        let envelope = subject.message.envelope();
+        let new = NewHeld { unit, envelope: &envelope, origin: subject.origin, via: subject.via };
+        let failure =
+            Failure { attempts, class: judged.disposition.class(), error: judged.report.one_line(), due_in };
+        let (consumer, origin, error) = (unit.consumer, subject.origin, &failure.error);
+        tracing::info!(%consumer, %origin, attempts, ?due_in, %error, "message held");
+        let held = self.until_answered(|| self.inbox.hold(new.clone(), &failure)).await;
+        self.note(held, &self.context.stats.held)
+    }
+
+    async fn import(&self, unit: Unit<'_>, message: &Message, origin: &Origin) -> bool {
+        let envelope = message.envelope();
+        let new = NewHeld { unit, envelope: &envelope, origin, via: Via::Door };
+        let imported = self.until_answered(|| self.inbox.import(new.clone())).await;
+        self.note(imported, &self.context.stats.redriven)
+    }
+
+    /// Whether the message may be settled; `None` when its key is free again and it must be handled anew.
+    async fn append(&self, unit: Unit<'_>, delivery: &Delivery<H::Message>) -> Option<bool> {
+        let envelope = delivery.message().envelope();
+        let new = NewHeld { unit, envelope: &envelope, origin: delivery.origin(), via: Via::Live };
+        let appended = self.until_answered(|| self.inbox.append(new.clone())).await;
+        if appended == Some(Holding::KeyFree) {
+            return None;
+        }
+        Some(self.note(appended, &self.context.stats.waiting))
+    }
+
+    /// Counts what was stored and wakes whoever runs held messages; whether the message may be settled.
+    fn note(&self, holding: Option<Holding>, counter: &std::sync::atomic::AtomicU64) -> bool {
+        match holding {
+            Some(Holding::AlreadyHandled) => count(&self.context.stats.duplicates),
+            Some(_) => {
+                count(counter);
+                self.held_work.arrived();
+            }
+            None => return false,
+        }
+        crash_point!("consumer.held");
+        true
+    }
+
+    /// Repeats a write until the database has taken it; `None` when the consumer stops before.
+    async fn until_answered<F>(&self, mut write: impl FnMut() -> F) -> Option<Holding>
+    where
+        F: Future<Output = Result<Holding, AdapterError>>,
+    {
+        let mut tries = 0;
+        loop {
+            match write().await {
+                Ok(holding) => return Some(holding),
+                Err(error) => {
+                    self.report_outage(&error, tries);
+                    tries += 1;
+                    if !self.context.wait(tries).await {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    pub(crate) fn judge(&self, error: &HandlerError) -> Judged {
+        self.context
+            .judge(error, |error: &(dyn Error + 'static)| -> Option<Explained> { self.inbox.explain(error) })
+    }
+
+    /// Says what is wrong with the database, the first time and then now and again.
+    pub(crate) fn report_outage(&self, error: &AdapterError, tries: u32) {
+        if tries.is_power_of_two() || tries == 0 {
+            let (consumer, hint, cause) =
+                (&self.context.consumer, error.hint(), error.source().map(tracing::field::display));
+            tracing::error!(%consumer, %error, cause, hint, tries, "the consumer's database does not answer; waiting");
+        }
+    }
+}
+
+enum Identified {
+    As(MessageKey),
+    Quarantined,
+    Left,
+}
+
+/// A message came without an id.
+#[derive(Debug, thiserror::Error)]
+#[error("the message has no id")]
+struct NoId;

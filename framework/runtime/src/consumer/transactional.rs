@@ -1,0 +1,92 @@
+//! A consumer whose handlers write to a database: inbox, held messages and effects commit together.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backstop_core::held::HeldMessages;
+use backstop_core::inbox::Limits;
+use backstop_core::source::{Received, Settlement};
+use backstop_core::{Codec, DeadLetters, Handler};
+
+use crate::consumer::context::Context;
+use crate::consumer::held_work::HeldWork;
+use crate::consumer::invoke::Invocation;
+use crate::consumer::run::Process;
+use crate::settings::MissingId;
+
+/// Rows that one clean-up statement forgets at most.
+const PRUNE_ROWS: u32 = 5_000;
+/// How often the inbox is cleaned up.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
+
+/// The parts of a transactional consumer, while it runs.
+#[derive(Debug)]
+pub(crate) struct Transactional<I, H, C, D> {
+    pub(crate) context: Arc<Context<D>>,
+    pub(crate) inbox: I,
+    pub(crate) handler: H,
+    pub(crate) codec: C,
+    pub(crate) limits: Limits,
+    pub(crate) missing_id: MissingId,
+    pub(crate) unordered: bool,
+    pub(crate) continue_trace: bool,
+    pub(crate) retention: Duration,
+    pub(crate) held_work: HeldWork,
+    pub(crate) held_workers: usize,
+}
+
+impl<I, H, C, D> Transactional<I, H, C, D> {
+    pub(crate) fn invocation(&self) -> Invocation<'_> {
+        Invocation {
+            consumer: &self.context.consumer,
+            group: &self.context.group,
+            time_limit: self.limits.handler,
+            continue_trace: self.continue_trace,
+        }
+    }
+}
+
+impl<S, I, H, C, D> Process<S> for Transactional<I, H, C, D>
+where
+    S: Settlement,
+    I: HeldMessages,
+    H: Handler<I::Tx>,
+    C: Codec<H::Message>,
+    D: DeadLetters,
+{
+    fn unordered(&self) -> bool {
+        self.unordered
+    }
+
+    async fn process(&self, received: Received<S>) {
+        self.receive(received).await;
+    }
+
+    fn background_tasks(&self) -> usize {
+        self.held_workers + 1
+    }
+
+    async fn background(&self, task: usize) {
+        if task == 0 { self.prune().await } else { self.run_held().await }
+    }
+}
+
+impl<I: HeldMessages, H, C, D> Transactional<I, H, C, D> {
+    /// Forgets handled messages that are older than the retention, until the consumer stops.
+    async fn prune(&self) {
+        let consumer = &self.context.consumer;
+        loop {
+            let rest = match self.inbox.prune(consumer, self.retention, PRUNE_ROWS).await {
+                Ok(rows) if rows >= u64::from(PRUNE_ROWS) => Duration::from_millis(50),
+                Ok(_) => PRUNE_EVERY,
+                Err(error) => {
+                    tracing::warn!(%consumer, %error, hint = error.hint(), "the inbox could not be cleaned up");
+                    PRUNE_EVERY
+                }
+            };
+            if !self.context.sleep(rest.mul_f64(0.75 + fastrand::f64() / 2.0)).await {
+                return;
+            }
+        }
+    }
+}

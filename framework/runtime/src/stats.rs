@@ -1,0 +1,50 @@
+//! What a consumer has done so far.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Counters of a running consumer; cheap to read at any time.
+        #[derive(Debug, Default)]
+        pub struct Stats {
+            $(pub(crate) $name: AtomicU64,)*
+        }
+
+        /// What the counters said at one moment.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct Snapshot {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Stats {
+            /// Reads all counters.
+            pub fn snapshot(&self) -> Snapshot {
+                Snapshot { $($name: self.$name.load(Ordering::Relaxed),)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Messages whose effects are committed.
+    handled,
+    /// Messages that the inbox knew already.
+    duplicates,
+    /// Failed attempts, of whatever class.
+    failures,
+    /// Messages that were put into the held table after a failure.
+    held,
+    /// Messages that were appended behind a held one of their key.
+    waiting,
+    /// Redriven messages that came in through the door.
+    redriven,
+    /// Messages that were quarantined.
+    quarantined,
+    /// Messages without an id of their own, told apart by Kafka's coordinates.
+    without_id,
+}
+
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}

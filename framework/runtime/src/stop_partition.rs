@@ -1,0 +1,24 @@
+//! The choice of having no dead-letter destination.
+
+use backstop_core::sink::{PublishError, Scope};
+use backstop_core::source::SourceInfo;
+use backstop_core::{AdapterError, DeadLetter, DeadLetters, FaultKind};
+
+/// In place of a dead-letter destination: what is given up stays where it is, and its key waits, until somebody
+/// mends the cause and restarts the consumer.
+///
+/// A transactional consumer keeps such messages in its held table; a plain one stops at them.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StopPartition;
+
+impl DeadLetters for StopPartition {
+    async fn prepare(&self, _: &SourceInfo) -> Result<(), AdapterError> {
+        Ok(())
+    }
+
+    async fn quarantine(&self, _: &DeadLetter) -> Result<(), PublishError> {
+        let error = AdapterError::new(FaultKind::Missing, "the consumer has no dead-letter destination")
+            .with_hint("mend the cause, or give the consumer one with `.dead_letter(…)`");
+        Err(PublishError::new(Scope::Destination, error))
+    }
+}
