@@ -1,0 +1,172 @@
+//! The transaction that a handler is lent.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use backstop_core::inbox::CommitError;
+use backstop_core::outbox::OutboxRow;
+use backstop_core::{AdapterError, FaultKind, Outgoing};
+
+use super::data::{Data, InboxKey, OutboxEntry, TxId, unreachable};
+use super::store::{CommitFault, Shared};
+
+/// An open transaction of a [`Store`](super::Store). Nothing of it is seen elsewhere before the commit; dropping it
+/// abandons it.
+#[derive(Debug)]
+pub struct MemoryTx {
+    shared: Arc<Shared>,
+    id: TxId,
+    writes: Writes,
+    poisoned: bool,
+    ended: bool,
+}
+
+#[derive(Debug, Default)]
+struct Writes {
+    inbox: Option<InboxKey>,
+    values: BTreeMap<String, String>,
+    applied: Vec<String>,
+    outbox: Vec<OutboxRow>,
+}
+
+impl MemoryTx {
+    pub(super) fn new(shared: Arc<Shared>, id: TxId, inbox: Option<InboxKey>) -> Self {
+        let writes = Writes { inbox, ..Writes::default() };
+        Self { shared, id, writes, poisoned: false, ended: false }
+    }
+
+    /// Sets a value.
+    pub fn put(&mut self, name: impl Into<String>, value: impl Into<String>) {
+        self.writes.values.insert(name.into(), value.into());
+    }
+
+    /// The value of that name as this transaction sees it.
+    pub fn get(&self, name: &str) -> Option<String> {
+        let own = self.writes.values.get(name).cloned();
+        own.or_else(|| self.shared.look(|data| data.values.get(name).cloned()))
+    }
+
+    /// Appends an effect to the list that [`Store::applied`](super::Store::applied) shows. It is not checked whether
+    /// it is there already, so that a test sees what was applied twice.
+    pub fn apply(&mut self, effect: impl Into<String>) {
+        self.writes.applied.push(effect.into());
+    }
+
+    /// Writes an outbox row and returns its number.
+    pub fn enqueue(&mut self, outgoing: Outgoing) -> i64 {
+        let seq = self.shared.look(Data::next_number);
+        self.writes.outbox.push(OutboxRow {
+            seq,
+            destination: outgoing.destination,
+            message: outgoing.message,
+        });
+        seq
+    }
+
+    /// What a handler does that swallows a failed statement: the transaction can only be rolled back now.
+    pub fn fail_statement(&mut self) {
+        self.poisoned = true;
+    }
+
+    /// What a handler does that ends its transaction by itself, with a commit.
+    pub fn commit_raw(&mut self) {
+        self.end(true);
+    }
+
+    /// What a handler does that ends its transaction by itself, with a rollback.
+    pub fn rollback_raw(&mut self) {
+        self.end(false);
+    }
+
+    fn end(&mut self, commit: bool) {
+        let writes = std::mem::take(&mut self.writes);
+        let good = commit && !self.poisoned && !self.ended;
+        self.ended = true;
+        self.shared.change(|data| {
+            if good {
+                writes.store(data);
+            }
+            data.release(self.id);
+        });
+    }
+
+    /// Takes back what was written, the inbox row included, and keeps the locks.
+    pub(super) fn undo(&mut self) -> Result<(), AdapterError> {
+        if self.ended {
+            return Err(ended_by_handler());
+        }
+        self.writes = Writes::default();
+        self.poisoned = false;
+        Ok(())
+    }
+
+    /// Commits with proof; `also` is written in the same transaction.
+    pub(super) fn commit(mut self, also: impl FnOnce(&mut Data)) -> Result<(), CommitError> {
+        if self.ended {
+            return Err(CommitError::EndedByHandler(ended_by_handler()));
+        }
+        if self.poisoned {
+            let error = AdapterError::new(FaultKind::Other, "a statement failed before the commit")
+                .with_hint("return the statement's error from the handler");
+            return Err(CommitError::RolledBack(error));
+        }
+        let writes = std::mem::take(&mut self.writes);
+        self.shared.look(|data| {
+            if data.faults.unreachable {
+                return Err(CommitError::Unknown(unreachable("the connection was lost inside the commit")));
+            }
+            let fault = data.faults.commits.pop_front();
+            let ended = matches!(fault, Some(CommitFault::EndedByHandler { .. }));
+            if fault.is_none_or(CommitFault::is_committed) {
+                writes.store(data);
+                if !ended {
+                    also(data);
+                }
+            }
+            fault.map_or(Ok(()), |fault| Err(fault.to_error()))
+        })
+    }
+}
+
+impl Drop for MemoryTx {
+    fn drop(&mut self) {
+        self.shared.change(|data| data.release(self.id));
+    }
+}
+
+impl Writes {
+    fn store(self, data: &mut Data) {
+        let now = data.now();
+        if let Some(key) = self.inbox {
+            data.inbox.insert(key, now);
+        }
+        data.values.extend(self.values);
+        data.applied.extend(self.applied);
+        for row in self.outbox {
+            data.outbox.insert(row.seq, OutboxEntry { row, created: now, unreadable: None });
+        }
+    }
+}
+
+impl CommitFault {
+    fn is_committed(self) -> bool {
+        match self {
+            Self::RolledBack => false,
+            Self::EndedByHandler { committed } | Self::Unknown { committed } => committed,
+        }
+    }
+
+    fn to_error(self) -> CommitError {
+        let lost = || unreachable("the commit failed because the test wants it to");
+        match self {
+            Self::RolledBack => CommitError::RolledBack(lost()),
+            Self::EndedByHandler { .. } => CommitError::EndedByHandler(ended_by_handler()),
+            Self::Unknown { .. } => CommitError::Unknown(lost()),
+        }
+    }
+}
+
+fn ended_by_handler() -> AdapterError {
+    AdapterError::new(FaultKind::TransactionEnded, "the transaction was ended before the commit")
+        .with_hint("leave commit and rollback to the consumer")
+}
