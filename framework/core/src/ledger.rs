@@ -23,6 +23,8 @@ pub enum LetterStatus {
     Resolved,
     /// Given up, with a reason.
     Discarded,
+    /// Redriven and failed again: a newer letter of the same message stands for it.
+    Superseded,
 }
 
 impl LetterStatus {
@@ -33,12 +35,13 @@ impl LetterStatus {
             Self::Redriving => "redriving",
             Self::Resolved => "resolved",
             Self::Discarded => "discarded",
+            Self::Superseded => "superseded",
         }
     }
 
     /// The status of that name.
     pub fn parse(name: &str) -> Option<Self> {
-        [Self::Open, Self::Redriving, Self::Resolved, Self::Discarded]
+        [Self::Open, Self::Redriving, Self::Resolved, Self::Discarded, Self::Superseded]
             .into_iter()
             .find(|status| status.as_str() == name)
     }
@@ -148,7 +151,8 @@ pub struct LetterEvent {
 /// Keeps dead letters. Object-safe: the relay's configuration chooses the database.
 pub trait Ledger: Leases {
     /// Writes letters that are not there yet, all or none; returns how many were new. A letter whose message was
-    /// redriven and failed again puts the older letter's history on: `failed-again`.
+    /// redriven and failed again puts the older letter's history on, `failed-again`, and closes it as superseded, so that
+    /// there is one open letter a dead message.
     ///
     /// # Errors
     /// When the database cannot be asked; the letters must not be settled then.
