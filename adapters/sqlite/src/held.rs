@@ -1,0 +1,251 @@
+//! The table of held messages.
+//!
+//! Every change is made under the file's one write lock, so that what a statement sees is what the next one finds:
+//! no follower can be appended to a key between the look at its head and the head's deletion.
+
+use backstop_core::held::{ClaimedHead, Failure, HeldMessage, HeldMessages, HeldSummary, Holding, NewHeld};
+use backstop_core::inbox::{CommitError, Limits};
+use backstop_core::{AdapterError, FaultKind};
+use sqlx::{AssertSqlSafe, SqliteConnection};
+
+use crate::commit::{commit, prove};
+use crate::database::plain;
+use crate::envelope::to_column;
+use crate::error::adapter;
+use crate::held_row::{columns, held_message, via_column};
+use crate::inbox::SqliteInbox;
+use crate::time::{NOW, duration, millis};
+use crate::tx::SqliteTx;
+
+/// How a message is to be held.
+enum As<'a> {
+    /// It failed first.
+    Failed(&'a Failure),
+    /// Behind others; not at all if there are none.
+    Follower,
+    /// Behind others, or at once.
+    Redriven,
+}
+
+impl SqliteInbox {
+    async fn store(&self, message: NewHeld<'_>, how: As<'_>) -> Result<Holding, AdapterError> {
+        let mut tx = self.database.write("cannot hold the message").await?;
+        let holding = self.store_in(&mut tx, &message, how).await?;
+        match holding {
+            Holding::Stored => commit(tx).await.map_err(plain)?,
+            Holding::KeyFree | Holding::AlreadyHandled => tx.rollback().await,
+        }
+        Ok(holding)
+    }
+
+    async fn store_in(
+        &self,
+        tx: &mut SqliteTx,
+        message: &NewHeld<'_>,
+        how: As<'_>,
+    ) -> Result<Holding, AdapterError> {
+        let unit = message.unit;
+        if self.handled(tx, unit.consumer, unit.message_key).await? {
+            return Ok(Holding::AlreadyHandled);
+        }
+        let followed = self.key_is_held(tx, unit).await?;
+        let (state, failure) = match how {
+            As::Failed(failure) => ("retry", Some(failure)),
+            As::Follower if !followed => return Ok(Holding::KeyFree),
+            As::Redriven if !followed => ("retry", None),
+            As::Follower | As::Redriven => ("waiting", None),
+        };
+        self.insert_held(tx, message, state, failure).await?;
+        Ok(Holding::Stored)
+    }
+
+    async fn insert_held(
+        &self,
+        connection: &mut SqliteConnection,
+        message: &NewHeld<'_>,
+        state: &str,
+        failure: Option<&Failure>,
+    ) -> Result<(), AdapterError> {
+        let NewHeld { unit, envelope, origin, via } = message;
+        let origin = serde_json::to_string(origin).map_err(|error| {
+            AdapterError::new(FaultKind::Invalid, "the message's origin cannot be written").with_source(error)
+        })?;
+        let sql = format!(
+            "INSERT INTO {} (consumer, place, ordering_key, message_key, via, state, due_at, attempts, class, error, \
+             msg_key, headers, body, origin, held_since) \
+             VALUES (?, ?, ?, ?, ?, ?, {NOW} + ?, ?, ?, ?, ?, ?, ?, ?, {NOW}) ON CONFLICT DO NOTHING",
+            self.database.tables.held()
+        );
+        sqlx::query(AssertSqlSafe(sql))
+            .bind(unit.consumer)
+            .bind(unit.place)
+            .bind(unit.ordering_key)
+            .bind(unit.message_key.as_str())
+            .bind(via_column(*via))
+            .bind(state)
+            .bind(failure.map_or(0, |failure| millis(failure.due_in)))
+            .bind(failure.map_or(0, |failure| failure.attempts))
+            .bind(failure.map(|failure| failure.class.as_str()))
+            .bind(failure.map(|failure| &*failure.error))
+            .bind(envelope.key.as_deref())
+            .bind(to_column(&envelope.headers))
+            .bind(envelope.body.as_deref())
+            .bind(origin)
+            .execute(connection)
+            .await
+            .map_err(|error| adapter("cannot hold the message", error))?;
+        Ok(())
+    }
+
+    /// The due head that waits longest.
+    async fn due_head(
+        &self,
+        connection: &mut SqliteConnection,
+        consumer: &str,
+    ) -> Result<Option<HeldMessage>, AdapterError> {
+        let held = self.database.tables.held();
+        let sql = format!(
+            "SELECT {} FROM {held} h WHERE h.consumer = ? AND h.state = 'retry' AND h.due_at <= {NOW} \
+             AND NOT EXISTS (SELECT 1 FROM {held} l WHERE l.consumer = h.consumer AND l.place = h.place \
+                 AND l.ordering_key = h.ordering_key AND l.n < h.n) \
+             ORDER BY h.due_at, h.n LIMIT 1",
+            columns()
+        );
+        let row = sqlx::query(AssertSqlSafe(sql)).bind(consumer).fetch_optional(connection).await;
+        let row = row.map_err(|error| adapter("cannot read held messages", error))?;
+        row.as_ref().map(held_message).transpose()
+    }
+
+    /// Deletes the head and makes its follower the head.
+    async fn pop(
+        &self,
+        connection: &mut SqliteConnection,
+        consumer: &str,
+        head: &HeldMessage,
+    ) -> Result<(), sqlx::Error> {
+        let held = self.database.tables.held();
+        let delete = format!("DELETE FROM {held} WHERE n = ? AND consumer = ?");
+        let promote = format!(
+            "UPDATE {held} SET state = 'retry', due_at = {NOW} WHERE state = 'waiting' AND n = \
+             (SELECT min(n) FROM {held} WHERE consumer = ? AND place = ? AND ordering_key = ?)"
+        );
+        sqlx::query(AssertSqlSafe(delete)).bind(head.n).bind(consumer).execute(&mut *connection).await?;
+        sqlx::query(AssertSqlSafe(promote))
+            .bind(consumer)
+            .bind(&head.place)
+            .bind(&head.ordering_key)
+            .execute(&mut *connection)
+            .await?;
+        Ok(())
+    }
+
+    async fn write_failure(
+        &self,
+        connection: &mut SqliteConnection,
+        consumer: &str,
+        head: &HeldMessage,
+        failure: &Failure,
+    ) -> Result<(), AdapterError> {
+        let sql = format!(
+            "UPDATE {} SET due_at = {NOW} + ?, attempts = ?, class = ?, error = ? \
+             WHERE n = ? AND consumer = ? AND attempts = ?",
+            self.database.tables.held()
+        );
+        sqlx::query(AssertSqlSafe(sql))
+            .bind(millis(failure.due_in))
+            .bind(failure.attempts)
+            .bind(failure.class.as_str())
+            .bind(&failure.error)
+            .bind(head.n)
+            .bind(consumer)
+            .bind(head.attempts)
+            .execute(connection)
+            .await
+            .map_err(|error| adapter("cannot write the failed attempt", error))?;
+        Ok(())
+    }
+}
+
+impl HeldMessages for SqliteInbox {
+    async fn hold(&self, message: NewHeld<'_>, failure: &Failure) -> Result<Holding, AdapterError> {
+        self.store(message, As::Failed(failure)).await
+    }
+
+    async fn append(&self, message: NewHeld<'_>) -> Result<Holding, AdapterError> {
+        self.store(message, As::Follower).await
+    }
+
+    async fn import(&self, message: NewHeld<'_>) -> Result<Holding, AdapterError> {
+        self.store(message, As::Redriven).await
+    }
+
+    /// A plain read finds out whether something is due, so that an idle consumer does not touch the write lock. That
+    /// lock is the claim: no other instance runs a head, or anything else, before the transaction ends.
+    async fn claim(
+        &self,
+        consumer: &str,
+        limits: Limits,
+    ) -> Result<Option<ClaimedHead<SqliteTx>>, AdapterError> {
+        let mut connection = self.database.connection().await?;
+        if self.due_head(&mut connection, consumer).await?.is_none() {
+            return Ok(None);
+        }
+        drop(connection);
+        let Some(mut tx) = self.database.lend(limits).await? else {
+            return Ok(None);
+        };
+        let Some(head) = self.due_head(&mut tx, consumer).await? else {
+            tx.rollback().await;
+            return Ok(None);
+        };
+        let handled = !self.insert(&mut tx, consumer, &head.message_key).await?;
+        Ok(Some(ClaimedHead { tx, head, handled }))
+    }
+
+    /// The proof comes first: on a connection whose transaction has ended, the deletion would be committed by
+    /// itself, and the message lost.
+    async fn finish(&self, consumer: &str, mut tx: SqliteTx, head: &HeldMessage) -> Result<(), CommitError> {
+        prove(&mut tx).await?;
+        if let Err(error) = self.pop(&mut tx, consumer, head).await {
+            return Err(CommitError::RolledBack(adapter("cannot delete the held message", error)));
+        }
+        commit(tx).await
+    }
+
+    async fn undo(&self, tx: &mut SqliteTx) -> Result<(), AdapterError> {
+        tx.undo().await
+    }
+
+    async fn reschedule(
+        &self,
+        consumer: &str,
+        tx: Option<SqliteTx>,
+        head: &HeldMessage,
+        failure: &Failure,
+    ) -> Result<(), AdapterError> {
+        let mut tx = match tx {
+            Some(mut tx) => {
+                tx.undo().await?;
+                prove(&mut tx).await.map_err(plain)?;
+                tx
+            }
+            None => self.database.write("cannot write the failed attempt").await?,
+        };
+        self.write_failure(&mut tx, consumer, head, failure).await?;
+        commit(tx).await.map_err(plain)
+    }
+
+    async fn summary(&self, consumer: &str) -> Result<HeldSummary, AdapterError> {
+        let sql = format!(
+            "SELECT count(*), {NOW} - min(held_since) FROM {} WHERE consumer = ?",
+            self.database.tables.held()
+        );
+        let mut connection = self.database.connection().await?;
+        let (messages, oldest): (i64, Option<i64>) = sqlx::query_as(AssertSqlSafe(sql))
+            .bind(consumer)
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(|error| adapter("cannot read held messages", error))?;
+        Ok(HeldSummary { messages: messages.unsigned_abs(), oldest: oldest.map(duration) })
+    }
+}

@@ -1,0 +1,87 @@
+//! Leases, as the outbox and the ledger share them.
+
+use std::time::Duration;
+
+use backstop_core::AdapterError;
+use backstop_core::lease::Lease;
+use sqlx::{AssertSqlSafe, SqliteConnection};
+
+use crate::commit::commit;
+use crate::database::{Database, plain};
+use crate::error::adapter;
+use crate::time::{NOW, millis};
+
+/// Takes or renews the lease.
+///
+/// Whoever waits for somebody else's lease only reads.
+pub(crate) async fn acquire(
+    database: &Database,
+    name: &str,
+    owner: &str,
+    ttl: Duration,
+) -> Result<Option<Lease>, AdapterError> {
+    let failed = |error| adapter(format!("cannot acquire the lease {name:?}"), error);
+    let lease = database.tables.lease();
+    let taken =
+        format!("SELECT EXISTS (SELECT 1 FROM {lease} WHERE name = ? AND owner <> ? AND expires_at > {NOW})");
+    let mut connection = database.connection().await?;
+    let taken: bool = sqlx::query_scalar(AssertSqlSafe(taken))
+        .bind(name)
+        .bind(owner)
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(failed)?;
+    drop(connection);
+    if taken {
+        return Ok(None);
+    }
+    let upsert = format!(
+        "INSERT INTO {lease} AS held (name, owner, token, expires_at) VALUES (?, ?, 1, {NOW} + ?) \
+         ON CONFLICT (name) DO UPDATE SET token = held.token + (held.owner <> excluded.owner OR held.expires_at <= {NOW}), \
+         owner = excluded.owner, expires_at = excluded.expires_at \
+         WHERE held.owner = excluded.owner OR held.expires_at <= {NOW} RETURNING token"
+    );
+    let mut tx = database.write("cannot acquire the lease").await?;
+    let token: Option<i64> = sqlx::query_scalar(AssertSqlSafe(upsert))
+        .bind(name)
+        .bind(owner)
+        .bind(millis(ttl))
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed)?;
+    commit(tx).await.map_err(plain)?;
+    Ok(token.map(|token| Lease { name: name.to_owned(), owner: owner.to_owned(), token }))
+}
+
+/// Ends the lease, if it is still the one that was granted. Its row stays, so that tokens go on growing.
+pub(crate) async fn release(database: &Database, lease: &Lease) -> Result<(), AdapterError> {
+    let table = database.tables.lease();
+    let sql = format!("UPDATE {table} SET expires_at = 0 WHERE name = ? AND owner = ? AND token = ?");
+    let mut tx = database.write("cannot release the lease").await?;
+    sqlx::query(AssertSqlSafe(sql))
+        .bind(&lease.name)
+        .bind(&lease.owner)
+        .bind(lease.token)
+        .execute(&mut *tx)
+        .await
+        .map_err(|error| adapter(format!("cannot release the lease {:?}", lease.name), error))?;
+    commit(tx).await.map_err(plain)
+}
+
+/// Whether the lease is still the one that was granted. Asked inside a write transaction: nobody can take it over
+/// before that ends.
+pub(crate) async fn stands(
+    database: &Database,
+    connection: &mut SqliteConnection,
+    lease: &Lease,
+) -> Result<bool, AdapterError> {
+    let table = database.tables.lease();
+    let sql = format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE name = ? AND owner = ? AND token = ?)");
+    sqlx::query_scalar(AssertSqlSafe(sql))
+        .bind(&lease.name)
+        .bind(&lease.owner)
+        .bind(lease.token)
+        .fetch_one(connection)
+        .await
+        .map_err(|error| adapter(format!("cannot check the lease {:?}", lease.name), error))
+}

@@ -1,0 +1,87 @@
+//! Dead letters as rows.
+
+use backstop_core::ledger::{Letter, LetterStatus};
+use backstop_core::{AdapterError, Envelope, FaultKind};
+use sqlx::Row;
+use sqlx::sqlite::{SqliteArguments, SqliteRow};
+use sqlx::{AssertSqlSafe, Sqlite};
+
+use crate::envelope::{from_column, to_column};
+use crate::time;
+
+type Query = sqlx::query::Query<'static, Sqlite, SqliteArguments>;
+
+/// The columns of a letter, in the order in which [`insert`] binds them.
+pub(crate) const COLUMNS: &str = "id, message_key, consumer, place, found_in, door, reason, class, error_type, \
+    error, fingerprint, attempts, generation, first_failed_at, dead_at, status, msg_key, headers, body";
+
+/// Writes a letter unless it is there, and returns its number if it was not.
+pub(crate) fn insert(table: &str, letter: &Letter) -> Query {
+    let values = vec!["?"; COLUMNS.split(',').count()].join(", ");
+    let sql =
+        format!("INSERT INTO {table} ({COLUMNS}) VALUES ({values}) ON CONFLICT (id) DO NOTHING RETURNING n");
+    let letter = letter.clone();
+    sqlx::query(AssertSqlSafe(sql))
+        .bind(letter.id)
+        .bind(letter.message_key)
+        .bind(letter.consumer)
+        .bind(letter.place)
+        .bind(letter.found_in)
+        .bind(letter.door)
+        .bind(letter.reason)
+        .bind(letter.class)
+        .bind(letter.error_type)
+        .bind(letter.error)
+        .bind(letter.fingerprint)
+        .bind(letter.attempts)
+        .bind(letter.generation)
+        .bind(letter.first_failed_at.map(time::text))
+        .bind(letter.dead_at.map(time::text))
+        .bind(letter.status.as_str())
+        .bind(letter.envelope.key.map(Vec::from))
+        .bind(to_column(&letter.envelope.headers))
+        .bind(letter.envelope.body.map(Vec::from))
+}
+
+/// The row as a letter.
+pub(crate) fn letter(row: &SqliteRow) -> Result<Letter, AdapterError> {
+    let id: String = row.try_get("id").map_err(|_| unreadable("?", "id"))?;
+    read(row, &id).map_err(|column| unreadable(&id, column))
+}
+
+fn unreadable(id: &str, column: &str) -> AdapterError {
+    AdapterError::new(FaultKind::Other, format!("letter {id} cannot be read: column {column}"))
+        .with_hint("somebody wrote to the ledger's table; mend the row or delete it")
+}
+
+fn read(row: &SqliteRow, id: &str) -> Result<Letter, &'static str> {
+    let text = |name: &'static str| row.try_get::<Option<String>, _>(name).map_err(|_| name);
+    let bytes = |name: &'static str| row.try_get::<Option<Vec<u8>>, _>(name).map_err(|_| name);
+    let number = |name: &'static str| row.try_get::<Option<i64>, _>(name).map_err(|_| name);
+    let time = |name: &'static str| match text(name)? {
+        Some(text) => time::parse(&text).map(Some).ok_or(name),
+        None => Ok(None),
+    };
+    let envelope = Envelope {
+        key: bytes("msg_key")?.map(Into::into),
+        headers: from_column(&text("headers")?.unwrap_or_default()).ok_or("headers")?,
+        body: bytes("body")?.map(Into::into),
+    };
+    let mut letter = Letter::new(id, text("found_in")?.unwrap_or_default(), envelope);
+    letter.message_key = text("message_key")?;
+    letter.consumer = text("consumer")?;
+    letter.place = text("place")?;
+    letter.door = text("door")?;
+    letter.reason = text("reason")?;
+    letter.class = text("class")?;
+    letter.error_type = text("error_type")?;
+    letter.error = text("error")?;
+    letter.fingerprint = text("fingerprint")?;
+    letter.attempts = number("attempts")?;
+    letter.generation = number("generation")?.unwrap_or(0);
+    letter.first_failed_at = time("first_failed_at")?;
+    letter.dead_at = time("dead_at")?;
+    letter.status = LetterStatus::parse(&text("status")?.unwrap_or_default()).ok_or("status")?;
+    letter.collected_at = time("collected_at")?.ok_or("collected_at")?;
+    Ok(letter)
+}

@@ -1,0 +1,158 @@
+//! The outbox as the relay sees it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backstop_core::AdapterError;
+use backstop_core::lease::{Lease, Leases};
+use backstop_core::outbox::{BuriedRow, DeadRow, OutboxReader, OutboxStatus, OutboxStore};
+use futures_core::future::BoxFuture;
+use sqlx::{AssertSqlSafe, SqlitePool};
+
+use crate::commit::commit;
+use crate::database::{Database, plain};
+use crate::error::adapter;
+use crate::lease;
+use crate::outbox_row::{COLUMNS, buried_row};
+use crate::reader::Reader;
+use crate::tables::SqliteTables;
+use crate::time::{NOW, duration};
+
+/// Rows that are deleted in one transaction: the write lock is given back between two of them.
+const CHUNK: usize = 1_000;
+
+/// The outbox of one file, for the relay.
+#[derive(Debug)]
+pub struct SqliteOutboxStore {
+    database: Arc<Database>,
+    full_scan: Option<Duration>,
+}
+
+impl SqliteOutboxStore {
+    /// The outbox of these tables, with a full scan every minute.
+    pub fn new(pool: SqlitePool, tables: SqliteTables) -> Self {
+        Self { database: Arc::new(Database::new(pool, tables)), full_scan: Some(Duration::from_secs(60)) }
+    }
+
+    /// Sets how often readers look for rows below those that they have returned; `None` for never. There are none
+    /// unless somebody chose numbers by hand.
+    #[must_use]
+    pub fn full_scan(mut self, every: Option<Duration>) -> Self {
+        self.full_scan = every;
+        self
+    }
+
+    async fn delete_chunk(&self, seqs: &[i64]) -> Result<(), AdapterError> {
+        let outbox = self.database.tables.outbox();
+        let sql = format!("DELETE FROM {outbox} WHERE seq IN (SELECT value FROM json_each(?))");
+        let mut tx = self.database.write("cannot delete published rows").await?;
+        sqlx::query(AssertSqlSafe(sql))
+            .bind(serde_json::json!(seqs).to_string())
+            .execute(&mut *tx)
+            .await
+            .map_err(|error| adapter("cannot delete published rows", error))?;
+        commit(tx).await.map_err(plain)
+    }
+
+    async fn move_dead(&self, lease: &Lease, rows: &[DeadRow]) -> Result<bool, AdapterError> {
+        const NAMES: &str = "seq, id, source, destination, routing_key, key, kind, subject, event_time, \
+                             content_type, headers, payload, created_at";
+        let failed = |error| adapter("cannot move rows to the dead", error);
+        let (outbox, dead) = (self.database.tables.outbox(), self.database.tables.outbox_dead());
+        let mut tx = self.database.write("cannot move rows to the dead").await?;
+        if !lease::stands(&self.database, &mut tx, lease).await? {
+            tx.rollback().await;
+            return Ok(false);
+        }
+        let insert = format!(
+            "INSERT INTO {dead} ({NAMES}, reason, error) SELECT {NAMES}, ?, ? FROM {outbox} WHERE seq = ?"
+        );
+        let delete = format!("DELETE FROM {outbox} WHERE seq = ?");
+        for row in rows {
+            let insert =
+                sqlx::query(AssertSqlSafe(insert.clone())).bind(&row.reason).bind(&row.error).bind(row.seq);
+            insert.execute(&mut *tx).await.map_err(failed)?;
+            let delete = sqlx::query(AssertSqlSafe(delete.clone())).bind(row.seq);
+            delete.execute(&mut *tx).await.map_err(failed)?;
+        }
+        commit(tx).await.map_err(plain)?;
+        Ok(true)
+    }
+
+    async fn read_status(&self) -> Result<OutboxStatus, AdapterError> {
+        let (outbox, dead) = (self.database.tables.outbox(), self.database.tables.outbox_dead());
+        // The oldest is the lowest number: numbers are given in the order of commits.
+        let sql = format!(
+            "SELECT (SELECT count(*) FROM {outbox}), \
+             (SELECT {NOW} - CAST(round(unixepoch(created_at, 'subsec') * 1000) AS INTEGER) \
+              FROM {outbox} ORDER BY seq LIMIT 1), \
+             (SELECT count(*) FROM {dead})"
+        );
+        let mut connection = self.database.connection().await?;
+        let (pending, oldest, dead): (i64, Option<i64>, i64) = sqlx::query_as(AssertSqlSafe(sql))
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(|error| adapter("cannot read the state of the outbox", error))?;
+        Ok(OutboxStatus {
+            pending: pending.unsigned_abs(),
+            oldest: oldest.map(duration),
+            dead: dead.unsigned_abs(),
+        })
+    }
+
+    async fn read_buried(&self, limit: u32) -> Result<Vec<BuriedRow>, AdapterError> {
+        let dead = self.database.tables.outbox_dead();
+        let sql =
+            format!("SELECT {COLUMNS}, reason, error, died_at FROM {dead} ORDER BY died_at, seq LIMIT ?");
+        let mut connection = self.database.connection().await?;
+        let rows = sqlx::query(AssertSqlSafe(sql)).bind(limit).fetch_all(&mut *connection).await;
+        let rows = rows.map_err(|error| adapter("cannot read dead rows of the outbox", error))?;
+        Ok(rows.iter().map(buried_row).collect())
+    }
+}
+
+impl Leases for SqliteOutboxStore {
+    fn acquire<'a>(
+        &'a self,
+        name: &'a str,
+        owner: &'a str,
+        ttl: Duration,
+    ) -> BoxFuture<'a, Result<Option<Lease>, AdapterError>> {
+        Box::pin(lease::acquire(&self.database, name, owner, ttl))
+    }
+
+    fn release<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<(), AdapterError>> {
+        Box::pin(lease::release(&self.database, lease))
+    }
+}
+
+impl OutboxStore for SqliteOutboxStore {
+    fn reader(&self) -> Box<dyn OutboxReader> {
+        Box::new(Reader::new(Arc::clone(&self.database), self.full_scan))
+    }
+
+    fn delete<'a>(&'a self, seqs: &'a [i64]) -> BoxFuture<'a, Result<(), AdapterError>> {
+        Box::pin(async move {
+            for chunk in seqs.chunks(CHUNK) {
+                self.delete_chunk(chunk).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn bury<'a>(
+        &'a self,
+        lease: &'a Lease,
+        rows: &'a [DeadRow],
+    ) -> BoxFuture<'a, Result<bool, AdapterError>> {
+        Box::pin(self.move_dead(lease, rows))
+    }
+
+    fn status(&self) -> BoxFuture<'_, Result<OutboxStatus, AdapterError>> {
+        Box::pin(self.read_status())
+    }
+
+    fn buried(&self, limit: u32) -> BoxFuture<'_, Result<Vec<BuriedRow>, AdapterError>> {
+        Box::pin(self.read_buried(limit))
+    }
+}

@@ -1,0 +1,104 @@
+//! What the tables are called.
+
+use backstop_core::identifier::Identifier;
+use backstop_core::{AdapterError, FaultKind};
+
+/// The prefix that the migrations are written with.
+const STANDARD: &str = "backstop";
+
+/// Longest prefix, as on PostgreSQL.
+const MAX_PREFIX: usize = 32;
+
+/// Prefix of Backstop's tables; one value is shared by everything that uses them.
+///
+/// By default the tables are called `backstop_…`.
+///
+/// ```
+/// use backstop_sqlite::SqliteTables;
+///
+/// let tables = SqliteTables::default().with_prefix("orders")?;
+/// assert_eq!(tables.outbox(), "\"orders_outbox\"");
+/// # Ok::<(), backstop_core::AdapterError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SqliteTables {
+    prefix: Identifier,
+}
+
+impl Default for SqliteTables {
+    fn default() -> Self {
+        Self { prefix: Identifier::new(STANDARD).expect("the standard prefix is a valid name") }
+    }
+}
+
+impl SqliteTables {
+    /// The same with another prefix than `backstop`.
+    ///
+    /// # Errors
+    /// When the prefix is not lowercase, longer than 32 bytes, or not an SQL identifier.
+    pub fn with_prefix(mut self, prefix: &str) -> Result<Self, AdapterError> {
+        let prefix = Identifier::new(prefix)?;
+        if prefix.as_str().len() > MAX_PREFIX || prefix.as_str().bytes().any(|byte| byte.is_ascii_uppercase())
+        {
+            let what = format!("\"{prefix}\" cannot be the prefix of tables");
+            let hint = format!("use at most {MAX_PREFIX} lowercase letters, digits and underscores");
+            return Err(AdapterError::new(FaultKind::Invalid, what).with_hint(hint));
+        }
+        self.prefix = prefix;
+        Ok(self)
+    }
+
+    /// The outbox, quoted.
+    pub fn outbox(&self) -> String {
+        self.quoted("outbox")
+    }
+
+    /// Rows of the outbox that cannot be sent, quoted.
+    pub(crate) fn outbox_dead(&self) -> String {
+        self.quoted("outbox_dead")
+    }
+
+    /// Leases, quoted.
+    pub(crate) fn lease(&self) -> String {
+        self.quoted("lease")
+    }
+
+    /// The inbox, quoted.
+    pub fn inbox(&self) -> String {
+        self.quoted("inbox")
+    }
+
+    /// Held messages, quoted.
+    pub(crate) fn held(&self) -> String {
+        self.quoted("held")
+    }
+
+    /// Dead letters, quoted.
+    pub(crate) fn letter(&self) -> String {
+        self.quoted("letter")
+    }
+
+    /// What happened to dead letters, quoted.
+    pub(crate) fn letter_event(&self) -> String {
+        self.quoted("letter_event")
+    }
+
+    /// Versions of the schema that are applied, quoted.
+    pub(crate) fn migrations(&self) -> String {
+        self.quoted("migrations")
+    }
+
+    /// The outbox, as a text of SQL names it.
+    pub(crate) fn outbox_name(&self) -> String {
+        format!("{}_outbox", self.prefix)
+    }
+
+    /// Statements of a migration with this prefix in place of the standard one.
+    pub(crate) fn renamed(&self, sql: &str) -> String {
+        sql.replace("backstop_", &format!("{}_", self.prefix))
+    }
+
+    fn quoted(&self, name: &str) -> String {
+        format!("\"{}_{name}\"", self.prefix)
+    }
+}
