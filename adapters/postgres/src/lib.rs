@@ -1,1 +1,43 @@
-//! Outbox, inbox, held messages and dead-letter ledger on postgres
+//! PostgreSQL for Backstop: outbox, inbox, held messages, leases and the ledger of dead letters.
+//!
+//! | type | used by | does |
+//! |---|---|---|
+//! | [`PgOutbox`] | applications | writes messages into the outbox, inside the caller's transaction |
+//! | [`PgInbox`], [`PgTx`] | consumers | opens the transaction in which a message is handled once, and holds failures |
+//! | [`PgOutboxStore`] | the relay | reads, deletes and buries outbox rows; grants leases |
+//! | [`PgLedger`] | the relay | keeps dead letters |
+//! | [`PgSchema`] | everybody | makes and checks the tables |
+//! | [`PgTables`] | everybody | says where the tables are |
+//!
+//! PostgreSQL 13 or later. Everything works through a pooler in transaction mode: there are no session locks and no
+//! LISTEN, and every setting is local to a transaction.
+
+mod check;
+mod commit;
+mod envelope;
+mod explain;
+mod failure;
+mod gaps;
+mod held;
+mod held_row;
+mod held_sql;
+mod inbox;
+mod lease;
+mod ledger;
+mod ledger_row;
+mod outbox;
+mod outbox_row;
+mod reader;
+mod schema;
+mod scoped;
+mod store;
+mod tables;
+mod transaction;
+
+pub use inbox::PgInbox;
+pub use ledger::PgLedger;
+pub use outbox::PgOutbox;
+pub use schema::PgSchema;
+pub use store::PgOutboxStore;
+pub use tables::PgTables;
+pub use transaction::{PgTransaction, PgTx};

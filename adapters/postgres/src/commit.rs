@@ -1,0 +1,72 @@
+//! The proof of a commit.
+//!
+//! PostgreSQL answers COMMIT with a rollback when a statement before it failed, and sqlx takes that for success. So
+//! the string that commits first asks whether this very transaction is still alive and well: an error skips the rest
+//! of the string. Three things can be wrong, and each has its own SQLSTATE.
+
+use backstop_core::inbox::CommitError;
+use backstop_core::{AdapterError, FaultKind};
+use sqlx::postgres::PgSeverity;
+use sqlx::{AssertSqlSafe, Executor};
+
+use crate::failure::{code, database_error, failed};
+use crate::transaction::PgTx;
+
+/// Runs `before`, statements each of which ends with a semicolon, and commits, in one round trip; nothing of it
+/// happens unless the transaction is still the one that `tx` began.
+pub(crate) async fn commit(mut tx: PgTx, before: &str) -> Result<(), CommitError> {
+    let sql = format!("{}; {before}COMMIT AND CHAIN", probe(&tx.xid));
+    let result = tx.scoped.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await;
+    match result {
+        // The chained transaction is empty; the ROLLBACK of `release` ends it without a warning in the server's log.
+        Ok(_) => {
+            tx.scoped.release();
+            Ok(())
+        }
+        Err(error) => Err(judge(error, tx)),
+    }
+}
+
+/// Fails with 25P02 in an aborted transaction and with 22012 outside of the transaction `xid`.
+fn probe(xid: &str) -> String {
+    format!("SELECT 1/(pg_current_xact_id_if_assigned() IS NOT DISTINCT FROM '{xid}'::xid8)::int")
+}
+
+fn judge(error: sqlx::Error, tx: PgTx) -> CommitError {
+    match code(&error) {
+        Some("25P02") => {
+            tx.scoped.release();
+            CommitError::RolledBack(
+                AdapterError::new(
+                    FaultKind::Other,
+                    "a statement of this transaction had failed before its commit",
+                )
+                .with_hint(
+                    "return the error of the statement, or run it in a savepoint of its own (`tx.begin()`)",
+                )
+                .with_source(error),
+            )
+        }
+        Some("22012") => CommitError::EndedByHandler(
+            AdapterError::new(
+                FaultKind::TransactionEnded,
+                "the handler ended the transaction that it was lent",
+            )
+            .with_hint("leave COMMIT and ROLLBACK to the consumer; use `tx.begin()` for savepoints")
+            .with_source(error),
+        ),
+        Some(_) if is_certain(&error) => {
+            tx.scoped.release();
+            CommitError::RolledBack(failed("commit")(error))
+        }
+        _ => CommitError::Unknown(failed("learn what became of the commit")(error)),
+    }
+}
+
+/// Whether the server itself said that nothing was committed, and stayed.
+fn is_certain(error: &sqlx::Error) -> bool {
+    database_error(error).is_some_and(|error| {
+        let ended = matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic);
+        !ended && !error.code().starts_with("08") && error.code() != "40003"
+    })
+}

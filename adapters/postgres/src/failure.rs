@@ -1,0 +1,78 @@
+//! sqlx's errors as the one error that adapters report.
+
+use backstop_core::{AdapterError, FaultKind};
+use sqlx::postgres::PgDatabaseError;
+
+/// Turns an error into ours: `doing` completes "cannot …". The server's words stay in the source.
+pub(crate) fn failed(doing: &str) -> impl FnOnce(sqlx::Error) -> AdapterError {
+    let what = format!("cannot {doing}");
+    move |error| {
+        let (kind, hint) = judged(&error);
+        let ours = AdapterError::new(kind, what);
+        let ours = match hint {
+            Some(hint) => ours.with_hint(hint),
+            None => ours,
+        };
+        ours.with_source(error)
+    }
+}
+
+/// The server's error with its SQLSTATE, if it is one.
+pub(crate) fn database_error(error: &sqlx::Error) -> Option<&PgDatabaseError> {
+    match error {
+        sqlx::Error::Database(error) => error.try_downcast_ref::<PgDatabaseError>(),
+        _ => None,
+    }
+}
+
+/// The SQLSTATE, if the server sent one.
+pub(crate) fn code(error: &sqlx::Error) -> Option<&str> {
+    database_error(error).map(PgDatabaseError::code)
+}
+
+fn judged(error: &sqlx::Error) -> (FaultKind, Option<&'static str>) {
+    match error {
+        sqlx::Error::PoolTimedOut => (
+            FaultKind::Unreachable,
+            Some("allow more connections in the pool, or let fewer messages be handled at once"),
+        ),
+        sqlx::Error::Io(_) | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
+            (FaultKind::Unreachable, Some("check that the server runs and can be reached"))
+        }
+        sqlx::Error::Tls(_) => {
+            (FaultKind::Unreachable, Some("check the sslmode and certificates of the URL"))
+        }
+        // sqlx reports a server that goes away inside a message as a protocol error.
+        sqlx::Error::Protocol(_) | sqlx::Error::BeginFailed => (FaultKind::Unreachable, None),
+        sqlx::Error::Configuration(_) => (FaultKind::Invalid, Some("check the database URL")),
+        _ => code(error).map_or((FaultKind::Other, None), judged_by_code),
+    }
+}
+
+fn judged_by_code(code: &str) -> (FaultKind, Option<&'static str>) {
+    match code {
+        "40001" | "40P01" | "55P03" => (FaultKind::Conflict, None),
+        "42P01" | "42703" | "3F000" => (
+            FaultKind::Missing,
+            Some(
+                "run `backstop-relay migrate`, or check the schema and prefix of the tables and the search_path",
+            ),
+        ),
+        "3D000" => (FaultKind::Missing, Some("create the database, or correct its name in the URL")),
+        "42501" => (FaultKind::Denied, Some("grant the user its permissions: see migrations/README.md")),
+        "25006" => (FaultKind::Unreachable, Some("connect to the primary: this server is read-only")),
+        "53300" => (FaultKind::Unreachable, Some("raise max_connections, or use smaller pools")),
+        _ => match code.get(..2) {
+            Some("28") => (FaultKind::Denied, Some("check the user and password of the database URL")),
+            Some("08" | "53") => (FaultKind::Unreachable, None),
+            Some("57") if code.starts_with("57P0") => (FaultKind::Unreachable, None),
+            Some("22" | "23") => (FaultKind::Invalid, None),
+            _ => (FaultKind::Other, None),
+        },
+    }
+}
+
+/// An input that can never be stored.
+pub(crate) fn invalid(what: impl Into<String>, hint: &str) -> AdapterError {
+    AdapterError::new(FaultKind::Invalid, what).with_hint(hint)
+}

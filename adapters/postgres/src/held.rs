@@ -1,0 +1,179 @@
+//! Held messages: failures that wait in the consumer's own database.
+
+use std::sync::Arc;
+
+use backstop_core::held::{ClaimedHead, Failure, HeldMessage, HeldMessages, HeldSummary, Holding, NewHeld};
+use backstop_core::inbox::{CommitError, Limits};
+use backstop_core::{AdapterError, FaultKind};
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
+use sqlx::{AssertSqlSafe, Executor, Postgres, Row};
+
+use crate::commit::commit;
+use crate::envelope::{encode, storable};
+use crate::failure::failed;
+use crate::held_row::{read, seconds, via_name};
+use crate::inbox::{PgInbox, is_busy};
+use crate::transaction::PgTx;
+
+const SAVEPOINT: &str = "SAVEPOINT backstop_claim";
+const UNDO: &str = "ROLLBACK TO SAVEPOINT backstop_claim";
+
+/// How many heads one call puts off because another instance is at their message.
+const MAX_BUSY: usize = 16;
+
+type Bound<'q> = Query<'q, Postgres, PgArguments>;
+
+impl HeldMessages for PgInbox {
+    async fn hold(&self, message: NewHeld<'_>, failure: &Failure) -> Result<Holding, AdapterError> {
+        let query = bind(&self.held.hold, &message)?
+            .bind(attempts(failure.attempts))
+            .bind(failure.class.as_str())
+            .bind(storable(&failure.error))
+            .bind(failure.due_in.as_secs_f64());
+        self.store(query, "hold the message").await
+    }
+
+    async fn append(&self, message: NewHeld<'_>) -> Result<Holding, AdapterError> {
+        self.store(bind(&self.held.append, &message)?, "append the message to its held key").await
+    }
+
+    async fn import(&self, message: NewHeld<'_>) -> Result<Holding, AdapterError> {
+        self.store(bind(&self.held.import, &message)?, "take in the redriven message").await
+    }
+
+    async fn claim(&self, consumer: &str, limits: Limits) -> Result<Option<ClaimedHead<PgTx>>, AdapterError> {
+        for _ in 0..MAX_BUSY {
+            let mut scoped = self.begin_scoped(limits).await?;
+            let found = sqlx::query(AssertSqlSafe(Arc::clone(&self.held.claim)))
+                .bind(consumer)
+                .fetch_optional(&mut *scoped)
+                .await
+                .map_err(failed("claim a held message"))?;
+            let Some(row) = found else {
+                scoped.release();
+                return Ok(None);
+            };
+            let (head, xid) = read(&row)?;
+            let mut tx = PgTx { scoped, xid };
+            if let Some(handled) = self.admit_head(consumer, &mut tx, &head).await? {
+                return Ok(Some(ClaimedHead { tx, head, handled }));
+            }
+            let put_off = self.held.put_off(head.n);
+            commit(tx, &put_off).await.map_err(into_adapter_error)?;
+        }
+        Ok(None)
+    }
+
+    async fn finish(&self, consumer: &str, tx: PgTx, head: &HeldMessage) -> Result<(), CommitError> {
+        let before = self.held.finish(consumer, &head.place, &head.ordering_key, head.n);
+        commit(tx, &before).await
+    }
+
+    async fn undo(&self, tx: &mut PgTx) -> Result<(), AdapterError> {
+        tx.scoped.execute(UNDO).await.map_err(failed("undo the attempt"))?;
+        Ok(())
+    }
+
+    async fn reschedule(
+        &self,
+        _consumer: &str,
+        tx: Option<PgTx>,
+        head: &HeldMessage,
+        failure: &Failure,
+    ) -> Result<(), AdapterError> {
+        let (class, error) = (failure.class.as_str(), storable(&failure.error));
+        let (attempts_now, due_in) = (attempts(failure.attempts), failure.due_in.as_secs_f64());
+        if let Some(tx) = tx {
+            let before = self.held.update_head(head.n, attempts_now, class, &error, due_in);
+            return commit(tx, &before).await.map_err(into_adapter_error);
+        }
+        sqlx::query(AssertSqlSafe(Arc::clone(&self.held.reschedule)))
+            .bind(head.n)
+            .bind(attempts(head.attempts))
+            .bind(attempts_now)
+            .bind(class)
+            .bind(error)
+            .bind(due_in)
+            .execute(&self.pool)
+            .await
+            .map_err(failed("reschedule the held message"))?;
+        Ok(())
+    }
+
+    async fn summary(&self, consumer: &str) -> Result<HeldSummary, AdapterError> {
+        let (messages, oldest): (i64, Option<f64>) =
+            sqlx::query_as(AssertSqlSafe(Arc::clone(&self.held.summary)))
+                .bind(consumer)
+                .fetch_one(&self.pool)
+                .await
+                .map_err(failed("count the held messages"))?;
+        Ok(HeldSummary { messages: u64::try_from(messages).unwrap_or(0), oldest: oldest.map(seconds) })
+    }
+}
+
+impl PgInbox {
+    async fn store(&self, query: Bound<'_>, doing: &str) -> Result<Holding, AdapterError> {
+        let read = |row: PgRow| Ok((row.try_get(0)?, row.try_get(1)?));
+        let (known, key_held) = query.fetch_one(&self.pool).await.and_then(read).map_err(failed(doing))?;
+        Ok(match (known, key_held) {
+            (true, _) => Holding::AlreadyHandled,
+            (false, true) => Holding::Stored,
+            (false, false) => Holding::KeyFree,
+        })
+    }
+
+    /// Writes the head's inbox row behind a savepoint; says whether it was there already, or `None` while another
+    /// instance is at the message. The savepoint comes after the claim, so that going back to it keeps the claim.
+    async fn admit_head(
+        &self,
+        consumer: &str,
+        tx: &mut PgTx,
+        head: &HeldMessage,
+    ) -> Result<Option<bool>, AdapterError> {
+        let doing = || failed("write the inbox row of a held message");
+        tx.scoped.execute(SAVEPOINT).await.map_err(doing())?;
+        let answer = sqlx::query(AssertSqlSafe(Arc::clone(&self.held.admit_head)))
+            .bind(consumer)
+            .bind(head.message_key.as_str())
+            .fetch_one(&mut *tx.scoped)
+            .await;
+        match answer.and_then(|row| row.try_get::<bool, _>(0)) {
+            Ok(fresh) => Ok(Some(!fresh)),
+            Err(error) if is_busy(&error) => {
+                tx.scoped.execute(UNDO).await.map_err(doing())?;
+                Ok(None)
+            }
+            Err(error) => Err(doing()(error)),
+        }
+    }
+}
+
+/// The nine columns that every way of storing a message has.
+fn bind<'q>(sql: &Arc<str>, message: &NewHeld<'q>) -> Result<Bound<'q>, AdapterError> {
+    let origin = serde_json::to_string(message.origin).map_err(|error| {
+        AdapterError::new(FaultKind::Invalid, "cannot write the origin").with_source(error)
+    })?;
+    Ok(sqlx::query(AssertSqlSafe(Arc::clone(sql)))
+        .bind(message.unit.consumer)
+        .bind(message.unit.place)
+        .bind(message.unit.ordering_key)
+        .bind(message.unit.message_key.as_str())
+        .bind(message.envelope.key.as_deref())
+        .bind(encode(&message.envelope.headers)?)
+        .bind(message.envelope.body.as_deref())
+        .bind(origin)
+        .bind(via_name(message.via)))
+}
+
+fn attempts(attempts: u32) -> i32 {
+    i32::try_from(attempts).unwrap_or(i32::MAX)
+}
+
+fn into_adapter_error(error: CommitError) -> AdapterError {
+    match error {
+        CommitError::RolledBack(error) | CommitError::EndedByHandler(error) | CommitError::Unknown(error) => {
+            error
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Rows of the held table.
+
+use std::time::Duration;
+
+use backstop_core::held::HeldMessage;
+use backstop_core::{AdapterError, BoxError, Envelope, ErrorClass, FaultKind, MessageKey, Via};
+use bytes::Bytes;
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+
+use crate::envelope;
+
+/// A claimed head and the id of the transaction that claimed it.
+pub(crate) fn read(row: &PgRow) -> Result<(HeldMessage, String), AdapterError> {
+    let head = read_head(row).map_err(|error| {
+        let n = row.try_get::<i64, _>(0).unwrap_or_default();
+        AdapterError::new(FaultKind::Invalid, format!("held message {n} cannot be read"))
+            .with_hint("delete the row if it was not written by Backstop")
+            .with_source(error)
+    })?;
+    let xid = row.try_get(14).map_err(crate::failure::failed("read the id of the transaction"))?;
+    Ok((head, xid))
+}
+
+fn read_head(row: &PgRow) -> Result<HeldMessage, BoxError> {
+    let bytes = |column: usize| row.try_get::<Option<Vec<u8>>, _>(column).map(|value| value.map(Bytes::from));
+    let message_key: &str = row.try_get(3)?;
+    let class: Option<&str> = row.try_get(10)?;
+    Ok(HeldMessage {
+        n: row.try_get(0)?,
+        place: row.try_get(1)?,
+        ordering_key: row.try_get(2)?,
+        message_key: MessageKey::parse(message_key).ok_or("its message key is not one")?,
+        envelope: Envelope { key: bytes(4)?, headers: envelope::decode(row.try_get(5)?)?, body: bytes(6)? },
+        origin: serde_json::from_str(row.try_get(7)?)?,
+        via: if row.try_get::<&str, _>(8)? == via_name(Via::Door) { Via::Door } else { Via::Live },
+        attempts: u32::try_from(row.try_get::<i32, _>(9)?)?,
+        class: class.and_then(ErrorClass::parse),
+        error: row.try_get(11)?,
+        held_since: row.try_get(12)?,
+        age: seconds(row.try_get(13)?),
+    })
+}
+
+pub(crate) const fn via_name(via: Via) -> &'static str {
+    match via {
+        Via::Live => "live",
+        Via::Door => "door",
+    }
+}
+
+/// Seconds as the server computes them; a clock that stepped back gives 0.
+pub(crate) fn seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or_default()
+}

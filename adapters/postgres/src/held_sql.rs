@@ -1,0 +1,178 @@
+//! The statements of held messages. Why they are as they are, and which variants lose messages, is in the comments.
+
+use std::sync::Arc;
+
+use crate::tables::PgTables;
+
+/// A first failure. Nothing of the key need be there, and nothing is locked: the row is its own head, or waits for
+/// its elders because only the lowest number of a key runs.
+const HOLD: &str = "
+    WITH known AS MATERIALIZED (SELECT 1 FROM {inbox} WHERE consumer = $1 AND message_key = $4),
+    ins AS (
+        INSERT INTO {held} (consumer, place, ordering_key, message_key, msg_key, headers, body, origin, via,
+                            state, attempts, class, error, due_at)
+        SELECT $1, $2, $3, $4, $5, $6, $7, $8::json, $9,
+               'retry', $10, $11, $12, clock_timestamp() + make_interval(secs => $13)
+        WHERE NOT EXISTS (SELECT FROM known)
+        ON CONFLICT (consumer, message_key) DO NOTHING
+        RETURNING n
+    )
+    SELECT EXISTS (SELECT FROM known), true, (SELECT count(*) FROM ins)";
+
+/// A follower. The lock on an elder keeps it from being deleted before this row is there to be promoted; without the
+/// lock the follower could wait for ever. FOR KEY SHARE lets the elder run (FOR NO KEY UPDATE) meanwhile.
+const APPEND: &str = "
+    WITH known AS MATERIALIZED (SELECT 1 FROM {inbox} WHERE consumer = $1 AND message_key = $4),
+    tail AS MATERIALIZED (
+        SELECT n FROM {held}
+        WHERE consumer = $1 AND place = $2 AND sha256(ordering_key) = sha256($3)
+        ORDER BY n DESC LIMIT 1 FOR KEY SHARE
+    ), ins AS (
+        INSERT INTO {held} (consumer, place, ordering_key, message_key, msg_key, headers, body, origin, via, state)
+        SELECT $1, $2, $3, $4, $5, $6, $7, $8::json, $9, 'waiting' FROM tail
+        WHERE NOT EXISTS (SELECT FROM known)
+        ON CONFLICT (consumer, message_key) DO NOTHING
+        RETURNING n
+    )
+    SELECT EXISTS (SELECT FROM known), EXISTS (SELECT FROM tail), (SELECT count(*) FROM ins)";
+
+/// A redriven message: behind its elders where there are any (locked as above), else due at once.
+const IMPORT: &str = "
+    WITH known AS MATERIALIZED (SELECT 1 FROM {inbox} WHERE consumer = $1 AND message_key = $4),
+    tail AS MATERIALIZED (
+        SELECT n FROM {held}
+        WHERE consumer = $1 AND place = $2 AND sha256(ordering_key) = sha256($3)
+        ORDER BY n DESC LIMIT 1 FOR KEY SHARE
+    ), ins AS (
+        INSERT INTO {held} (consumer, place, ordering_key, message_key, msg_key, headers, body, origin, via, state)
+        SELECT $1, $2, $3, $4, $5, $6, $7, $8::json, $9,
+               CASE WHEN EXISTS (SELECT FROM tail) THEN 'waiting' ELSE 'retry' END
+        WHERE NOT EXISTS (SELECT FROM known)
+        ON CONFLICT (consumer, message_key) DO NOTHING
+        RETURNING n
+    )
+    SELECT EXISTS (SELECT FROM known), true, (SELECT count(*) FROM ins)";
+
+/// The head that is due longest and that nobody else has. The elder is looked for by a subquery that no planner can
+/// turn into a join over the whole table. FOR NO KEY UPDATE rather than FOR UPDATE: followers are appended while it
+/// runs.
+const CLAIM: &str = "
+    SELECT n, place, ordering_key, message_key, msg_key, headers, body, origin::text, via, attempts, class, error,
+           held_since, extract(epoch FROM clock_timestamp() - held_since)::float8, pg_current_xact_id()::text
+    FROM {held} AS h
+    WHERE consumer = $1 AND state = 'retry' AND due_at <= clock_timestamp()
+      AND n = (SELECT l.n FROM {held} AS l
+               WHERE l.consumer = h.consumer AND l.place = h.place
+                 AND sha256(l.ordering_key) = sha256(h.ordering_key)
+               ORDER BY l.n LIMIT 1)
+    ORDER BY due_at LIMIT 1
+    FOR NO KEY UPDATE OF h SKIP LOCKED";
+
+const ADMIT_HEAD: &str = "
+    WITH ins AS (
+        INSERT INTO {inbox} (consumer, message_key) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING 1
+    )
+    SELECT EXISTS (SELECT FROM ins), set_config('lock_timeout', current_setting('backstop.lock_timeout'), true)
+    FROM (SELECT 1) AS one LEFT JOIN ins ON true";
+
+const RESCHEDULE: &str = "
+    UPDATE {held} SET state = 'retry', attempts = $3, class = $4, error = $5,
+           due_at = clock_timestamp() + make_interval(secs => $6)
+    WHERE n = $1 AND attempts = $2";
+
+const SUMMARY: &str = "
+    SELECT count(*), extract(epoch FROM clock_timestamp() - min(held_since))::float8
+    FROM {held} WHERE consumer = $1";
+
+/// The statements with the names of the tables filled in.
+#[derive(Debug)]
+pub(crate) struct HeldSql {
+    pub(crate) hold: Arc<str>,
+    pub(crate) append: Arc<str>,
+    pub(crate) import: Arc<str>,
+    pub(crate) claim: Arc<str>,
+    pub(crate) admit_head: Arc<str>,
+    pub(crate) reschedule: Arc<str>,
+    pub(crate) summary: Arc<str>,
+    table: String,
+}
+
+impl HeldSql {
+    pub(crate) fn new(tables: &PgTables) -> Self {
+        let fill = |statement: &str| Arc::<str>::from(tables.fill(statement));
+        Self {
+            hold: fill(HOLD),
+            append: fill(APPEND),
+            import: fill(IMPORT),
+            claim: fill(CLAIM),
+            admit_head: fill(ADMIT_HEAD),
+            reschedule: fill(RESCHEDULE),
+            summary: fill(SUMMARY),
+            table: tables.quoted("held"),
+        }
+    }
+
+    /// Deletes a head and promotes its follower. Two statements, because the second must see a follower that was
+    /// appended while the first waited. They travel in the string that commits, after its proof: run by themselves
+    /// after a handler's ROLLBACK, the DELETE would commit at once and lose the message.
+    pub(crate) fn finish(&self, consumer: &str, place: &str, ordering_key: &[u8], n: i64) -> String {
+        let (table, key) = (&self.table, literal(ordering_key));
+        let (consumer, place) = (text_literal(consumer), text_literal(place));
+        format!(
+            "DELETE FROM {table} WHERE n = {n}; \
+             UPDATE {table} SET state = 'retry', due_at = clock_timestamp() WHERE state = 'waiting' AND n = (\
+             SELECT n FROM {table} WHERE consumer = {consumer} AND place = {place} \
+             AND sha256(ordering_key) = sha256({key}) ORDER BY n LIMIT 1); "
+        )
+    }
+
+    /// Changes a head inside the string that commits.
+    pub(crate) fn update_head(
+        &self,
+        n: i64,
+        attempts: i32,
+        class: &str,
+        error: &str,
+        seconds: f64,
+    ) -> String {
+        let (table, class, error) = (&self.table, text_literal(class), text_literal(error));
+        format!(
+            "UPDATE {table} SET state = 'retry', attempts = {attempts}, class = {class}, error = {error}, \
+             due_at = clock_timestamp() + make_interval(secs => {seconds:.6}) WHERE n = {n}; "
+        )
+    }
+
+    /// Puts a head off, unchanged otherwise.
+    pub(crate) fn put_off(&self, n: i64) -> String {
+        let table = &self.table;
+        format!("UPDATE {table} SET due_at = clock_timestamp() + interval '1 second' WHERE n = {n}; ")
+    }
+}
+
+/// Bytes as an expression of hexadecimal digits: nothing in it can end it early, whatever the server's settings.
+fn literal(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    let mut text = String::with_capacity(2 * bytes.len() + 18);
+    text.push_str("decode('");
+    for byte in bytes {
+        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
+    }
+    text.push_str("', 'hex')");
+    text
+}
+
+fn text_literal(text: &str) -> String {
+    format!("convert_from({}, 'UTF8')", literal(text.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_text_ends_a_literal() {
+        let sql = HeldSql::new(&PgTables::default()).finish("c'; drop table x; --", "p\\'", b"\0'", 7);
+        assert!(!sql.contains("drop"), "{sql}");
+        assert_eq!(sql.matches('\'').count() % 2, 0);
+    }
+}

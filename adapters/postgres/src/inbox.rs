@@ -1,0 +1,188 @@
+//! The inbox: begins the transaction in which a message is handled once.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backstop_core::inbox::{Admission, CommitError, Inbox, Limits, Unit};
+use backstop_core::{AdapterError, Explained, FaultKind, MessageKey};
+use sqlx::{AssertSqlSafe, PgPool, Row};
+
+use crate::failure::{code, failed};
+use crate::held_sql::HeldSql;
+use crate::scoped::Scoped;
+use crate::tables::PgTables;
+use crate::transaction::PgTx;
+
+/// Writes the inbox row unless the message is handled or its key is held, and gives the session's own lock timeout
+/// back once that is decided: the short one is not for the handler's statements.
+const ADMIT: &str = "
+    WITH held AS MATERIALIZED (
+        SELECT 1 FROM {held}
+        WHERE consumer = $1 AND place = $3 AND sha256(ordering_key) = sha256($4) LIMIT 1
+    ), ins AS (
+        INSERT INTO {inbox} (consumer, message_key)
+        SELECT $1, $2 WHERE NOT EXISTS (SELECT FROM held)
+        ON CONFLICT DO NOTHING
+        RETURNING pg_current_xact_id()::text AS xid
+    )
+    SELECT EXISTS (SELECT FROM held), xid, set_config('lock_timeout', current_setting('backstop.lock_timeout'), true)
+    FROM (SELECT 1) AS one LEFT JOIN ins ON true";
+
+/// Opens the transactions of a transactional consumer, and keeps its failures.
+///
+/// The transaction runs at READ COMMITTED, whatever the session's default: the held messages rely on it.
+#[derive(Debug, Clone)]
+pub struct PgInbox {
+    pub(crate) pool: PgPool,
+    pub(crate) tables: PgTables,
+    pub(crate) sql: Arc<InboxSql>,
+    pub(crate) held: Arc<HeldSql>,
+}
+
+#[derive(Debug)]
+pub(crate) struct InboxSql {
+    admit: Arc<str>,
+    is_handled: Arc<str>,
+    prune: Arc<str>,
+    ready: Arc<str>,
+}
+
+impl PgInbox {
+    /// An inbox in the tables `backstop_inbox` and `backstop_held`. The pool may be the application's own; every
+    /// message that is handled takes one of its connections.
+    pub fn new(pool: PgPool) -> Self {
+        Self::with_tables(pool, PgTables::default())
+    }
+
+    /// An inbox in those tables.
+    pub fn with_tables(pool: PgPool, tables: PgTables) -> Self {
+        let fill = |statement: &str| Arc::<str>::from(tables.fill(statement));
+        let sql = Arc::new(InboxSql {
+            admit: fill(ADMIT),
+            is_handled: fill("SELECT EXISTS (SELECT FROM {inbox} WHERE consumer = $1 AND message_key = $2)"),
+            prune: fill(
+                "DELETE FROM {inbox} WHERE ctid = ANY(ARRAY(
+                    SELECT ctid FROM {inbox}
+                    WHERE consumer = $1 AND handled_at < now() - make_interval(secs => $2)
+                    ORDER BY handled_at LIMIT $3
+                 ))",
+            ),
+            ready: fill(
+                "SELECT (SELECT count(*) FROM (SELECT consumer, message_key, handled_at FROM {inbox} LIMIT 0) i)
+                      + (SELECT count(*) FROM (SELECT n, ordering_key, origin FROM {held} LIMIT 0) h)",
+            ),
+        });
+        let held = Arc::new(HeldSql::new(&tables));
+        Self { pool, tables, sql, held }
+    }
+
+    pub(crate) async fn begin_scoped(&self, limits: Limits) -> Result<Scoped, AdapterError> {
+        Scoped::begin(&self.pool, begin(limits)).await.map_err(failed("begin a transaction"))
+    }
+}
+
+/// Begins a transaction in which the server enforces the limits. The session's own lock timeout is kept aside.
+fn begin(limits: Limits) -> String {
+    let (lock, handler) = (milliseconds(limits.lock), milliseconds(limits.handler));
+    format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED; \
+         SELECT set_config('backstop.lock_timeout', current_setting('lock_timeout'), true), \
+         set_config('lock_timeout', '{lock}', true), set_config('statement_timeout', '{handler}', true), \
+         set_config('idle_in_transaction_session_timeout', '{handler}', true)"
+    )
+}
+
+/// Whole milliseconds, at least 1: PostgreSQL takes 0 for "no limit".
+fn milliseconds(limit: Duration) -> i32 {
+    i32::try_from(limit.as_millis()).unwrap_or(i32::MAX).max(1)
+}
+
+/// Whether another instance was at it: the wait for its lock was cut short, or broken as a deadlock.
+pub(crate) fn is_busy(error: &sqlx::Error) -> bool {
+    matches!(code(error), Some("55P03" | "40P01"))
+}
+
+impl Inbox for PgInbox {
+    type Tx = PgTx;
+
+    async fn begin(&self, unit: Unit<'_>, limits: Limits) -> Result<Admission<PgTx>, AdapterError> {
+        let mut scoped = self.begin_scoped(limits).await?;
+        let answer = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.admit)))
+            .bind(unit.consumer)
+            .bind(unit.message_key.as_str())
+            .bind(unit.place)
+            .bind(unit.ordering_key)
+            .fetch_one(&mut *scoped)
+            .await;
+        let read = |row: sqlx::postgres::PgRow| Ok((row.try_get(0)?, row.try_get(1)?));
+        match answer.and_then(read) {
+            Ok((false, Some(xid))) => Ok(Admission::Fresh(PgTx { scoped, xid })),
+            Ok((held, _)) => {
+                scoped.release();
+                Ok(if held { Admission::Held } else { Admission::Duplicate })
+            }
+            Err(error) if is_busy(&error) => {
+                scoped.release();
+                Ok(Admission::Busy)
+            }
+            Err(error) => Err(failed("write the inbox row")(error)),
+        }
+    }
+
+    async fn commit(&self, tx: PgTx) -> Result<(), CommitError> {
+        crate::commit::commit(tx, "").await
+    }
+
+    async fn rollback(&self, tx: PgTx) {
+        tx.scoped.rollback().await;
+    }
+
+    async fn is_handled(&self, consumer: &str, message_key: &MessageKey) -> Result<bool, AdapterError> {
+        sqlx::query_scalar(AssertSqlSafe(Arc::clone(&self.sql.is_handled)))
+            .bind(consumer)
+            .bind(message_key.as_str())
+            .fetch_one(&self.pool)
+            .await
+            .map_err(failed("read the inbox"))
+    }
+
+    async fn prune(&self, consumer: &str, age: Duration, limit: u32) -> Result<u64, AdapterError> {
+        let done = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.prune)))
+            .bind(consumer)
+            .bind(age.as_secs_f64())
+            .bind(i64::from(limit))
+            .execute(&self.pool)
+            .await
+            .map_err(failed("prune the inbox"))?;
+        Ok(done.rows_affected())
+    }
+
+    fn explain(&self, error: &(dyn Error + 'static)) -> Option<Explained> {
+        crate::explain::explain(error)
+    }
+
+    async fn ready(&self) -> Result<(), AdapterError> {
+        sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.ready)))
+            .execute(&self.pool)
+            .await
+            .map_err(failed("use the tables of inbox and held messages"))?;
+        let names = [self.tables.inbox(), self.tables.quoted("held")];
+        let may: bool = sqlx::query_scalar(
+            "SELECT bool_and(has_table_privilege(name, right_)) \
+             FROM unnest($1::text[]) AS name, unnest(ARRAY['SELECT', 'INSERT', 'DELETE']) AS right_",
+        )
+        .bind(&names[..])
+        .fetch_one(&self.pool)
+        .await
+        .map_err(failed("read the permissions on the tables of inbox and held messages"))?;
+        if may {
+            return Ok(());
+        }
+        Err(AdapterError::new(
+            FaultKind::Denied,
+            "the database user may not write to inbox and held messages",
+        )
+        .with_hint("grant the user its permissions: see migrations/README.md"))
+    }
+}

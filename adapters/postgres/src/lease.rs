@@ -1,0 +1,52 @@
+//! Leases, by the server's clock and through any pooler.
+
+use std::time::Duration;
+
+use backstop_core::AdapterError;
+use backstop_core::lease::Lease;
+use sqlx::{AssertSqlSafe, PgPool};
+
+use crate::failure::failed;
+use crate::tables::PgTables;
+
+/// Takes, renews or leaves alone, in one statement: the row lock decides between contenders.
+const ACQUIRE: &str = "
+    INSERT INTO {lease} AS l (name, owner, token, expires_at)
+    VALUES ($1, $2, 1, clock_timestamp() + make_interval(secs => $3))
+    ON CONFLICT (name) DO UPDATE SET
+        owner = $2,
+        token = l.token + (l.owner IS DISTINCT FROM $2 OR l.expires_at <= clock_timestamp())::int,
+        expires_at = clock_timestamp() + make_interval(secs => $3)
+    WHERE l.owner = $2 OR l.expires_at <= clock_timestamp()
+    RETURNING token";
+
+const RELEASE: &str = "
+    UPDATE {lease} SET owner = NULL, expires_at = clock_timestamp() WHERE name = $1 AND owner = $2 AND token = $3";
+
+pub(crate) async fn acquire(
+    pool: &PgPool,
+    tables: &PgTables,
+    name: &str,
+    owner: &str,
+    ttl: Duration,
+) -> Result<Option<Lease>, AdapterError> {
+    let token: Option<i64> = sqlx::query_scalar(AssertSqlSafe(tables.fill(ACQUIRE)))
+        .bind(name)
+        .bind(owner)
+        .bind(ttl.as_secs_f64())
+        .fetch_optional(pool)
+        .await
+        .map_err(failed("take the lease"))?;
+    Ok(token.map(|token| Lease { name: name.to_owned(), owner: owner.to_owned(), token }))
+}
+
+pub(crate) async fn release(pool: &PgPool, tables: &PgTables, lease: &Lease) -> Result<(), AdapterError> {
+    sqlx::query(AssertSqlSafe(tables.fill(RELEASE)))
+        .bind(&lease.name)
+        .bind(&lease.owner)
+        .bind(lease.token)
+        .execute(pool)
+        .await
+        .map_err(failed("give the lease back"))?;
+    Ok(())
+}

@@ -1,0 +1,357 @@
+//! Reads the outbox in `seq` order without skipping a row that commits late.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use backstop_core::AdapterError;
+use backstop_core::outbox::{Claimed, DeadRow, OutboxReader, OutboxRow, Reread};
+use futures_core::future::BoxFuture;
+use futures_util::TryStreamExt;
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
+use sqlx::{AssertSqlSafe, PgPool, Postgres, Row};
+
+use crate::failure::failed;
+use crate::gaps::{Gaps, Holders, between};
+use crate::outbox_row::{self, COLUMNS};
+use crate::scoped::Scoped;
+use crate::tables::PgTables;
+
+/// Every read is a scan of the key's index from the frontier on: plans that were made while the table was empty, or
+/// by statistics of an hour ago, must not turn it into a scan of the table. JIT compilation would only cost time.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL enable_seqscan = off; \
+                     SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off; \
+                     SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL jit = off";
+
+/// Unread rows that are read to the end and thrown away rather than closing the connection.
+const MAX_WASTE: usize = 4 << 20;
+
+#[derive(Debug)]
+pub(crate) struct ReaderSql {
+    outbox: String,
+    read: Arc<str>,
+    reread: Arc<str>,
+    scan: Arc<str>,
+    fetch: Arc<str>,
+}
+
+impl ReaderSql {
+    pub(crate) fn new(tables: &PgTables) -> Self {
+        let fill = |statement: String| Arc::<str>::from(tables.fill(&statement));
+        Self {
+            outbox: tables.outbox(),
+            // One statement, hence one snapshot: a row in a gap comes before a later one of its key.
+            read: fill(format!(
+                "(SELECT o.* FROM unnest($2::bigint[], $3::bigint[]) AS gap (a, z) CROSS JOIN LATERAL (\
+                 SELECT {COLUMNS} FROM {{outbox}} WHERE seq BETWEEN gap.a AND gap.z ORDER BY seq) AS o LIMIT $4) \
+                 UNION ALL (SELECT {COLUMNS} FROM {{outbox}} WHERE seq > $1 ORDER BY seq LIMIT $5)"
+            )),
+            reread: fill(format!(
+                "SELECT {COLUMNS} FROM {{outbox}} WHERE seq BETWEEN $1 AND $2 AND destination = $3 \
+                 AND routing_key IS NOT DISTINCT FROM $4 AND ($5::text IS NULL OR key = $5) ORDER BY seq LIMIT $6"
+            )),
+            scan: fill("SELECT seq FROM {outbox} WHERE seq <= $1 ORDER BY seq".to_owned()),
+            fetch: fill(format!("SELECT {COLUMNS} FROM {{outbox}} WHERE seq = ANY($1) ORDER BY seq")),
+        }
+    }
+
+    /// Last number given, and who holds locks on the outbox. Locks of prepared transactions have no process, and
+    /// count all the same.
+    fn pulse(&self, sequence: Option<&str>) -> String {
+        // A sequence that was never called names the number that it will give first.
+        let last = sequence.map_or("NULL::bigint".to_owned(), |name| {
+            format!("(SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {name})")
+        });
+        format!(
+            "SELECT {last}, CASE WHEN $1 THEN ARRAY(SELECT virtualtransaction FROM pg_locks \
+             WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted \
+             AND relation = '{}'::regclass \
+             AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) END",
+            self.outbox
+        )
+    }
+}
+
+type Bound<'q> = Query<'q, Postgres, PgArguments>;
+
+/// A reader of one outbox.
+#[derive(Debug)]
+pub(crate) struct PgOutboxReader {
+    pool: PgPool,
+    sql: Arc<ReaderSql>,
+    full_scan: Option<Duration>,
+    /// The statement that reads the pulse, once the sequence is known.
+    pulse: Option<Arc<str>>,
+    state: State,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Every number up to here was returned, or is in a gap.
+    frontier: i64,
+    gaps: Gaps,
+    scanned: Instant,
+    /// Bytes of a row, on average of the last read that brought any.
+    row_bytes: usize,
+}
+
+impl State {
+    fn new() -> Self {
+        Self { frontier: i64::MIN, gaps: Gaps::default(), scanned: Instant::now(), row_bytes: 256 }
+    }
+}
+
+/// Rows that a statement brought, within bounds.
+#[derive(Default)]
+struct Batch {
+    rows: Vec<(OutboxRow, Option<String>)>,
+    bytes: usize,
+    /// Whether the bounds left rows behind.
+    cut: bool,
+}
+
+impl Batch {
+    fn into_claimed(self, stragglers: u64) -> Claimed {
+        let mut claimed = Claimed { stragglers, more: self.cut, ..Claimed::default() };
+        for (row, fault) in self.rows {
+            match fault {
+                None => claimed.rows.push(row),
+                Some(error) => {
+                    claimed.unreadable.push(DeadRow {
+                        seq: row.seq,
+                        reason: "invalid-row".to_owned(),
+                        error,
+                    });
+                }
+            }
+        }
+        claimed
+    }
+}
+
+impl PgOutboxReader {
+    pub(crate) fn new(pool: PgPool, sql: Arc<ReaderSql>, full_scan: Option<Duration>) -> Self {
+        Self { pool, sql, full_scan, pulse: None, state: State::new() }
+    }
+
+    async fn begin(&self) -> Result<Scoped, AdapterError> {
+        Scoped::begin(&self.pool, BEGIN.to_owned()).await.map_err(failed("read the outbox"))
+    }
+
+    async fn read_next(&mut self, rows: usize, bytes: usize) -> Result<Claimed, AdapterError> {
+        let mut scoped = self.begin().await?;
+        let (last, holders) = self.feel(&mut scoped).await?;
+        if last.is_some_and(|last| last < self.state.frontier) {
+            tracing::warn!(
+                outbox = self.sql.outbox,
+                "the outbox's sequence went backwards: reading from the start"
+            );
+            self.state = State::new();
+        }
+        if self.full_scan.is_some_and(|every| self.state.scanned.elapsed() >= every)
+            && let Some(claimed) = self.scan(&mut scoped, rows).await?
+        {
+            scoped.release();
+            return Ok(claimed);
+        }
+        // The holders were read after the last read and before this one: both uses of them need just that.
+        let ripe = self.state.gaps.observe(&holders);
+        self.read_rows(scoped, rows, bytes, last, &ripe).await
+    }
+
+    async fn read_rows(
+        &mut self,
+        mut scoped: Scoped,
+        rows: usize,
+        bytes: usize,
+        last: Option<i64>,
+        ripe: &std::collections::HashSet<u64>,
+    ) -> Result<Claimed, AdapterError> {
+        let State { frontier, gaps, row_bytes, .. } = &self.state;
+        let limit = rows.min(2 * bytes / row_bytes.max(&1)).max(16).min(rows.max(1));
+        let probes = gaps.probes();
+        let in_gaps = i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(probes.known);
+        let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.read)))
+            .bind(frontier)
+            .bind(probes.from)
+            .bind(probes.to)
+            .bind(in_gaps)
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX));
+        let known = |seq: i64| seq <= *frontier && !gaps.is_open(seq);
+        let mut batch = collect(query, &mut scoped, limit, bytes, known).await?;
+        let full = batch.rows.len() >= limit;
+        let waste = if batch.cut { limit.saturating_sub(batch.rows.len()) * row_bytes } else { 0 };
+        if waste <= MAX_WASTE {
+            scoped.release();
+        }
+        batch.cut |= full;
+        self.advance(&batch, last, ripe);
+        Ok(batch.into_claimed(0))
+    }
+
+    /// Takes in what a read brought. There is no wait between this and the return of the rows: a caller that is
+    /// cancelled has lost none.
+    fn advance(&mut self, batch: &Batch, last: Option<i64>, ripe: &std::collections::HashSet<u64>) {
+        let State { frontier, gaps, row_bytes, .. } = &mut self.state;
+        let before = *frontier;
+        for (row, _) in batch.rows.iter().filter(|(row, _)| row.seq <= before) {
+            gaps.found(row.seq);
+        }
+        let beyond = || batch.rows.iter().map(|(row, _)| row.seq).filter(|seq| *seq > before);
+        // Rows of gaps come first: a cut leaves none of them behind once a row beyond the frontier was read.
+        if !batch.cut || beyond().next().is_some() {
+            gaps.close(ripe);
+        }
+        gaps.open(between(before, beyond()));
+        *frontier = beyond().last().unwrap_or(before);
+        if let Some(last) = last
+            && !batch.cut
+            && *frontier == before
+            && last > before
+        {
+            // Nothing is there up to the last number given: rolled back, deleted or still open. The next read need
+            // not walk over it again.
+            gaps.open([(before.saturating_add(1), last)]);
+            *frontier = last;
+        }
+        if !batch.rows.is_empty() {
+            *row_bytes = (batch.bytes / batch.rows.len()).max(1);
+        }
+    }
+
+    /// The last number given (where the sequence may be read) and the holders of locks (where there are gaps).
+    async fn feel(&mut self, scoped: &mut Scoped) -> Result<(Option<i64>, Holders), AdapterError> {
+        let pulse = match &self.pulse {
+            Some(pulse) => Arc::clone(pulse),
+            None => self.find_sequence(scoped).await?,
+        };
+        let (last, holders): (Option<i64>, Option<Vec<String>>) = sqlx::query_as(AssertSqlSafe(pulse))
+            .bind(!self.state.gaps.is_empty())
+            .fetch_one(&mut **scoped)
+            .await
+            .map_err(failed("read who writes to the outbox"))?;
+        Ok((last, holders.unwrap_or_default().into_iter().collect()))
+    }
+
+    async fn find_sequence(&mut self, scoped: &mut Scoped) -> Result<Arc<str>, AdapterError> {
+        let sequence: Option<String> = sqlx::query_scalar(
+            "SELECT name FROM pg_get_serial_sequence($1, 'seq') AS name \
+             WHERE name IS NOT NULL AND has_sequence_privilege(name, 'SELECT')",
+        )
+        .bind(&self.sql.outbox)
+        .fetch_optional(&mut **scoped)
+        .await
+        .map_err(failed("find the sequence of the outbox"))?;
+        let pulse = Arc::<str>::from(self.sql.pulse(sequence.as_deref()));
+        self.pulse = Some(Arc::clone(&pulse));
+        Ok(pulse)
+    }
+
+    /// Looks through everything up to the frontier for rows in gaps that were closed. `None` if there are none.
+    async fn scan(&mut self, scoped: &mut Scoped, rows: usize) -> Result<Option<Claimed>, AdapterError> {
+        let rows = rows.max(1);
+        let mut found: Vec<i64> = Vec::new();
+        {
+            let mut numbers = sqlx::query_scalar::<_, i64>(AssertSqlSafe(Arc::clone(&self.sql.scan)))
+                .bind(self.state.frontier)
+                .fetch(&mut **scoped);
+            while let Some(number) = numbers.try_next().await.map_err(failed("scan the outbox"))? {
+                if self.state.gaps.is_closed(number) && found.len() < rows {
+                    found.push(number);
+                }
+            }
+        }
+        if found.is_empty() {
+            self.state.scanned = Instant::now();
+            return Ok(None);
+        }
+        let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.fetch))).bind(&found);
+        let batch = collect(query, scoped, rows, usize::MAX, |_| false).await?;
+        for number in found {
+            self.state.gaps.straggled(number);
+        }
+        let stragglers = batch.rows.len() as u64;
+        tracing::warn!(outbox = self.sql.outbox, stragglers, "the full scan found rows that were missed");
+        Ok(Some(Claimed { more: true, ..batch.into_claimed(stragglers) }))
+    }
+
+    async fn read_again(
+        &mut self,
+        what: &Reread,
+        rows: usize,
+        bytes: usize,
+    ) -> Result<Claimed, AdapterError> {
+        let Ok(key) = what.key.as_deref().map(std::str::from_utf8).transpose() else {
+            return Ok(Claimed::default());
+        };
+        let limit = rows.max(1);
+        let mut scoped = self.begin().await?;
+        let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.reread)))
+            .bind(what.from)
+            .bind(self.state.frontier)
+            .bind(&what.destination.name)
+            .bind(what.destination.routing_key.as_deref())
+            .bind(key)
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX));
+        let gaps = &self.state.gaps;
+        let unread = |seq: i64| gaps.is_open(seq) || gaps.is_closed(seq);
+        let mut batch = collect(query, &mut scoped, limit, bytes, unread).await?;
+        if !batch.cut {
+            scoped.release();
+        }
+        batch.cut |= batch.rows.len() >= limit;
+        Ok(batch.into_claimed(0))
+    }
+}
+
+/// Rows that are not to be skipped, in order, up to `rows` of them and `bytes` together; one row may exceed those.
+async fn collect(
+    query: Bound<'_>,
+    scoped: &mut Scoped,
+    rows: usize,
+    bytes: usize,
+    skip: impl Fn(i64) -> bool,
+) -> Result<Batch, AdapterError> {
+    let mut batch = Batch::default();
+    let mut stream = query.fetch(&mut **scoped);
+    while let Some(row) = stream.try_next().await.map_err(failed("read the outbox"))? {
+        if skip(row.try_get::<i64, _>(0).map_err(failed("read a row of the outbox"))?) {
+            continue;
+        }
+        let (row, fault) = read_row(&row)?;
+        let size = row.size();
+        if batch.rows.len() >= rows || (batch.bytes.saturating_add(size) > bytes && !batch.rows.is_empty()) {
+            batch.cut = true;
+            break;
+        }
+        batch.bytes = batch.bytes.saturating_add(size);
+        batch.rows.push((row, fault));
+    }
+    drop(stream);
+    // Already so, unless the planner found another way to join the two halves of the read.
+    batch.rows.sort_by_key(|(row, _)| row.seq);
+    Ok(batch)
+}
+
+fn read_row(row: &PgRow) -> Result<(OutboxRow, Option<String>), AdapterError> {
+    outbox_row::read(row).map_err(failed("read a row of the outbox"))
+}
+
+impl OutboxReader for PgOutboxReader {
+    fn read(&mut self, rows: usize, bytes: usize) -> BoxFuture<'_, Result<Claimed, AdapterError>> {
+        Box::pin(self.read_next(rows, bytes))
+    }
+
+    fn reread<'a>(
+        &'a mut self,
+        what: &'a Reread,
+        rows: usize,
+        bytes: usize,
+    ) -> BoxFuture<'a, Result<Claimed, AdapterError>> {
+        Box::pin(self.read_again(what, rows, bytes))
+    }
+
+    fn reset(&mut self) {
+        self.state = State::new();
+    }
+}

@@ -1,0 +1,2 @@
+DROP TABLE backstop_outbox_dead;
+DROP TABLE backstop_outbox;

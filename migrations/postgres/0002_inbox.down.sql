@@ -1,0 +1,2 @@
+DROP TABLE backstop_held;
+DROP TABLE backstop_inbox;

@@ -1,0 +1,2 @@
+DROP TABLE backstop_letter_event;
+DROP TABLE backstop_letter;
