@@ -1,1 +1,40 @@
-//! Backstop on Apache Kafka through librdkafka
+//! Backstop on Apache Kafka through librdkafka.
+//!
+//! | type | is |
+//! |---|---|
+//! | [`KafkaSource`] | what a consumer reads: topics, its door, dead-letter topics by pattern |
+//! | [`KafkaSink`] | one confirmed publish at a time |
+//! | [`KafkaPublisher`] | the relay's pipeline of confirmed publishes |
+//! | [`KafkaDeadLetters`] | quarantine in `<topic>.<group>.dlq` |
+//! | [`KafkaSettings`] | how all of them reach the brokers |
+//!
+//! Nothing connects before it is used. Properties of librdkafka can be set as they are, except the few on which a
+//! promise of Backstop rests; those are refused by name.
+
+mod assignment;
+mod context;
+mod dead_letters;
+mod decode;
+mod fault;
+mod group;
+mod line;
+#[cfg(feature = "mock")]
+mod mock;
+mod options;
+mod poller;
+mod publisher;
+mod settings;
+mod sink;
+mod source;
+mod start;
+mod topics;
+
+pub use assignment::KafkaSettlement;
+pub use dead_letters::KafkaDeadLetters;
+#[cfg(feature = "mock")]
+pub use mock::MockBroker;
+pub use options::{OutOfRange, RebalanceProtocol, StartFrom};
+pub use publisher::KafkaPublisher;
+pub use settings::KafkaSettings;
+pub use sink::KafkaSink;
+pub use source::KafkaSource;

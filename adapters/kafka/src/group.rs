@@ -1,0 +1,347 @@
+//! Membership in the consumer group: what is assigned, what is given back, what is committed.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use backstop_core::AdapterError;
+use backstop_core::origin::Via;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol as Mode};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::types::{RDKafkaErrorCode as Code, RDKafkaRespErr};
+use rdkafka::{Offset, TopicPartitionList};
+
+use crate::assignment::{Assigned, Flow};
+use crate::context::{Voice, lock};
+use crate::fault::{code_of, coded, ends_a_source, fault, is_lost_membership};
+use crate::options::StartFrom;
+
+/// One question to the coordinator about committed offsets.
+const LOOKUP: Duration = Duration::from_secs(5);
+/// How often it is asked before librdkafka is left to ask on its own.
+const LOOKUPS: usize = 6;
+
+/// A consumer of ours.
+pub(crate) type Member = BaseConsumer<Group>;
+
+/// The callbacks of one member, and what it owns. They run on the polling thread.
+pub(crate) struct Group {
+    pub(crate) voice: Voice,
+    pub(crate) table: Mutex<Table>,
+    flow: Arc<Flow>,
+    start_from: StartFrom,
+    revoke_wait: Duration,
+    doors: Vec<String>,
+    failure: Mutex<Option<AdapterError>>,
+}
+
+/// The partitions that are ours now.
+#[derive(Default)]
+pub(crate) struct Table {
+    topics: HashMap<String, Vec<Option<Slot>>>,
+}
+
+/// One of them.
+pub(crate) struct Slot {
+    pub(crate) assigned: Arc<Assigned>,
+    pub(crate) via: Via,
+    pub(crate) paused: bool,
+}
+
+impl Table {
+    pub(crate) fn get(&self, topic: &str, partition: i32) -> Option<&Slot> {
+        self.topics.get(topic)?.get(usize::try_from(partition).ok()?)?.as_ref()
+    }
+
+    /// All partitions with their topic and number.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, i32, &Slot)> {
+        self.topics.iter().flat_map(|(topic, slots)| {
+            (0..)
+                .zip(slots)
+                .filter_map(move |(partition, slot)| Some((topic.as_str(), partition, slot.as_ref()?)))
+        })
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&str, i32, &mut Slot)> {
+        self.topics.iter_mut().flat_map(|(topic, slots)| {
+            (0..)
+                .zip(slots)
+                .filter_map(move |(partition, slot)| Some((topic.as_str(), partition, slot.as_mut()?)))
+        })
+    }
+
+    fn insert(&mut self, topic: &str, partition: i32, slot: Slot) {
+        let Ok(index) = usize::try_from(partition) else { return };
+        let slots = self.topics.entry(topic.to_owned()).or_default();
+        if slots.len() <= index {
+            slots.resize_with(index + 1, || None);
+        }
+        slots[index] = Some(slot);
+    }
+
+    fn remove(&mut self, topic: &str, partition: i32) -> Option<Slot> {
+        self.topics.get_mut(topic)?.get_mut(usize::try_from(partition).ok()?)?.take()
+    }
+}
+
+/// Partitions that are being given back.
+type Leaving = Vec<(String, i32, Arc<Assigned>)>;
+
+impl Group {
+    pub(crate) fn new(
+        flow: Arc<Flow>,
+        start_from: StartFrom,
+        revoke_wait: Duration,
+        doors: Vec<String>,
+    ) -> Self {
+        Self {
+            voice: Voice::default(),
+            table: Mutex::default(),
+            flow,
+            start_from,
+            revoke_wait,
+            doors,
+            failure: Mutex::new(None),
+        }
+    }
+
+    /// What a callback has found that ends the source.
+    pub(crate) fn take_failure(&self) -> Option<AdapterError> {
+        lock(&self.failure).take()
+    }
+
+    /// Sends the watermarks that have moved; the answers come to `commit_callback`.
+    pub(crate) fn commit_moved(&self, member: &Member) {
+        if member.assignment_lost() {
+            lock(&self.table).iter().for_each(|(_, _, slot)| slot.assigned.revoke());
+            return;
+        }
+        let mut offsets = TopicPartitionList::new();
+        for (topic, partition, slot) in lock(&self.table).iter() {
+            if let Some(offset) = slot.assigned.take_commit() {
+                add(&mut offsets, topic, partition, offset);
+            }
+        }
+        if offsets.count() > 0
+            && let Err(error) = member.commit(&offsets, CommitMode::Async)
+        {
+            self.commit_failed(&error, &offsets);
+        }
+    }
+
+    /// Refuses what has not begun, waits for what has, and commits for the last time.
+    pub(crate) fn settle_all(&self, member: &Member) -> Result<(), AdapterError> {
+        let all = lock(&self.table)
+            .iter()
+            .map(|(topic, partition, slot)| (topic.to_owned(), partition, slot.assigned.clone()))
+            .collect();
+        self.settle(member, &all)
+    }
+
+    fn settle(&self, member: &Member, leaving: &Leaving) -> Result<(), AdapterError> {
+        leaving.iter().for_each(|(_, _, assigned)| assigned.revoke());
+        if member.assignment_lost() {
+            tracing::warn!("kafka: partitions were lost: what is under way of them comes again elsewhere");
+            return Ok(());
+        }
+        let deadline = Instant::now() + self.revoke_wait;
+        for (topic, partition, assigned) in leaving {
+            if !assigned.wait_idle(deadline) {
+                tracing::warn!(
+                    topic,
+                    partition,
+                    "kafka: work was still going on when the partition was given back"
+                );
+            }
+        }
+        let moved: Vec<_> = leaving
+            .iter()
+            .filter_map(|(topic, partition, assigned)| {
+                Some((topic, *partition, assigned, assigned.last_commit()?))
+            })
+            .collect();
+        if moved.is_empty() {
+            return Ok(());
+        }
+        let mut offsets = TopicPartitionList::with_capacity(moved.len());
+        moved.iter().for_each(|(topic, partition, _, offset)| add(&mut offsets, topic, *partition, *offset));
+        match member.commit(&offsets, CommitMode::Sync) {
+            Ok(()) => {
+                moved.iter().for_each(|(_, _, assigned, offset)| assigned.stored(*offset));
+                Ok(())
+            }
+            Err(error) if code_of(&error).is_some_and(is_lost_membership) => {
+                tracing::warn!(%error, "kafka: the last commit came too late: its messages come again");
+                Ok(())
+            }
+            Err(error) => Err(fault("the last offsets could not be committed", &error)),
+        }
+    }
+
+    fn assign(&self, member: &Member, partitions: &TopicPartitionList) {
+        let positions = if partitions.count() == 0 || self.flow.is_closing() {
+            partitions.clone()
+        } else {
+            self.positions(member, partitions)
+        };
+        let result = match member.rebalance_protocol() {
+            Mode::Cooperative => member.incremental_assign(&positions),
+            _ => member.assign(&positions),
+        };
+        match result {
+            Ok(()) if partitions.count() > 0 => tracing::info!("kafka: assigned {}", named(partitions)),
+            Ok(()) => {}
+            Err(error) => self.fail(fault("an assignment could not be taken", &error)),
+        }
+    }
+
+    /// Where to begin in each partition; makes them ours.
+    fn positions(&self, member: &Member, partitions: &TopicPartitionList) -> TopicPartitionList {
+        let mut known = self.committed(member, partitions);
+        let mut begin_at = Vec::new();
+        for element in known.as_ref().unwrap_or(partitions).elements() {
+            let (topic, partition) = (element.topic(), element.partition());
+            let is_door = self.doors.iter().any(|door| door == topic);
+            let (mut stored, mut floor) = (None, None);
+            match element.offset() {
+                Offset::Offset(offset) => stored = Some(offset),
+                _ if known.is_none() => {}
+                _ if is_door || self.start_from == StartFrom::Earliest => {
+                    begin_at.push((topic.to_owned(), partition, Offset::Beginning));
+                }
+                _ => {
+                    // The end of now is written down, or a restart before the first message would skip some.
+                    floor = member.fetch_watermarks(topic, partition, LOOKUP).ok().map(|(_, high)| high);
+                    begin_at.push((topic.to_owned(), partition, floor.map_or(Offset::End, Offset::Offset)));
+                }
+            }
+            let via = if is_door { Via::Door } else { Via::Live };
+            let assigned = Arc::new(Assigned::new(self.flow.clone(), stored, floor));
+            lock(&self.table).insert(topic, partition, Slot { assigned, via, paused: false });
+        }
+        let positions = known.get_or_insert_with(|| partitions.clone());
+        for (topic, partition, offset) in begin_at {
+            if let Err(error) = positions.set_partition_offset(&topic, partition, offset) {
+                tracing::warn!(topic, partition, %error, "kafka: the position to begin at was not taken");
+            }
+        }
+        known.unwrap_or_else(|| partitions.clone())
+    }
+
+    /// The committed offsets; `None` when the coordinator could not be asked.
+    fn committed(&self, member: &Member, partitions: &TopicPartitionList) -> Option<TopicPartitionList> {
+        for _ in 0..LOOKUPS {
+            match member.committed_offsets(partitions.clone(), LOOKUP) {
+                Ok(list) if list.elements().iter().all(|element| element.error().is_ok()) => {
+                    return Some(list);
+                }
+                Ok(_) => self.voice.warn("committed offsets", "not all partitions could be read"),
+                Err(error) => {
+                    self.voice.warn("committed offsets", &error.to_string());
+                    if let Some(code) = code_of(&error).filter(|code| ends_a_source(*code)) {
+                        self.fail(coded("committed offsets cannot be read", code));
+                        return None;
+                    }
+                }
+            }
+            if self.flow.is_closing() {
+                break;
+            }
+            self.flow.wait(Duration::from_millis(200));
+        }
+        None
+    }
+
+    fn give_back(&self, member: &Member, partitions: &TopicPartitionList) {
+        let leaving: Leaving = {
+            let mut table = lock(&self.table);
+            let take = |(topic, partition): (String, i32)| {
+                table.remove(&topic, partition).map(|slot| (topic, partition, slot.assigned))
+            };
+            partitions.to_topic_map().into_keys().filter_map(take).collect()
+        };
+        if let Err(error) = self.settle(member, &leaving) {
+            tracing::warn!(%error, "kafka: partitions go without their last commit: its messages come again");
+        }
+        let result = match member.rebalance_protocol() {
+            Mode::Cooperative => member.incremental_unassign(partitions),
+            _ => member.unassign(),
+        };
+        match result {
+            Ok(()) => tracing::info!("kafka: gave back {}", named(partitions)),
+            Err(error) => self.fail(fault("partitions could not be given back", &error)),
+        }
+    }
+
+    fn commit_failed(&self, error: &KafkaError, offsets: &TopicPartitionList) {
+        for element in offsets.elements() {
+            if let Some(slot) = lock(&self.table).get(element.topic(), element.partition()) {
+                slot.assigned.forget_sent();
+            }
+        }
+        match code_of(error) {
+            Some(code) if is_lost_membership(code) => {
+                tracing::debug!(%error, "kafka: a commit came too late")
+            }
+            Some(code) if ends_a_source(code) => self.fail(coded("offsets cannot be committed", code)),
+            _ => self.voice.warn("commit", &error.to_string()),
+        }
+    }
+
+    fn fail(&self, error: AdapterError) {
+        lock(&self.failure).get_or_insert(error);
+    }
+}
+
+impl ClientContext for Group {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        self.voice.line(level, facility, text);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.voice.error(&error, reason);
+    }
+}
+
+impl ConsumerContext for Group {
+    fn rebalance(&self, member: &Member, event: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
+        match Code::from(event) {
+            Code::AssignPartitions => self.assign(member, partitions),
+            Code::RevokePartitions => self.give_back(member, partitions),
+            other => self.fail(coded("the group could not be rebalanced", other)),
+        }
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
+        if let Err(error) = result {
+            return self.commit_failed(&error, offsets);
+        }
+        let table = lock(&self.table);
+        for element in offsets.elements() {
+            if let (Some(slot), Offset::Offset(offset), Ok(())) =
+                (table.get(element.topic(), element.partition()), element.offset(), element.error())
+            {
+                slot.assigned.stored(offset);
+            }
+        }
+    }
+}
+
+fn add(offsets: &mut TopicPartitionList, topic: &str, partition: i32, offset: i64) {
+    offsets
+        .add_partition_offset(topic, partition, Offset::Offset(offset))
+        .expect("offsets that the broker gave out can be represented");
+}
+
+fn named(partitions: &TopicPartitionList) -> String {
+    let mut names: Vec<_> = partitions.to_topic_map().into_keys().collect();
+    names.sort_unstable();
+    let mut text: Vec<_> =
+        names.iter().take(20).map(|(topic, partition)| format!("{topic}/{partition}")).collect();
+    if names.len() > text.len() {
+        text.push(format!("and {} more", names.len() - text.len()));
+    }
+    text.join(" ")
+}

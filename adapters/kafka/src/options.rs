@@ -1,0 +1,183 @@
+//! What a source can be told.
+
+use std::time::Duration;
+
+use backstop_core::{AdapterError, FaultKind};
+use rdkafka::ClientConfig;
+use serde::Deserialize;
+
+use crate::settings::KafkaSettings;
+
+/// Where to begin in a partition for which the group has no committed offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StartFrom {
+    /// At the oldest message.
+    #[default]
+    Earliest,
+    /// At the end. Messages that were written to a partition before the group first saw it are skipped: those of a
+    /// partition that a topic has grown by are lost.
+    Latest,
+}
+
+/// What to do when the committed offset is not in the partition any more, because retention has removed it or the
+/// topic was made anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OutOfRange {
+    /// End with an error: messages are lost, or would all be read again, and an operator should know.
+    #[default]
+    Stop,
+    /// Go on at the oldest message that is there.
+    Earliest,
+    /// Go on at the end.
+    Latest,
+}
+
+impl OutOfRange {
+    fn as_reset(self) -> &'static str {
+        match self {
+            Self::Stop => "error",
+            Self::Earliest => "earliest",
+            Self::Latest => "latest",
+        }
+    }
+}
+
+/// How the members of a group share partitions. All members of one group must use the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RebalanceProtocol {
+    /// Only partitions that move are stopped. After a crash the others take over within about 6 s.
+    #[default]
+    CooperativeSticky,
+    /// The broker's own protocol (KIP-848, Kafka 4): calmer in large groups. After a crash the others take over when
+    /// the broker's session timeout ends, 45 s by default.
+    Kip848,
+    /// Everything stops at each change. For groups that have members which know nothing else.
+    Eager,
+}
+
+/// Bounds on what is handed over and not yet settled or dropped.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Window {
+    pub(crate) messages: usize,
+    pub(crate) bytes: usize,
+}
+
+impl Window {
+    /// Whether nothing more may be handed over.
+    pub(crate) fn is_full(&self, messages: usize, bytes: usize) -> bool {
+        messages >= self.messages || bytes >= self.bytes
+    }
+
+    /// Whether a short wait has already made worthwhile room: a tenth.
+    pub(crate) fn has_room(&self, messages: usize, bytes: usize) -> bool {
+        messages <= self.messages / 10 * 9 && bytes <= self.bytes / 10 * 9 && !self.is_full(messages, bytes)
+    }
+
+    /// Whether what is paused may resume: at half.
+    pub(crate) fn is_relieved(&self, messages: usize, bytes: usize) -> bool {
+        messages <= self.messages / 2 && bytes <= self.bytes / 2
+    }
+}
+
+/// Everything that a source was told.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) settings: KafkaSettings,
+    pub(crate) group: String,
+    pub(crate) topics: Vec<String>,
+    pub(crate) start_from: StartFrom,
+    pub(crate) out_of_range: OutOfRange,
+    pub(crate) protocol: RebalanceProtocol,
+    pub(crate) id_header: Option<String>,
+    pub(crate) partition_window: Window,
+    pub(crate) total_window: Window,
+    pub(crate) commit_interval: Duration,
+    pub(crate) revoke_wait: Duration,
+    pub(crate) door: bool,
+}
+
+/// Properties on which settling rests.
+const FIXED: [(&str, &str); 3] = [
+    ("enable.auto.commit", "false"),
+    ("enable.auto.offset.store", "false"),
+    ("enable.partition.eof", "false"),
+];
+
+/// Defaults that a user may change. A growing topic is read within 5 s; the fetch queue is refilled soon after it
+/// was emptied; and it is short, because pausing a partition throws its part away.
+const DEFAULTS: [(&str, &str); 4] = [
+    ("topic.metadata.refresh.interval.ms", "5000"),
+    ("fetch.queue.backoff.ms", "20"),
+    ("queued.min.messages", "20000"),
+    ("socket.keepalive.enable", "true"),
+];
+
+impl Options {
+    /// The configuration of the group's member.
+    pub(crate) fn consumer_config(&self) -> Result<ClientConfig, AdapterError> {
+        if self.group.is_empty() || self.topics.is_empty() {
+            return Err(AdapterError::new(
+                FaultKind::Invalid,
+                "a Kafka source needs a group and at least one topic",
+            )
+            .with_hint("name both in KafkaSource::subscribe"));
+        }
+        if let Some(topic) = self.topics.iter().find(|topic| topic.is_empty() || topic.contains('\0')) {
+            return Err(AdapterError::new(
+                FaultKind::Invalid,
+                format!("{topic:?} is not the name of a topic"),
+            ));
+        }
+        let mut fixed = FIXED.to_vec();
+        fixed.push(("group.id", &self.group));
+        fixed.push(("auto.offset.reset", self.out_of_range.as_reset()));
+        let mut defaults = DEFAULTS.to_vec();
+        match self.protocol {
+            RebalanceProtocol::Kip848 => fixed.push(("group.protocol", "consumer")),
+            protocol => {
+                let strategy = match protocol {
+                    RebalanceProtocol::Eager => "range,roundrobin",
+                    _ => "cooperative-sticky",
+                };
+                fixed.extend([("group.protocol", "classic"), ("partition.assignment.strategy", strategy)]);
+                defaults.extend([("session.timeout.ms", "6000"), ("heartbeat.interval.ms", "1000")]);
+            }
+        }
+        self.settings.client_config(&defaults, &fixed)
+    }
+}
+
+/// Whether librdkafka reads this topic as a regular expression.
+pub(crate) fn is_pattern(topic: &str) -> bool {
+    topic.starts_with('^')
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::consumer::BaseConsumer;
+
+    use super::*;
+    use crate::source::KafkaSource;
+
+    #[test]
+    fn a_member_can_be_made_under_every_protocol() {
+        for protocol in
+            [RebalanceProtocol::CooperativeSticky, RebalanceProtocol::Kip848, RebalanceProtocol::Eager]
+        {
+            let source = KafkaSource::subscribe("localhost:1", "g", &["t"]).rebalance_protocol(protocol);
+            let config = source.options().consumer_config().expect("valid");
+            config.create::<BaseConsumer>().unwrap_or_else(|error| panic!("{protocol:?}: {error}"));
+        }
+    }
+
+    #[test]
+    fn a_window_of_one_is_full_and_relieved_in_turn() {
+        let window = Window { messages: 1, bytes: 100 };
+        assert!(window.is_full(1, 0) && !window.has_room(1, 0) && !window.is_relieved(1, 0));
+        assert!(!window.is_full(0, 0) && window.has_room(0, 0) && window.is_relieved(0, 0));
+        assert!(window.is_full(0, 100), "bytes count too");
+    }
+}

@@ -1,0 +1,173 @@
+//! What happens between the first `next` and the first message: topics are looked for, doors are made, the group is
+//! joined.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use backstop_core::dead_letter::kafka_door;
+use backstop_core::{AdapterError, FaultKind};
+use rdkafka::consumer::Consumer;
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode as Code;
+
+use crate::assignment::Flow;
+use crate::fault::{code_of, coded, ends_a_source, fault};
+use crate::group::{Group, Member};
+use crate::options::{Options, is_pattern};
+use crate::topics::{Presence, Steward, Wanted, check_name, presence};
+
+/// A missing topic may be on its way: it is looked for again for so long.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// One question for a topic.
+const QUESTION: Duration = Duration::from_secs(1);
+/// How long a door may take to be made and seen.
+const DOOR: Duration = Duration::from_secs(5);
+
+/// A member that has subscribed. `None` when the source was closed before it came so far.
+///
+/// # Errors
+/// What waiting cannot mend: settings, credentials, a topic that does not exist. Brokers that cannot be reached are
+/// waited for.
+pub(crate) fn start(options: &Options, flow: &Arc<Flow>) -> Result<Option<Member>, AdapterError> {
+    let doors = door_names(options)?;
+    let group = Group::new(flow.clone(), options.start_from, options.revoke_wait, doors.clone());
+    let member: Member = options
+        .consumer_config()?
+        .create_with_context(group)
+        .map_err(|error| fault("the Kafka consumer could not be made", &error))?;
+    let Some(partitions) = await_topics(&member, options, flow, PATIENCE)? else { return Ok(None) };
+    let mut topics: Vec<&str> = options.topics.iter().map(String::as_str).collect();
+    for (door, partitions) in doors.iter().zip(partitions) {
+        if open_door(&member, options, door, partitions) {
+            topics.push(door);
+        }
+    }
+    member.subscribe(&topics).map_err(|error| fault("the topics could not be subscribed to", &error))?;
+    Ok(Some(member))
+}
+
+/// The doors of all topics that have a name of their own.
+fn door_names(options: &Options) -> Result<Vec<String>, AdapterError> {
+    if !options.door {
+        return Ok(Vec::new());
+    }
+    let named = options.topics.iter().filter(|topic| !is_pattern(topic));
+    let doors: Vec<_> = named.map(|topic| kafka_door(topic, &options.group)).collect();
+    for door in &doors {
+        check_name(door).map_err(|error| {
+            AdapterError::new(
+                FaultKind::Invalid,
+                format!("group {:?} cannot be part of a door's name", options.group),
+            )
+            .with_hint("use letters, digits, dots, underscores and hyphens in its name, or turn the door off")
+            .with_source(error)
+        })?;
+    }
+    Ok(doors)
+}
+
+/// Waits until every named topic is there; their partition counts. `None` when the source is closing.
+///
+/// Brokers that do not answer are waited for without end; an answer that a topic is missing is believed when it is
+/// the same for `patience`.
+pub(crate) fn await_topics(
+    member: &Member,
+    options: &Options,
+    flow: &Flow,
+    patience: Duration,
+) -> Result<Option<Vec<i32>>, AdapterError> {
+    let mut counts = Vec::new();
+    for topic in options.topics.iter().filter(|topic| !is_pattern(topic)) {
+        let mut missing_since = None;
+        loop {
+            match presence(member.client(), topic, QUESTION) {
+                Ok(Presence::Here(count)) => {
+                    counts.push(count);
+                    break;
+                }
+                Ok(Presence::Denied) => {
+                    return Err(coded(
+                        format!("topic {topic} may not be read"),
+                        Code::TopicAuthorizationFailed,
+                    ));
+                }
+                Ok(Presence::Missing) => {
+                    let since = *missing_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= patience {
+                        return Err(coded(
+                            format!("topic {topic} does not exist"),
+                            Code::UnknownTopicOrPartition,
+                        ));
+                    }
+                }
+                Err(error) => member.context().voice.warn("waiting for the brokers", &error.to_string()),
+            }
+            if flow.is_closing() {
+                return Ok(None);
+            }
+            refusals(member)?;
+            flow.wait(Duration::from_millis(50));
+        }
+    }
+    Ok(Some(counts))
+}
+
+/// Refused credentials show up only among the events; a question for a topic just times out.
+fn refusals(member: &Member) -> Result<(), AdapterError> {
+    while let Some(event) = member.poll(Duration::ZERO) {
+        if let Err(error) = event
+            && let Some(code) = code_of(&error).filter(|code| ends_a_source(*code))
+        {
+            return Err(ended(member, &error, code));
+        }
+    }
+    Ok(())
+}
+
+/// The error that ends a source, with what librdkafka said about it.
+pub(crate) fn ended(member: &Member, error: &KafkaError, code: Code) -> AdapterError {
+    let reason = member.context().voice.last_reason();
+    let (code, reason) = match member.client().fatal_error() {
+        Some((fatal, why)) => (fatal, why),
+        None => (code, reason),
+    };
+    let plain = coded("the Kafka consumer cannot go on", code);
+    if reason.is_empty() {
+        return plain;
+    }
+    let told = AdapterError::new(plain.kind(), format!("the Kafka consumer cannot go on: {error}"))
+        .with_source(reason);
+    match plain.hint() {
+        Some(hint) => told.with_hint(hint),
+        None => told,
+    }
+}
+
+/// Makes sure that a door is there; `false` when the source has to go on without it.
+fn open_door(member: &Member, options: &Options, door: &str, partitions: i32) -> bool {
+    match presence(member.client(), door, QUESTION) {
+        Ok(Presence::Here(_)) => return true,
+        Ok(Presence::Denied) => {
+            tracing::warn!(
+                door,
+                "kafka: the door may not be read: redriven messages will not come in; grant READ on it"
+            );
+            return false;
+        }
+        Ok(Presence::Missing) | Err(_) => {}
+    }
+    let wanted = Wanted { name: door, partitions, config: Vec::new() };
+    let made = Steward::new(&options.settings)
+        .map(|steward| steward.create(&wanted).map(|()| steward.await_presence(door, DOOR)));
+    match made {
+        Ok(Ok(_)) => {}
+        Ok(Err(code)) => tracing::warn!(
+            door,
+            error = %code,
+            "kafka: the door is missing and could not be made: redriven messages come in once it exists; create it, or grant CREATE"
+        ),
+        Err(error) => tracing::warn!(door, %error, "kafka: the door could not be looked for"),
+    }
+    // Subscribed even when it is missing: a door that is made later is found within seconds.
+    true
+}
