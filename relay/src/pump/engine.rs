@@ -1,0 +1,375 @@
+//! The loop: follow the lease, submit, write back, read, and then wait for whatever comes first.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use backstop_core::AdapterError;
+use backstop_core::lease::Lease;
+use backstop_core::outbox::{OutboxRow, OutboxStore};
+use backstop_core::sink::{Confirmation, Publisher};
+use tokio::sync::watch;
+use tokio::time::{Duration, Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::flight::{Flight, Names};
+use super::intake::{Done, Intake};
+use super::outage::Outage;
+use super::pauses::{PauseId, Pauses};
+use super::settings::PumpSettings;
+use super::settling::{Settling, Written};
+use super::status::{BlockedKey, Board, LISTED, PausedDestination, PumpError, PumpReport, PumpState};
+use super::submit::Ready;
+use crate::owner::Tenure;
+
+/// How long a publisher that says it is full, with nothing under way, is left alone.
+const FULL_RETRY: Duration = Duration::from_millis(5);
+
+/// Where the work stands while the lease is ours, and without it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// No lease.
+    Standby,
+    /// Rows flow.
+    Running,
+    /// Something failed: begin again then, once everything has settled. `forget`: the database may be another one
+    /// when it comes back, with other rows under the same numbers, so confirmed rows must not be deleted any more.
+    Waiting { until: Instant, forget: bool },
+}
+
+/// Rows that were read again; they go before the buffer.
+#[derive(Default)]
+pub(super) struct Slot {
+    /// The pause whose round they are; `None` when it is over.
+    pub(super) round: Option<PauseId>,
+    /// Whether the round is a single row.
+    pub(super) alone: bool,
+    pub(super) rows: VecDeque<OutboxRow>,
+}
+
+enum Event {
+    Shutdown,
+    Lease(bool),
+    Read(Done),
+    Written(Written),
+    Confirmed,
+    Tick,
+}
+
+pub(super) struct Engine {
+    pub(super) publisher: Box<dyn Publisher>,
+    pub(super) settings: PumpSettings,
+    pub(super) board: Board,
+    tenures: watch::Receiver<Option<Tenure>>,
+    pub(super) term: Option<Lease>,
+    term_until: Instant,
+    /// A token that the database refused, although we believed in it.
+    pub(super) refused: Option<i64>,
+    pub(super) phase: Phase,
+    pub(super) now: Instant,
+    pub(super) names: Names,
+    pub(super) intake: Intake,
+    pub(super) slot: Slot,
+    pub(super) rereading: Option<PauseId>,
+    pub(super) read_again_last: bool,
+    pub(super) held_back: Option<Ready>,
+    pub(super) full_until: Option<Instant>,
+    pub(super) flight: Flight,
+    pub(super) confirmations: Vec<Confirmation>,
+    pub(super) settling: Settling,
+    pub(super) pauses: Pauses,
+    pub(super) broker: Outage,
+    pub(super) reads: Outage,
+    pub(super) writes: Outage,
+    pub(super) progress: Instant,
+    stalled: bool,
+    pub(super) stop: Option<Instant>,
+    pub(super) failure: Option<PumpError>,
+}
+
+impl Engine {
+    pub(super) fn new(
+        store: Arc<dyn OutboxStore>,
+        publisher: Box<dyn Publisher>,
+        settings: PumpSettings,
+        board: Board,
+        tenures: watch::Receiver<Option<Tenure>>,
+    ) -> Self {
+        let now = Instant::now();
+        let outage = |what| Outage::new(what, settings.retry_min, settings.retry_max);
+        Self {
+            publisher,
+            board,
+            tenures,
+            term: None,
+            term_until: now,
+            refused: None,
+            phase: Phase::Standby,
+            now,
+            names: Names::default(),
+            intake: Intake::new(store.clone()),
+            slot: Slot::default(),
+            rereading: None,
+            read_again_last: false,
+            held_back: None,
+            full_until: None,
+            flight: Flight::default(),
+            confirmations: Vec::new(),
+            settling: Settling::new(store),
+            pauses: Pauses::default(),
+            broker: outage("broker"),
+            reads: outage("reading the outbox"),
+            writes: outage("writing to the outbox"),
+            progress: now,
+            stalled: false,
+            stop: None,
+            failure: None,
+            settings,
+        }
+    }
+
+    pub(super) async fn run(&mut self, shutdown: &CancellationToken) -> Result<PumpReport, PumpError> {
+        loop {
+            self.now = Instant::now();
+            self.follow_lease();
+            if self.is_over() {
+                break;
+            }
+            self.begin_again_if_due();
+            let more = self.submit();
+            let flush = self.phase != Phase::Running || self.stop.is_some();
+            self.settling.start(self.now, self.term.as_ref(), flush, &self.settings);
+            self.end_rounds();
+            self.start_reading().await;
+            self.watch_for_stall();
+            self.show_status();
+            let event = self.next_event(more, flush, shutdown).await;
+            self.handle(event);
+        }
+        self.board.urgent();
+        self.show_status();
+        match self.failure.take() {
+            Some(error) => Err(error),
+            None => Ok(PumpReport {
+                status: self.board.status.clone(),
+                unconfirmed: self.flight.under_way(),
+                undeleted: self.settling.undeleted(),
+            }),
+        }
+    }
+
+    async fn next_event(&mut self, more: bool, flush: bool, shutdown: &CancellationToken) -> Event {
+        let wake = self.wake_at(flush);
+        let under_way = self.flight.under_way() > 0;
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled(), if self.stop.is_none() => Event::Shutdown,
+            changed = self.tenures.changed(), if self.failure.is_none() => Event::Lease(changed.is_ok()),
+            done = self.intake.done() => Event::Read(done),
+            written = self.settling.done() => Event::Written(written),
+            () = self.publisher.confirmations(&mut self.confirmations), if under_way => Event::Confirmed,
+            () = tokio::task::yield_now(), if more => Event::Tick,
+            () = sleep_until(wake) => Event::Tick,
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Tick => return,
+            Event::Shutdown => self.stop(),
+            Event::Lease(true) => {}
+            Event::Lease(false) => self.fail(PumpError::OwnerLost),
+            Event::Read(done) => self.read(done),
+            Event::Written(written) => self.written(written),
+            Event::Confirmed => self.confirmed(),
+        }
+        self.board.touch();
+    }
+
+    /// The next moment at which something is to be done without an event. What is overdue waits for an event.
+    fn wake_at(&self, flush: bool) -> Instant {
+        let running = self.phase == Phase::Running && self.stop.is_none();
+        let waiting = match self.phase {
+            Phase::Waiting { until, .. } => Some(until),
+            Phase::Standby | Phase::Running => None,
+        };
+        let moments = [
+            self.settling.due(flush, &self.settings),
+            self.intake.due(&self.settings).filter(|_| running && !self.intake.is_reading()),
+            self.pauses.due().filter(|_| running),
+            self.term.is_some().then_some(self.term_until),
+            (self.flight.under_way() > 0 && !self.stalled).then(|| self.progress + self.settings.stall_after),
+            waiting,
+            self.full_until,
+            self.board.due(),
+            self.stop,
+        ];
+        let next = moments.into_iter().flatten().filter(|moment| *moment > self.now).min();
+        next.unwrap_or_else(|| self.now + Duration::from_secs(60))
+    }
+
+    fn follow_lease(&mut self) {
+        let tenure = self.tenures.borrow_and_update();
+        let live = tenure.as_ref().filter(|tenure| {
+            self.now < tenure.until && self.refused.is_none_or(|refused| refused != tenure.lease.token)
+        });
+        let same = match (&self.term, live) {
+            (Some(term), Some(tenure)) => term.token == tenure.lease.token,
+            (None, None) => true,
+            _ => false,
+        };
+        if same {
+            self.term_until = live.map_or(self.now, |tenure| tenure.until);
+            return;
+        }
+        let next = live.cloned();
+        drop(tenure);
+        self.leave_term();
+        if let Some(tenure) = next
+            && self.stop.is_none()
+            && self.has_settled()
+        {
+            self.begin_term(tenure);
+        }
+    }
+
+    fn begin_term(&mut self, tenure: Tenure) {
+        info!(token = tenure.lease.token, "owner of the outbox, reading from the lowest pending row");
+        self.board.status.token = Some(tenure.lease.token);
+        self.term = Some(tenure.lease);
+        self.term_until = tenure.until;
+        self.pauses.clear();
+        self.begin();
+    }
+
+    /// The lease is not ours: nothing is sent, read or buried. What is confirmed may be deleted, since it is
+    /// published.
+    pub(super) fn leave_term(&mut self) {
+        if self.term.take().is_some() {
+            self.board.status.token = None;
+            self.phase = Phase::Standby;
+            self.board.urgent();
+        }
+        self.forget_rows();
+        self.settling.abandon_dead();
+    }
+
+    /// Whether nothing is under way anywhere.
+    fn has_settled(&self) -> bool {
+        self.flight.under_way() == 0 && self.settling.is_idle() && !self.intake.is_reading()
+    }
+
+    fn begin_again_if_due(&mut self) {
+        if let Phase::Waiting { until, .. } = self.phase
+            && until <= self.now
+            && self.stop.is_none()
+            && self.has_settled()
+        {
+            self.begin();
+        }
+    }
+
+    fn begin(&mut self) {
+        self.forget_rows();
+        self.pauses.reset();
+        self.intake.reset();
+        self.rereading = None;
+        self.phase = Phase::Running;
+        self.progress = self.now;
+        self.board.urgent();
+    }
+
+    /// Drops everything that was read and not submitted.
+    fn forget_rows(&mut self) {
+        self.intake.clear();
+        self.slot = Slot::default();
+        self.held_back = None;
+        self.full_until = None;
+    }
+
+    /// Something that concerns every row failed: let everything settle, wait, and begin again.
+    pub(super) fn begin_again_after(&mut self, wait: Duration, forget: bool) {
+        let later = self.now + wait;
+        self.phase = match self.phase {
+            Phase::Standby => return,
+            Phase::Running => Phase::Waiting { until: later, forget },
+            Phase::Waiting { until, forget: before } => {
+                Phase::Waiting { until: until.max(later), forget: before || forget }
+            }
+        };
+        self.forget_rows();
+        self.board.urgent();
+    }
+
+    fn stop(&mut self) {
+        info!(under_way = self.flight.under_way(), undeleted = self.settling.undeleted(), "shutting down");
+        self.stop = Some(self.now + self.settings.drain_timeout);
+        self.forget_rows();
+        self.board.urgent();
+    }
+
+    pub(super) fn fail(&mut self, error: PumpError) {
+        if self.failure.is_none() {
+            self.failure = Some(error);
+        }
+        if self.stop.is_none() {
+            self.stop();
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        let settled = self.flight.under_way() == 0 && self.settling.is_idle();
+        self.stop.is_some_and(|deadline| settled || deadline <= self.now)
+    }
+
+    pub(super) fn database_failed(&mut self, wait: Duration, error: &AdapterError) {
+        self.board.fault(error);
+        let forget = error.kind() == backstop_core::FaultKind::Unreachable;
+        if forget {
+            self.settling.abandon();
+        }
+        self.begin_again_after(wait, forget);
+    }
+
+    fn watch_for_stall(&mut self) {
+        let waits = self.flight.under_way() > 0 && self.progress + self.settings.stall_after <= self.now;
+        if waits && !self.stalled {
+            let seconds = (self.now - self.progress).as_secs();
+            warn!(under_way = self.flight.under_way(), seconds, "the broker confirms nothing");
+        }
+        self.stalled = waits;
+    }
+
+    fn show_status(&mut self) {
+        if self.board.due().is_none_or(|due| due > self.now) {
+            return;
+        }
+        let status = &mut self.board.status;
+        status.state = match self.phase {
+            _ if self.stop.is_some() => PumpState::Draining,
+            Phase::Standby => PumpState::Standby,
+            Phase::Running => PumpState::Running,
+            Phase::Waiting { .. } => PumpState::Waiting,
+        };
+        status.under_way = self.flight.under_way();
+        status.undeleted = self.settling.undeleted();
+        status.buffered = self.intake.buffered();
+        let paused = self.pauses.destinations().filter_map(|pause| {
+            let fault = pause.fault.clone()?;
+            Some(PausedDestination { destination: (*pause.destination).clone(), from: pause.from, fault })
+        });
+        status.paused = paused.take(LISTED).collect();
+        status.paused_count = self.pauses.destinations().filter(|pause| pause.fault.is_some()).count();
+        let blocked = self.pauses.keys().filter_map(|pause| {
+            let (destination, key) = ((*pause.destination).clone(), pause.key.clone());
+            Some(BlockedKey { destination, key, from: pause.from, fault: pause.fault.clone()? })
+        });
+        status.blocked = blocked.take(LISTED).collect();
+        status.blocked_count = self.pauses.keys().len();
+        self.board.show(self.now);
+    }
+
+    pub(super) fn full(&mut self) {
+        self.full_until = Some(self.now + FULL_RETRY);
+    }
+}

@@ -1,0 +1,70 @@
+//! Waiting for something that is down: when to try again, and one line in the log for each change.
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use backstop_core::AdapterError;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+/// Delays that double from `min` to `max`, with jitter, for ever.
+#[derive(Debug)]
+pub(super) struct Delays {
+    builder: ExponentialBuilder,
+    delays: ExponentialBackoff,
+    max: Duration,
+}
+
+impl Delays {
+    pub(super) fn new(min: Duration, max: Duration) -> Self {
+        let builder = ExponentialBuilder::default()
+            .with_min_delay(min)
+            .with_max_delay(max)
+            .without_max_times()
+            .with_jitter();
+        Self { builder, delays: builder.build(), max }
+    }
+
+    pub(super) fn next(&mut self) -> Duration {
+        self.delays.next().unwrap_or(self.max)
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.delays = self.builder.build();
+    }
+}
+
+/// The broker or the database, as far as it fails.
+#[derive(Debug)]
+pub(super) struct Outage {
+    what: &'static str,
+    delays: Delays,
+    down: Option<(Instant, String)>,
+}
+
+impl Outage {
+    pub(super) fn new(what: &'static str, min: Duration, max: Duration) -> Self {
+        Self { what, delays: Delays::new(min, max), down: None }
+    }
+
+    /// It failed; returns how long to wait.
+    pub(super) fn failed(&mut self, error: &AdapterError) -> Duration {
+        let text = error.to_string();
+        let wait = self.delays.next();
+        let known = self.down.as_ref().is_some_and(|(_, before)| *before == text);
+        if !known {
+            warn!(of = self.what, error = text, hint = error.hint(), "outage, waiting for it to end");
+            let since = self.down.take().map_or_else(Instant::now, |(since, _)| since);
+            self.down = Some((since, text));
+        }
+        wait
+    }
+
+    /// It works.
+    pub(super) fn works(&mut self) {
+        if let Some((since, _)) = self.down.take() {
+            self.delays.reset();
+            info!(of = self.what, seconds = since.elapsed().as_secs_f64(), "outage over");
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! What came of it: confirmations, failures by their scope, and writes to the outbox.
+
+use std::sync::Arc;
+
+use backstop_core::outbox::DeadRow;
+use backstop_core::sink::{PublishError, Scope};
+use backstop_core::{AdapterError, Destination, FaultKind, crash_point};
+use tracing::{debug, error, warn};
+
+use super::engine::{Engine, Phase};
+use super::flight::Entry;
+use super::pauses::{Alone, PauseId};
+use super::settings::OnUnsendable;
+use super::settling::Written;
+use super::status::{Fault, PumpError};
+
+impl Engine {
+    /// Takes in the confirmations that have come.
+    pub(super) fn confirmed(&mut self) {
+        self.progress = self.now;
+        self.full_until = None;
+        let mut confirmations = std::mem::take(&mut self.confirmations);
+        for confirmation in confirmations.drain(..) {
+            let Some(entry) = self.flight.land(confirmation.ticket) else {
+                debug!(ticket = confirmation.ticket, "confirmation of something that is not under way");
+                continue;
+            };
+            match confirmation.result {
+                Ok(()) => self.published(entry),
+                Err(error) => self.failed(entry, error),
+            }
+        }
+        self.confirmations = confirmations;
+    }
+
+    fn published(&mut self, entry: Entry) {
+        crash_point!("relay.published");
+        self.board.status.published += 1;
+        self.broker.works();
+        match self.phase {
+            Phase::Waiting { forget: true, .. } => self.pauses.settled(&entry),
+            _ => self.settling.confirmed(entry, self.now),
+        }
+    }
+
+    fn failed(&mut self, entry: Entry, error: PublishError) {
+        self.pauses.settled(&entry);
+        if self.phase == Phase::Standby {
+            return;
+        }
+        match error.scope() {
+            Scope::Broker => self.broker_failed(&error),
+            Scope::Destination => self.pause(&entry.destination, entry.seq, &error),
+            Scope::Message => self.refused_later(entry, error),
+        }
+    }
+
+    pub(super) fn broker_failed(&mut self, error: &PublishError) {
+        // What fails after the first is the same outage.
+        if self.phase == Phase::Running {
+            self.board.fault(error.error());
+            let wait = self.broker.failed(error.error());
+            self.begin_again_after(wait, false);
+        }
+    }
+
+    /// A destination takes nothing: its rows wait in the database.
+    pub(super) fn pause(&mut self, destination: &Arc<Destination>, seq: i64, error: &PublishError) {
+        let known = self.pauses.get(&PauseId::Destination(destination.clone())).is_some();
+        if !known && self.pauses.destinations().len() >= self.settings.pauses {
+            let error = AdapterError::new(
+                FaultKind::Other,
+                format!(
+                    "more than {} destinations are paused, the last because {error}",
+                    self.settings.pauses
+                ),
+            );
+            self.board.fault(&error);
+            let wait = self.broker.failed(&error);
+            self.begin_again_after(wait, false);
+            return;
+        }
+        let fault = Fault::from(error.error());
+        let unsettled = self.flight.entries().chain(self.settling.entries());
+        let pause = self.pauses.destination(destination, unsettled, &self.settings);
+        let news = pause.fault.as_ref().is_none_or(|before| before.what != fault.what);
+        pause.fail(seq, fault);
+        if news {
+            let hint = error.error().hint();
+            warn!(%destination, %error, hint, from = seq, "destination paused, others go on");
+            self.board.fault(error.error());
+        }
+        self.leave_round(&PauseId::Destination(destination.clone()));
+    }
+
+    /// The broker refused a message that had company: only a refusal of it alone counts.
+    fn refused_later(&mut self, entry: Entry, error: PublishError) {
+        let by_key = PauseId::Key(entry.order);
+        if let Some(pause) = self.pauses.get(&by_key) {
+            pause.fail(entry.seq, Fault::from(error.error()));
+            self.leave_round(&by_key);
+            return;
+        }
+        let id = PauseId::Destination(entry.destination.clone());
+        if let Some(pause) = self.pauses.get(&id)
+            && pause.is_settled()
+            && let Some(row) = pause.alone.take_if(|row| row.seq == entry.seq)
+        {
+            pause.judged();
+            self.unsendable(&entry.destination, row, error);
+            return;
+        }
+        let unsettled = self.flight.entries().chain(self.settling.entries());
+        let pause = self.pauses.destination(&entry.destination, unsettled, &self.settings);
+        pause.suspect(entry.seq);
+        debug!(destination = %entry.destination, seq = entry.seq, %error, "refused in company, sending apart");
+        self.leave_round(&id);
+    }
+
+    /// Rows of a failed round that were not submitted meet the pause like any others.
+    fn leave_round(&mut self, id: &PauseId) {
+        if self.slot.round.as_ref() == Some(id) {
+            self.slot.round = None;
+            self.slot.alone = false;
+        }
+        if let Some(ready) = &mut self.held_back {
+            ready.leave_round(id);
+        }
+    }
+
+    /// This row can never be sent.
+    pub(super) fn unsendable(&mut self, destination: &Arc<Destination>, row: Alone, error: PublishError) {
+        match self.settings.on_unsendable {
+            OnUnsendable::Dead => {
+                let (reason, error) = ("unsendable".to_owned(), error.to_string());
+                self.settling.dead(DeadRow { seq: row.seq, reason, error });
+            }
+            OnUnsendable::BlockKey => self.block(destination, &row, &error),
+            OnUnsendable::Stop => {
+                let hint = error.error().hint();
+                error!(seq = row.seq, %destination, %error, hint, "row cannot be sent, stopping");
+                self.fail(PumpError::Unsendable {
+                    seq: row.seq,
+                    destination: (**destination).clone(),
+                    error,
+                });
+            }
+        }
+    }
+
+    fn block(&mut self, destination: &Arc<Destination>, row: &Alone, error: &PublishError) {
+        let known = self.pauses.get(&PauseId::Key(row.order)).is_some();
+        if !known && self.pauses.keys().len() >= self.settings.pauses {
+            self.pause(destination, row.seq, error);
+            return;
+        }
+        let unsettled = self.flight.entries().chain(self.settling.entries());
+        let pause = self.pauses.key(destination, row, unsettled, &self.settings);
+        pause.fail(row.seq, Fault::from(error.error()));
+        if !known {
+            let hint = error.error().hint();
+            warn!(seq = row.seq, %destination, %error, hint, "row cannot be sent, its key waits");
+            self.board.fault(error.error());
+        }
+        self.leave_round(&PauseId::Key(row.order));
+    }
+
+    /// Takes in a write that has ended.
+    pub(super) fn written(&mut self, written: Written) {
+        match written {
+            Written::Deleted { batch, result } => {
+                let entries = self.settling.take(batch);
+                self.deleted(entries, result);
+            }
+            Written::Buried { rows, result } => {
+                self.settling.buried();
+                self.buried(rows, result);
+            }
+        }
+    }
+
+    fn deleted(&mut self, entries: Vec<Entry>, result: Result<(), AdapterError>) {
+        match result {
+            Ok(()) => {
+                crash_point!("relay.deleted");
+                self.writes.works();
+                self.board.status.deleted += entries.len() as u64;
+                entries.iter().for_each(|entry| self.pauses.settled(entry));
+            }
+            Err(error) => {
+                let wait = self.writes.failed(&error);
+                self.board.fault(&error);
+                if error.kind() == FaultKind::Unreachable {
+                    self.database_failed(wait, &error);
+                } else {
+                    self.settling.delete_again(entries, wait);
+                }
+            }
+        }
+    }
+
+    fn buried(&mut self, rows: Vec<DeadRow>, result: Result<bool, AdapterError>) {
+        match result {
+            Ok(true) => {
+                self.writes.works();
+                self.board.status.dead += rows.len() as u64;
+                self.board.urgent();
+                if let Some(first) = rows.first() {
+                    let (rows, seq, reason) = (rows.len(), first.seq, &first.reason);
+                    warn!(
+                        rows,
+                        seq,
+                        reason,
+                        error = first.error,
+                        "rows moved to the dead; the first is shown"
+                    );
+                }
+            }
+            Ok(false) => {
+                warn!("the lease is another owner's by now, nothing was moved to the dead");
+                self.refused = self.term.as_ref().map(|term| term.token);
+                self.leave_term();
+            }
+            Err(error) => {
+                let wait = self.writes.failed(&error);
+                if error.kind() == FaultKind::Unreachable {
+                    self.database_failed(wait, &error);
+                } else {
+                    self.board.fault(&error);
+                    self.settling.bury_again(rows, wait);
+                }
+            }
+        }
+    }
+}
