@@ -25,6 +25,7 @@ mod inbox;
 mod lease;
 mod ledger;
 mod ledger_row;
+mod open;
 mod outbox;
 mod outbox_row;
 mod reader;
@@ -36,6 +37,7 @@ mod transaction;
 
 pub use inbox::PgInbox;
 pub use ledger::PgLedger;
+pub use open::open;
 pub use outbox::PgOutbox;
 pub use schema::PgSchema;
 pub use store::PgOutboxStore;

@@ -1,0 +1,43 @@
+//! Opening a pool for programs that are not applications, such as the relay.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use backstop_core::{AdapterError, FaultKind};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions, Connection, PgPool};
+use tokio::time::timeout;
+
+use crate::failure::failed;
+
+/// Connections of the pool that [`open`] makes.
+const CONNECTIONS: u32 = 10;
+/// How long connecting, and waiting for a connection of the pool, may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Opens a pool of up to 10 connections to the server of a `postgres://` URL, after one connection has shown that
+/// the server takes them. The connections are named `backstop` unless the URL says otherwise.
+///
+/// Applications use a pool of their own: nothing here rests on its settings.
+///
+/// # Errors
+/// When the URL is malformed, the server cannot be reached within 10 s, or refuses. No text repeats the URL.
+pub async fn open(url: &str) -> Result<PgPool, AdapterError> {
+    // The parser's own words may repeat a part of the URL, so they are left out.
+    let options = PgConnectOptions::from_str(url).map_err(|_| {
+        AdapterError::new(FaultKind::Invalid, "the URL of the database is malformed")
+            .with_hint("write postgres://user:password@host:5432/database, with special characters percent-encoded")
+    })?;
+    let options = match options.get_application_name() {
+        Some(_) => options,
+        None => options.application_name("backstop"),
+    };
+    let place = format!("PostgreSQL at {}:{}", options.get_host(), options.get_port());
+    let connection = timeout(PATIENCE, options.connect()).await.map_err(|_| {
+        AdapterError::new(FaultKind::Unreachable, format!("{place} did not answer within {} s", PATIENCE.as_secs()))
+            .with_hint("check host, port and firewall")
+    })?;
+    let connection = connection.map_err(failed(&format!("connect to {place}")))?;
+    connection.close().await.map_err(failed(&format!("talk to {place}")))?;
+    Ok(PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(PATIENCE).connect_lazy_with(options))
+}
