@@ -25,8 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub async fn open(url: &str) -> Result<PgPool, AdapterError> {
     // The parser's own words may repeat a part of the URL, so they are left out.
     let options = PgConnectOptions::from_str(url).map_err(|_| {
-        AdapterError::new(FaultKind::Invalid, "the URL of the database is malformed")
-            .with_hint("write postgres://user:password@host:5432/database, with special characters percent-encoded")
+        AdapterError::new(FaultKind::Invalid, "the URL of the database is malformed").with_hint(
+            "write postgres://user:password@host:5432/database, with special characters percent-encoded",
+        )
     })?;
     let options = match options.get_application_name() {
         Some(_) => options,
@@ -34,8 +35,11 @@ pub async fn open(url: &str) -> Result<PgPool, AdapterError> {
     };
     let place = format!("PostgreSQL at {}:{}", options.get_host(), options.get_port());
     let connection = timeout(PATIENCE, options.connect()).await.map_err(|_| {
-        AdapterError::new(FaultKind::Unreachable, format!("{place} did not answer within {} s", PATIENCE.as_secs()))
-            .with_hint("check host, port and firewall")
+        AdapterError::new(
+            FaultKind::Unreachable,
+            format!("{place} did not answer within {} s", PATIENCE.as_secs()),
+        )
+        .with_hint("check host, port and firewall")
     })?;
     let connection = connection.map_err(failed(&format!("connect to {place}")))?;
     connection.close().await.map_err(failed(&format!("talk to {place}")))?;
