@@ -1,1 +1,34 @@
-//! Drains a transactional outbox into a broker, collects dead letters and redrives them
+//! The relay: drains a transactional outbox into a broker, collects dead letters into a searchable ledger, and
+//! redrives them.
+//!
+//! The program `backstop-relay` is this library's [`start`]. It runs as a sidecar or on its own; one of several
+//! instances owns an outbox or a ledger at a time, by a lease in the database.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`cli`], [`output`], [`exit`] | the command line, what it prints, and how it ends |
+//! | [`config`], [`secret`] | the configuration file, and how secrets stay secret |
+//! | [`database`], [`broker`] | stores, publishers, sinks and sources, as the configuration chooses them |
+//! | [`owner`], [`pump`] | the lease, and outbox rows on their way to the broker |
+//! | [`collector`], [`letters`] | dead letters from the broker into the ledger |
+//! | [`redrive`] | letters from the ledger back to their consumer |
+//! | [`supervise`], [`logging`] | tasks, signals and logs of a running relay |
+
+pub mod broker;
+pub mod cli;
+pub mod collector;
+pub mod config;
+pub mod database;
+pub mod exit;
+pub mod letters;
+pub mod logging;
+pub mod output;
+pub mod owner;
+pub mod pump;
+pub mod redrive;
+pub mod secret;
+pub mod supervise;
+
+mod commands;
+
+pub use cli::start;

@@ -1,0 +1,196 @@
+//! The broker, as the configuration chooses it.
+
+use std::collections::BTreeMap;
+
+use backstop_core::cloudevents::Binding;
+use backstop_core::sink::{PublishError, Publisher, Sink};
+use backstop_core::source::{Received, Settlement, Source, SourceInfo};
+use backstop_core::{AdapterError, Destination, Envelope};
+use backstop_kafka::{KafkaPublisher, KafkaSettings, KafkaSettlement, KafkaSink, KafkaSource, OutOfRange};
+use backstop_rabbitmq::{RabbitPublisher, RabbitSettings, RabbitSettlement, RabbitSink, RabbitSource};
+
+use crate::collector::Opener;
+use crate::config::{BrokerConfig, DeadLettersConfig, KafkaConfig, Ordering, RabbitConfig};
+
+/// The name that brokers see.
+const CLIENT: &str = "backstop-relay";
+
+/// The relay's pipeline.
+///
+/// # Errors
+/// For settings that can never work; it does not connect.
+pub fn publisher(config: &BrokerConfig) -> Result<Box<dyn Publisher>, AdapterError> {
+    Ok(match config {
+        BrokerConfig::Kafka(kafka) => Box::new(KafkaPublisher::new(kafka_settings(kafka))),
+        BrokerConfig::RabbitMq(rabbit) => {
+            let ordering = match rabbit.ordering {
+                Ordering::PerKey => backstop_rabbitmq::Ordering::Strict,
+                Ordering::None => backstop_rabbitmq::Ordering::None,
+            };
+            let publisher = RabbitPublisher::builder(rabbit_settings(rabbit)?).ordering(ordering);
+            let (channels, window) =
+                (bounded(rabbit.channels), bounded(rabbit.window.div_ceil(rabbit.channels)));
+            Box::new(publisher.channels(channels).window_per_channel(window).start()?)
+        }
+    })
+}
+
+/// What publishes one message and waits for it.
+///
+/// # Errors
+/// For settings that can never work; it does not connect.
+pub fn sink(config: &BrokerConfig) -> Result<AnySink, AdapterError> {
+    Ok(match config {
+        BrokerConfig::Kafka(kafka) => AnySink::Kafka(KafkaSink::new(kafka_settings(kafka))),
+        BrokerConfig::RabbitMq(rabbit) => AnySink::RabbitMq(RabbitSink::new(rabbit_settings(rabbit)?)),
+    })
+}
+
+/// The sources of dead letters: on Kafka one for all topics, on RabbitMQ one for each queue.
+///
+/// # Errors
+/// For settings that can never work; nothing connects.
+pub fn sources(
+    config: &BrokerConfig,
+    letters: &DeadLettersConfig,
+) -> Result<Vec<Opener<AnySource>>, AdapterError> {
+    match config {
+        BrokerConfig::Kafka(kafka) => {
+            let settings = kafka_settings(kafka);
+            let (group, topics) = (format!("backstop-ledger-{}", letters.name), letters.sources.clone());
+            Ok(vec![Box::new(move || {
+                let source = kafka_source(settings.clone(), &group, &topics);
+                Box::pin(async move { Ok(AnySource::Kafka(Box::new(source))) })
+            })])
+        }
+        BrokerConfig::RabbitMq(rabbit) => {
+            let settings = rabbit_settings(rabbit)?;
+            Ok(letters.sources.iter().map(|queue| rabbit_opener(settings.clone(), queue.clone())).collect())
+        }
+    }
+}
+
+/// Letters that retention removed are gone; the collector goes on at the oldest that is there.
+fn kafka_source(settings: KafkaSettings, group: &str, topics: &[String]) -> KafkaSource {
+    let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+    let source = KafkaSource::subscribe(settings.bootstrap_servers(), group, &topics);
+    source.settings(settings).door(false).out_of_range(OutOfRange::Earliest)
+}
+
+fn rabbit_opener(settings: RabbitSettings, queue: String) -> Opener<AnySource> {
+    Box::new(move || {
+        let source = RabbitSource::with_settings(settings.clone(), queue.clone()).door(false).declare(false);
+        Box::pin(async move { source.build().map(|source| AnySource::RabbitMq(Box::new(source))) })
+    })
+}
+
+fn kafka_settings(config: &KafkaConfig) -> KafkaSettings {
+    let properties: BTreeMap<String, String> =
+        config.properties.iter().map(|(name, value)| (name.clone(), value.expose().to_owned())).collect();
+    KafkaSettings::new(config.brokers.join(",")).client_id(CLIENT).properties(properties)
+}
+
+fn rabbit_settings(config: &RabbitConfig) -> Result<RabbitSettings, AdapterError> {
+    Ok(RabbitSettings::parse(config.url.expose())?.connection_name(CLIENT))
+}
+
+fn bounded(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+/// A sink of either broker.
+#[derive(Debug)]
+pub enum AnySink {
+    /// Kafka's.
+    Kafka(KafkaSink),
+    /// RabbitMQ's.
+    RabbitMq(RabbitSink),
+}
+
+impl Sink for AnySink {
+    fn binding(&self) -> Binding {
+        match self {
+            Self::Kafka(sink) => sink.binding(),
+            Self::RabbitMq(sink) => sink.binding(),
+        }
+    }
+
+    async fn publish(&self, destination: &Destination, envelope: Envelope) -> Result<(), PublishError> {
+        match self {
+            Self::Kafka(sink) => sink.publish(destination, envelope).await,
+            Self::RabbitMq(sink) => sink.publish(destination, envelope).await,
+        }
+    }
+}
+
+/// A source of either broker.
+#[derive(Debug)]
+pub enum AnySource {
+    /// Kafka's.
+    Kafka(Box<KafkaSource>),
+    /// RabbitMQ's.
+    RabbitMq(Box<RabbitSource>),
+}
+
+/// A settlement of either broker.
+#[derive(Debug)]
+pub enum AnySettlement {
+    /// Kafka's.
+    Kafka(KafkaSettlement),
+    /// RabbitMQ's.
+    RabbitMq(RabbitSettlement),
+}
+
+impl Settlement for AnySettlement {
+    fn begin(&mut self) -> bool {
+        match self {
+            Self::Kafka(settlement) => settlement.begin(),
+            Self::RabbitMq(settlement) => settlement.begin(),
+        }
+    }
+
+    fn settle(self) {
+        match self {
+            Self::Kafka(settlement) => settlement.settle(),
+            Self::RabbitMq(settlement) => settlement.settle(),
+        }
+    }
+}
+
+impl Source for AnySource {
+    type Settlement = AnySettlement;
+
+    fn describe(&self) -> SourceInfo {
+        match self {
+            Self::Kafka(source) => source.describe(),
+            Self::RabbitMq(source) => source.describe(),
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<Vec<Received<AnySettlement>>>, AdapterError> {
+        Ok(match self {
+            Self::Kafka(source) => source.next().await?.map(|batch| wrapped(batch, AnySettlement::Kafka)),
+            Self::RabbitMq(source) => {
+                source.next().await?.map(|batch| wrapped(batch, AnySettlement::RabbitMq))
+            }
+        })
+    }
+
+    async fn close(self) -> Result<(), AdapterError> {
+        match self {
+            Self::Kafka(source) => source.close().await,
+            Self::RabbitMq(source) => source.close().await,
+        }
+    }
+}
+
+fn wrapped<S>(batch: Vec<Received<S>>, wrap: impl Fn(S) -> AnySettlement) -> Vec<Received<AnySettlement>> {
+    let one = |received: Received<S>| Received {
+        message: received.message,
+        identity: received.identity,
+        origin: received.origin,
+        via: received.via,
+        settlement: wrap(received.settlement),
+    };
+    batch.into_iter().map(one).collect()
+}

@@ -1,0 +1,285 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use backstop_core::ledger::{LetterFilter, LetterStatus};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::commands;
+use crate::exit::{Exit, Failure};
+use crate::logging::LogFormat;
+use crate::output::Format;
+use crate::secret::Scrubber;
+
+/// Drains a transactional outbox into a broker, collects dead letters and redrives them.
+#[derive(Debug, Parser)]
+#[command(name = "backstop-relay", version, arg_required_else_help = true, after_help = Exit::help())]
+pub struct Cli {
+    /// What all commands have in common.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// The configuration file.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "BACKSTOP_CONFIG",
+        hide_env_values = true,
+        default_value = "backstop-relay.toml"
+    )]
+    pub config: PathBuf,
+    /// The form of the output.
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "human")]
+    pub output: Format,
+    /// The form of the log on standard error.
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "human")]
+    pub log_format: LogFormat,
+    /// What to log: a level, or a filter such as `info,backstop_relay=debug`. Unless set, `run` logs `info`, and other
+    /// commands log nothing.
+    #[arg(long, global = true, value_name = "FILTER", env = "BACKSTOP_LOG", hide_env_values = true)]
+    pub log: Option<String>,
+}
+
+/// A command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Drain the outbox and, where enabled, collect dead letters, until a signal.
+    Run,
+    /// Create, upgrade or take back the tables.
+    Migrate(Migrate),
+    /// Look at the configuration, databases and broker, and say what to mend.
+    Check,
+    /// The configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Dead letters in the ledger.
+    #[command(subcommand)]
+    DeadLetters(DeadLettersCommand),
+    /// The outbox.
+    #[command(subcommand)]
+    Outbox(OutboxCommand),
+}
+
+/// `migrate`
+#[derive(Debug, Args)]
+pub struct Migrate {
+    /// What to do; `up` unless told.
+    #[command(subcommand)]
+    pub direction: Option<MigrateCommand>,
+    /// Print the statements and change nothing.
+    #[arg(long, global = true)]
+    pub dry_run: bool,
+}
+
+/// A direction of `migrate`.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum MigrateCommand {
+    /// Apply every step that is missing.
+    Up,
+    /// Take steps back, newest first.
+    Down {
+        /// The version to go back to; 0 takes everything back, with its data.
+        #[arg(long, value_name = "VERSION")]
+        to: i64,
+    },
+    /// List the steps and whether they are applied.
+    Status,
+}
+
+/// `config …`
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum ConfigCommand {
+    /// Print the configuration with every default, and without secrets.
+    Print,
+}
+
+/// `outbox …`
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum OutboxCommand {
+    /// How many rows wait, and for how long.
+    Status,
+    /// Rows that can never be sent.
+    #[command(subcommand)]
+    Dead(OutboxDeadCommand),
+}
+
+/// `outbox dead …`
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum OutboxDeadCommand {
+    /// List them, oldest first.
+    List {
+        /// At most so many.
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        limit: u32,
+    },
+}
+
+/// `dead-letters …`
+#[derive(Debug, Subcommand)]
+pub enum DeadLettersCommand {
+    /// List letters, oldest first.
+    List {
+        /// Which ones.
+        #[command(flatten)]
+        filter: Filter,
+        /// At most so many.
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        limit: u32,
+        /// Begin after the letter with this id.
+        #[arg(long, value_name = "ID")]
+        after: Option<String>,
+    },
+    /// Show one letter and its history.
+    Show {
+        /// The letter's id.
+        id: String,
+        /// Show headers, key and body, which may hold personal data.
+        #[arg(long)]
+        reveal: bool,
+    },
+    /// Send letters to their consumer again, through its door.
+    Redrive(Redrive),
+}
+
+/// `dead-letters redrive`
+#[derive(Debug, Args)]
+pub struct Redrive {
+    /// Which ones.
+    #[command(flatten)]
+    pub filter: Filter,
+    /// At most so many, oldest first.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub limit: Option<u32>,
+    /// Print the plan and send nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not ask.
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// Which letters are meant. Every option narrows the choice.
+#[derive(Debug, Clone, Args)]
+pub struct Filter {
+    /// The letter with this id; may be repeated.
+    #[arg(long, value_name = "ID")]
+    pub id: Vec<String>,
+    /// Letters of this consumer.
+    #[arg(long)]
+    pub consumer: Option<String>,
+    /// Letters from this topic or queue.
+    #[arg(long)]
+    pub place: Option<String>,
+    /// Letters with this fingerprint: the same failure.
+    #[arg(long)]
+    pub fingerprint: Option<String>,
+    /// Letters with this status.
+    #[arg(long, default_value = "open")]
+    pub status: Status,
+}
+
+/// A status on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Status {
+    /// Waiting for somebody.
+    Open,
+    /// Sent to the door; the outcome is not known yet.
+    Redriving,
+    /// Handled after all.
+    Resolved,
+    /// Given up, with a reason.
+    Discarded,
+    /// Failed again after a redrive: a newer letter stands for it.
+    Superseded,
+    /// Every status.
+    All,
+}
+
+impl Status {
+    /// The ledger's status; `None` for all.
+    pub fn in_ledger(self) -> Option<LetterStatus> {
+        match self {
+            Self::Open => Some(LetterStatus::Open),
+            Self::Redriving => Some(LetterStatus::Redriving),
+            Self::Resolved => Some(LetterStatus::Resolved),
+            Self::Discarded => Some(LetterStatus::Discarded),
+            Self::Superseded => Some(LetterStatus::Superseded),
+            Self::All => None,
+        }
+    }
+}
+
+impl Filter {
+    /// The filter as the ledger takes it.
+    pub fn in_ledger(&self) -> LetterFilter {
+        LetterFilter {
+            ids: self.id.clone(),
+            consumer: self.consumer.clone(),
+            place: self.place.clone(),
+            fingerprint: self.fingerprint.clone(),
+            status: self.status.in_ledger(),
+        }
+    }
+}
+
+/// Runs the program with these arguments, of which the first is its name, and says how it ended.
+///
+/// Every failure is an `error:` line and, where a remedy is known, a `hint:` line on standard error.
+pub fn start(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let exit = match commands::run(cli) {
+        Ok(exit) => exit,
+        Err((failure, scrubber)) => report(&failure, &scrubber),
+    };
+    ExitCode::from(exit.code())
+}
+
+fn usage(error: &clap::Error) -> ExitCode {
+    // A closed standard output is no failure.
+    let _ = error.print();
+    ExitCode::from(if error.use_stderr() { Exit::Usage } else { Exit::Ok }.code())
+}
+
+fn report(failure: &Failure, scrubber: &Scrubber) -> Exit {
+    let mut err = std::io::stderr().lock();
+    for line in failure.lines(scrubber) {
+        // Nobody can be told that standard error is closed.
+        let _ = writeln!(err, "{line}");
+    }
+    failure.exit()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn migrate_means_up_and_takes_dry_run_before_and_after() {
+        for args in [&["migrate", "--dry-run"][..], &["migrate", "up", "--dry-run"]] {
+            let cli = Cli::try_parse_from([&["backstop-relay"], args].concat()).expect("sound");
+            let Command::Migrate(migrate) = cli.command else { panic!("migrate expected") };
+            assert!(migrate.dry_run);
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! The commands, one module each.
+
+mod check;
+mod config;
+mod dead_letters;
+mod migrate;
+mod outbox;
+mod redrive;
+mod run;
+
+use std::time::Duration;
+
+use backstop_core::AdapterError;
+
+use crate::cli::{Cli, Command, DeadLettersCommand, Global};
+use crate::config::{BrokerConfig, Config, DatabaseConfig};
+use crate::database::Database;
+use crate::exit::{Exit, Failure};
+use crate::output::Format;
+use crate::secret::Scrubber;
+
+/// How long what is still running in the background may take after a command has ended.
+const LEFTOVERS: Duration = Duration::from_millis(500);
+
+/// What `run` logs unless told. lapin would log the bodies of returned messages as warnings.
+const LOG: &str = "info,lapin=error";
+
+/// What a command is given.
+pub(crate) struct Context {
+    pub(crate) config: Config,
+    pub(crate) global: Global,
+    pub(crate) scrubber: Scrubber,
+}
+
+impl Context {
+    fn load(global: Global) -> Result<Self, Failure> {
+        let config = Config::load(&global.config, &|name| std::env::var(name).ok())?;
+        let scrubber = config.scrubber();
+        Ok(Self { config, global, scrubber })
+    }
+
+    pub(crate) fn is_json(&self) -> bool {
+        self.global.output == Format::Json
+    }
+
+    /// The broker of the configuration.
+    pub(crate) fn broker(&self) -> Result<&BrokerConfig, Failure> {
+        self.config.broker.as_ref().ok_or_else(|| {
+            Failure::new(
+                Exit::Configuration,
+                format!("{}: [broker] is missing", self.global.config.display()),
+                "add [broker] with kind = \"kafka\" or \"rabbitmq\"",
+            )
+        })
+    }
+
+    /// The database that holds the outbox.
+    pub(crate) async fn database(&self) -> Result<Database, Failure> {
+        open(&self.config.database).await
+    }
+
+    /// The database that holds the ledger.
+    pub(crate) async fn ledger(&self) -> Result<Database, Failure> {
+        open(self.config.ledger()).await
+    }
+}
+
+async fn open(config: &DatabaseConfig) -> Result<Database, Failure> {
+    Database::open(config).await.map_err(|error| Failure::database(&error))
+}
+
+/// A failure of the database, for `map_err`.
+pub(crate) fn database(error: AdapterError) -> Failure {
+    Failure::database(&error)
+}
+
+/// Runs the command; a failure comes with what is needed to show it without secrets.
+pub(crate) fn run(cli: Cli) -> Result<Exit, (Failure, Scrubber)> {
+    let context = Context::load(cli.global).map_err(|failure| (failure, Scrubber::default()))?;
+    dispatch(&context, cli.command).map_err(|failure| (failure, context.scrubber))
+}
+
+fn dispatch(context: &Context, command: Command) -> Result<Exit, Failure> {
+    let usual = if matches!(command, Command::Run) { LOG } else { "off" };
+    let filter = context.global.log.as_deref().unwrap_or(usual);
+    crate::logging::init(context.global.log_format, filter, context.scrubber.clone())?;
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| {
+        let what = format!("cannot start threads: {error}");
+        Failure::new(Exit::Failed, what, "check the limits of this process")
+    })?;
+    let result = runtime.block_on(async {
+        match command {
+            Command::Run => run::run(context).await,
+            Command::Migrate(migrate) => migrate::run(context, migrate).await,
+            Command::Check => check::run(context).await,
+            Command::Config(command) => config::run(context, command),
+            Command::Outbox(command) => outbox::run(context, command).await,
+            Command::DeadLetters(DeadLettersCommand::Redrive(redrive)) => {
+                redrive::run(context, redrive).await
+            }
+            Command::DeadLetters(command) => dead_letters::run(context, command).await,
+        }
+    });
+    runtime.shutdown_timeout(LEFTOVERS);
+    result
+}

@@ -1,0 +1,192 @@
+//! `check`
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use backstop_core::Destination;
+use backstop_core::outbox::OutboxStore;
+use backstop_core::schema::{Finding, Severity};
+use serde_json::{Value, json};
+
+use crate::broker;
+use crate::commands::Context;
+use crate::commands::outbox::in_words;
+use crate::config::{BrokerConfig, Config, DatabaseConfig};
+use crate::database::Database;
+use crate::exit::{Exit, Failure, with_causes};
+use crate::output::{self, or_dash};
+
+/// Pending rows whose destinations are looked at.
+const SAMPLE_ROWS: usize = 1_000;
+const SAMPLE_BYTES: usize = 8 << 20;
+/// The age of the oldest pending row above which something is amiss.
+const OLD: Duration = Duration::from_secs(60);
+/// How long a broker may take to answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
+    let config = &context.config;
+    let mut findings = Vec::new();
+    let outbox = database(&mut findings, "database", &config.database).await;
+    let separate = config.dead_letters.ledger.as_ref();
+    let ledger = match separate {
+        Some(ledger) => database(&mut findings, "ledger database", ledger).await,
+        None => outbox.clone(),
+    };
+    let mut destinations = Vec::new();
+    if let Some(database) = outbox.filter(|_| config.outbox.enabled) {
+        destinations = look_at_outbox(&mut findings, &*database.outbox).await;
+        lease(&mut findings, &database, &config.outbox.name, config.outbox.lease_ttl).await;
+    }
+    if let Some(database) = ledger.filter(|_| config.dead_letters.enabled) {
+        lease(&mut findings, &database, &config.dead_letters.name, config.dead_letters.lease_ttl).await;
+        destinations.extend(named_sources(config));
+    }
+    match &config.broker {
+        Some(broker) => look_at_broker(&mut findings, broker, &destinations).await,
+        None => {
+            findings.push(Finding::error("broker", "not configured", "add [broker] to the configuration"))
+        }
+    }
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    print(context, &findings)?;
+    let failed = findings.iter().any(|finding| finding.severity == Severity::Error);
+    Ok(if failed { Exit::Failed } else { Exit::Ok })
+}
+
+/// Connects and looks at the tables; `None` when the rest of this database need not be asked.
+async fn database(findings: &mut Vec<Finding>, subject: &str, config: &DatabaseConfig) -> Option<Database> {
+    let database = match Database::open(config).await {
+        Ok(database) => database,
+        Err(error) => {
+            findings.push(failed(subject, &error));
+            return None;
+        }
+    };
+    match database.schema.check().await {
+        Ok(found) => {
+            let usable = found.iter().all(|finding| finding.severity != Severity::Error);
+            findings.extend(found);
+            usable.then_some(database)
+        }
+        Err(error) => {
+            findings.push(failed(subject, &error));
+            None
+        }
+    }
+}
+
+/// What waits in the outbox and what can never be sent; the destinations of what waits.
+async fn look_at_outbox(findings: &mut Vec<Finding>, outbox: &dyn OutboxStore) -> Vec<Destination> {
+    match outbox.status().await {
+        Err(error) => findings.push(failed("outbox", &error)),
+        Ok(status) => {
+            let oldest = status.oldest.unwrap_or_default();
+            let detail = match status.pending {
+                0 => "no rows wait".to_owned(),
+                rows => format!("{rows} rows wait, the oldest for {}", in_words(oldest)),
+            };
+            findings.push(if oldest > OLD {
+                Finding::warning("outbox", detail, "look at the log of `backstop-relay run`, or start it")
+            } else {
+                Finding::fine("outbox", detail)
+            });
+            if status.dead > 0 {
+                let detail = format!("{} rows can never be sent", status.dead);
+                findings.push(Finding::warning("dead rows", detail, "see `backstop-relay outbox dead list`"));
+            }
+        }
+    }
+    match outbox.reader().read(SAMPLE_ROWS, SAMPLE_BYTES).await {
+        Ok(claimed) => {
+            let names: BTreeSet<Destination> = claimed.rows.into_iter().map(|row| row.destination).collect();
+            names.into_iter().collect()
+        }
+        Err(error) => {
+            findings.push(failed("outbox", &error));
+            Vec::new()
+        }
+    }
+}
+
+/// Whether a relay holds the lease: asking for it, and giving it back at once, is the only way to know.
+async fn lease(findings: &mut Vec<Finding>, database: &Database, name: &str, ttl: Duration) {
+    let subject = format!("lease {name}");
+    let owner = format!("check-{}", uuid::Uuid::new_v4().simple());
+    match database.outbox.acquire(name, &owner, ttl.min(Duration::from_secs(5))).await {
+        Ok(None) => findings.push(Finding::fine(subject, "a relay holds it")),
+        Ok(Some(lease)) => {
+            if let Err(error) = database.outbox.release(&lease).await {
+                findings.push(failed(&subject, &error));
+            }
+            findings.push(Finding::warning(subject, "no relay holds it", "start `backstop-relay run`"));
+        }
+        Err(error) => findings.push(failed(&subject, &error)),
+    }
+}
+
+/// Sources that are names, not patterns.
+fn named_sources(config: &Config) -> impl Iterator<Item = Destination> {
+    config.dead_letters.sources.iter().filter(|source| !source.starts_with('^')).map(Destination::new)
+}
+
+async fn look_at_broker(findings: &mut Vec<Finding>, config: &BrokerConfig, destinations: &[Destination]) {
+    let publisher = match broker::publisher(config) {
+        Ok(publisher) => publisher,
+        Err(error) => return findings.push(failed("broker", &error)),
+    };
+    let Ok(faults) = tokio::time::timeout(PATIENCE, publisher.probe(destinations)).await else {
+        let detail = format!("no answer within {} s", PATIENCE.as_secs());
+        return findings.push(Finding::error("broker", detail, "check address, port and firewall"));
+    };
+    if faults.is_empty() {
+        let detail = match destinations.len() {
+            0 => "answers".to_owned(),
+            count => format!("answers; {count} destinations are there"),
+        };
+        return findings.push(Finding::fine("broker", detail));
+    }
+    findings.extend(faults.iter().map(|fault| failed("broker", fault.error())));
+}
+
+fn failed(subject: &str, error: &backstop_core::AdapterError) -> Finding {
+    let remedy = error.hint().map(str::to_owned);
+    Finding { severity: Severity::Error, subject: subject.to_owned(), detail: with_causes(error), remedy }
+}
+
+fn print(context: &Context, findings: &[Finding]) -> Result<(), Failure> {
+    let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
+    let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+    let scrub = |text: &str| context.scrubber.scrub(text);
+    if context.is_json() {
+        let document = |finding: &Finding| {
+            json!({
+                "severity": word(finding.severity),
+                "subject": finding.subject,
+                "detail": scrub(&finding.detail),
+                "remedy": finding.remedy,
+            })
+        };
+        let findings: Vec<Value> = findings.iter().map(document).collect();
+        return Ok(output::json(&json!({ "findings": findings, "errors": errors, "warnings": warnings }))?);
+    }
+    let row = |finding: &Finding| {
+        vec![
+            word(finding.severity).to_owned(),
+            finding.subject.clone(),
+            scrub(&finding.detail),
+            or_dash(finding.remedy.as_deref()),
+        ]
+    };
+    output::table(&["", "WHAT", "FOUND", "REMEDY"], findings.iter().map(row))?;
+    output::line(format!("\n{errors} errors, {warnings} warnings"))?;
+    Ok(())
+}
+
+fn word(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Fine => "ok",
+        Severity::Warning => "warning",
+        Severity::Error => "error",
+    }
+}

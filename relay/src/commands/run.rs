@@ -1,0 +1,149 @@
+//! `run`
+
+use std::future::Future;
+use std::time::Duration;
+
+use backstop_core::sink::Publisher;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::broker;
+use crate::collector::Collector;
+use crate::commands::{Context, database};
+use crate::config::{Config, OnUnsendable, OutboxConfig};
+use crate::database::Database;
+use crate::exit::{Exit, Failure};
+use crate::owner::OwnerSettings;
+use crate::pump::{self, Pump, PumpSettings};
+use crate::supervise::{Supervisor, until_signalled};
+
+/// First wait for a server that cannot be reached at the start; it doubles, with jitter.
+const RETRY_MIN: Duration = Duration::from_millis(500);
+/// Longest wait for a server that cannot be reached at the start.
+const RETRY_MAX: Duration = Duration::from_secs(10);
+
+pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
+    let config = &context.config;
+    context.broker()?;
+    if !config.outbox.enabled && !config.dead_letters.enabled {
+        return Err(Failure::new(
+            Exit::Configuration,
+            format!("{}: there is nothing to run", context.global.config.display()),
+            "set enabled = true in [outbox] or in [dead_letters]",
+        ));
+    }
+    let stop = CancellationToken::new();
+    until_signalled(stop.clone(), Box::pin(work(context, stop))).await?;
+    Ok(Exit::Ok)
+}
+
+/// Waits for the servers, then drains and collects until `stop`.
+async fn work(context: &Context, stop: CancellationToken) -> Result<(), Failure> {
+    let mut supervisor = Supervisor::default();
+    if context.config.outbox.enabled {
+        let Some(pump) = patiently(&stop, "outbox", || pump(context)).await? else { return Ok(()) };
+        let token = stop.clone();
+        supervisor.spawn("the outbox pump", async move {
+            let report = pump.run(token).await.map_err(|error| pump_failure(&error))?;
+            info!(?report, "outbox pump stopped");
+            Ok(())
+        });
+    }
+    if context.config.dead_letters.enabled {
+        let Some(collector) = patiently(&stop, "ledger", || collector(context)).await? else { return Ok(()) };
+        let token = stop.clone();
+        supervisor.spawn("the collector of dead letters", async move {
+            collector.run(token).await;
+            Ok(())
+        });
+    }
+    supervisor.wait(stop).await
+}
+
+/// Tries until it works. What waiting cannot mend ends it; `None` when `stop` came first.
+async fn patiently<T, F: Future<Output = Result<T, Failure>>>(
+    stop: &CancellationToken,
+    what: &str,
+    open: impl Fn() -> F,
+) -> Result<Option<T>, Failure> {
+    let mut pause = RETRY_MIN;
+    loop {
+        let opened = tokio::select! {
+            () = stop.cancelled() => return Ok(None),
+            opened = open() => opened,
+        };
+        match opened {
+            Ok(opened) => return Ok(Some(opened)),
+            Err(failure) if failure.is_unreachable() => {
+                let hint = failure.complaints().first().and_then(|complaint| complaint.hint.as_deref());
+                warn!(what, cause = %failure, hint, "not reachable yet; trying again");
+            }
+            Err(failure) => return Err(failure),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(None),
+            () = tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)) => {}
+        }
+        pause = (pause * 2).min(RETRY_MAX);
+    }
+}
+
+async fn pump(context: &Context) -> Result<Pump, Failure> {
+    let store = context.database().await?.outbox;
+    store.status().await.map_err(database)?;
+    let publisher = reachable(context).await?;
+    Ok(Pump::new(store, publisher, pump_settings(&context.config.outbox)))
+}
+
+async fn collector(context: &Context) -> Result<Collector<broker::AnySource>, Failure> {
+    let Database { ledger, .. } = context.ledger().await?;
+    ledger.count(&backstop_core::ledger::LetterFilter::default()).await.map_err(database)?;
+    reachable(context).await?;
+    let Config { dead_letters, .. } = &context.config;
+    let sources =
+        broker::sources(context.broker()?, dead_letters).map_err(|error| Failure::broker(&error))?;
+    let owner = OwnerSettings {
+        lease: dead_letters.name.clone(),
+        ttl: dead_letters.lease_ttl,
+        ..OwnerSettings::default()
+    };
+    Ok(Collector::new(ledger, sources, owner))
+}
+
+/// A publisher whose broker answers.
+async fn reachable(context: &Context) -> Result<Box<dyn Publisher>, Failure> {
+    let publisher = broker::publisher(context.broker()?).map_err(|error| Failure::broker(&error))?;
+    let faults = publisher.probe(&[]).await;
+    match faults.first() {
+        Some(fault) => Err(Failure::publish(fault)),
+        None => Ok(publisher),
+    }
+}
+
+fn pump_settings(config: &OutboxConfig) -> PumpSettings {
+    let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+    PumpSettings {
+        owner: OwnerSettings {
+            lease: config.name.clone(),
+            ttl: config.lease_ttl,
+            ..OwnerSettings::default()
+        },
+        on_unsendable: match config.on_unsendable {
+            OnUnsendable::Dead => pump::OnUnsendable::Dead,
+            OnUnsendable::BlockKey => pump::OnUnsendable::BlockKey,
+            OnUnsendable::Stop => pump::OnUnsendable::Stop,
+        },
+        read_rows: size(config.batch_rows),
+        read_bytes: size(config.batch_bytes),
+        idle_poll: config.idle_poll,
+        ..PumpSettings::default()
+    }
+}
+
+fn pump_failure(error: &pump::PumpError) -> Failure {
+    Failure::new(
+        Exit::Failed,
+        crate::exit::with_causes(error),
+        "mend the cause and start the relay again; see `backstop-relay check`",
+    )
+}

@@ -1,0 +1,258 @@
+//! The relay's configuration: one TOML file.
+//!
+//! ```toml
+//! [database]
+//! url = "postgres://orders:${ORDERS_DB_PASSWORD}@db.internal/orders"
+//!
+//! [broker]
+//! kind = "kafka"
+//! brokers = ["kafka-1:9092", "kafka-2:9092"]
+//!
+//! [dead_letters]
+//! enabled = true
+//! sources = ["orders.stock.dlq"]
+//! ```
+//!
+//! Unknown keys are refused, and every fault is reported at once with its line. Secrets come from environment
+//! variables (`${NAME}` inside a text; `$$` is a dollar sign) or from files (`url_file` in place of `url`, and in the
+//! broker's properties `"sasl.password_file"` in place of `"sasl.password"`); they are never shown.
+
+mod document;
+mod interpolate;
+mod sections;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+pub use document::Fault;
+pub(crate) use sections::url_is_local;
+
+use crate::exit::{Complaint, Exit, Failure};
+use crate::secret::{Scrubber, Secret, SecretUrl, is_secret_name};
+
+/// The largest configuration file that is read, in bytes.
+const MAX_FILE: u64 = 1024 * 1024;
+/// Faults that are reported at once.
+const MAX_FAULTS: usize = 100;
+
+/// The whole configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Config {
+    /// `[database]`: where the outbox is.
+    pub database: DatabaseConfig,
+    /// `[broker]`: where messages go, and where dead letters are. Not needed for `migrate` and `outbox`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub broker: Option<BrokerConfig>,
+    /// `[outbox]`
+    pub outbox: OutboxConfig,
+    /// `[dead_letters]`
+    pub dead_letters: DeadLettersConfig,
+}
+
+/// A database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DatabaseConfig {
+    /// `url` or `url_file`: `postgres://…` or `sqlite:…`.
+    ///
+    /// A PostgreSQL server on another host is asked for TLS with a verified certificate (`sslmode=verify-full`)
+    /// unless the URL names another `sslmode`.
+    pub url: SecretUrl,
+    /// `schema`: PostgreSQL's schema of the tables. Defaults to the connection's search path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schema: Option<String>,
+    /// `prefix`: what the names of the tables begin with, before an underscore. Defaults to `backstop`.
+    pub prefix: String,
+}
+
+/// A broker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum BrokerConfig {
+    /// `kind = "kafka"`
+    Kafka(KafkaConfig),
+    /// `kind = "rabbitmq"`
+    RabbitMq(RabbitConfig),
+}
+
+/// Apache Kafka.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct KafkaConfig {
+    /// `brokers`: `host:port` of a few of them.
+    pub brokers: Vec<String>,
+    /// `properties`: librdkafka's, such as `"security.protocol"`. A name that ends in `_file` names a file that
+    /// holds the value.
+    #[serde(serialize_with = "masked")]
+    pub properties: BTreeMap<String, Secret>,
+    /// `allow_plaintext`: whether a password may cross the network without TLS. Defaults to `false`; a broker on
+    /// this host is no matter.
+    pub allow_plaintext: bool,
+}
+
+/// RabbitMQ.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RabbitConfig {
+    /// `url` or `url_file`: `amqp://…` or `amqps://…`.
+    pub url: SecretUrl,
+    /// `ordering`: whether messages of one key wait for each other. Defaults to `"per-key"`.
+    pub ordering: Ordering,
+    /// `channels`: AMQP channels that publish side by side. Defaults to 4.
+    pub channels: u64,
+    /// `window`: messages under way at once, on all channels together. Defaults to 1024.
+    pub window: u64,
+    /// `allow_plaintext`: whether a password may cross the network without TLS. Defaults to `false`; a broker on
+    /// this host is no matter.
+    pub allow_plaintext: bool,
+}
+
+/// Order of publishing on RabbitMQ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ordering {
+    /// One message of a key is under way at a time.
+    PerKey,
+    /// Nothing waits: faster, and after a failure a later message of a key may come first.
+    None,
+}
+
+/// The outbox and how it is drained.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct OutboxConfig {
+    /// `enabled`: whether `run` drains the outbox. Defaults to `true`.
+    pub enabled: bool,
+    /// `name`: of the lease, so that one of several relays owns the outbox. Defaults to `outbox`.
+    pub name: String,
+    /// `lease_ttl`: after which time another relay takes over from one that died. Defaults to 10 s.
+    #[serde(serialize_with = "duration")]
+    pub lease_ttl: Duration,
+    /// `batch_rows`: rows in one read. Defaults to 2,000.
+    pub batch_rows: u64,
+    /// `batch_bytes`: bytes in one read. Defaults to 8 MiB.
+    pub batch_bytes: u64,
+    /// `idle_poll`: the longest pause between two reads of an empty outbox. Defaults to 40 ms.
+    #[serde(serialize_with = "duration")]
+    pub idle_poll: Duration,
+    /// `on_unsendable`: what to do with a row that can never be sent. Defaults to `"dead"`.
+    pub on_unsendable: OnUnsendable,
+}
+
+/// What to do with a row that can never be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnUnsendable {
+    /// Moved to the dead table, with its reason; later rows of its key go on.
+    Dead,
+    /// Stays, and the later rows of its key wait behind it.
+    BlockKey,
+    /// The relay stops.
+    Stop,
+}
+
+/// The collector of dead letters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DeadLettersConfig {
+    /// `enabled`: whether `run` collects dead letters. Defaults to `false`.
+    pub enabled: bool,
+    /// `name`: of the ledger's lease and of the Kafka group that reads the letters. Defaults to `dead-letters`.
+    pub name: String,
+    /// `sources`: topics or queues with dead letters; on Kafka also patterns, which begin with `^`.
+    pub sources: Vec<String>,
+    /// `lease_ttl`: after which time another relay takes over from one that died. Defaults to 10 s.
+    #[serde(serialize_with = "duration")]
+    pub lease_ttl: Duration,
+    /// `[dead_letters.ledger]`: a database of its own for the ledger. Defaults to `[database]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ledger: Option<DatabaseConfig>,
+}
+
+impl Config {
+    /// Reads the file; `env` looks an environment variable up.
+    ///
+    /// # Errors
+    /// With one complaint for each fault of the file.
+    pub fn load(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, Failure> {
+        let text = read(path)?;
+        Self::parse(&text, env).map_err(|faults| {
+            let complaint = |fault: Fault| Complaint {
+                what: format!("{}:{}: {}", path.display(), fault.line, fault.what),
+                hint: Some(fault.hint),
+            };
+            let more = faults.len().saturating_sub(MAX_FAULTS);
+            let shown = faults.into_iter().take(MAX_FAULTS).map(complaint).collect();
+            let mut failure = Failure::of(Exit::Configuration, shown);
+            if more > 0 {
+                failure.add(format!("{}: {more} more errors", path.display()), "mend these first");
+            }
+            failure
+        })
+    }
+
+    /// Reads the text of a configuration file.
+    ///
+    /// # Errors
+    /// Every fault there is, by line.
+    pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, Vec<Fault>> {
+        let reader = document::Reader::new(text, env);
+        let table = reader.parse();
+        let config = sections::config(&table, &reader);
+        match (config, reader.faults()) {
+            (Some(config), faults) if faults.is_empty() => Ok(config),
+            (_, faults) => Err(faults),
+        }
+    }
+
+    /// The database that holds the ledger.
+    pub fn ledger(&self) -> &DatabaseConfig {
+        self.dead_letters.ledger.as_ref().unwrap_or(&self.database)
+    }
+
+    /// Knows every secret of this configuration.
+    pub fn scrubber(&self) -> Scrubber {
+        let mut scrubber = Scrubber::default();
+        scrubber.learn_url(&self.database.url);
+        if let Some(ledger) = &self.dead_letters.ledger {
+            scrubber.learn_url(&ledger.url);
+        }
+        match &self.broker {
+            Some(BrokerConfig::Kafka(kafka)) => {
+                let secrets = kafka.properties.iter().filter(|(name, _)| is_secret_name(name));
+                secrets.for_each(|(_, value)| scrubber.learn(value.expose()));
+            }
+            Some(BrokerConfig::RabbitMq(rabbit)) => scrubber.learn_url(&rabbit.url),
+            None => {}
+        }
+        scrubber
+    }
+}
+
+fn read(path: &Path) -> Result<String, Failure> {
+    let shown = path.display();
+    let failure = |what: String, hint: &str| Failure::new(Exit::Configuration, what, hint);
+    let unreadable = |error: std::io::Error| {
+        let what = format!("cannot read the configuration file {shown}: {error}");
+        failure(what, "name the file with --config or BACKSTOP_CONFIG")
+    };
+    if std::fs::metadata(path).map_err(unreadable)?.len() > MAX_FILE {
+        let what = format!("the configuration file {shown} is larger than 1 MiB");
+        return Err(failure(what, "name the right file with --config"));
+    }
+    std::fs::read_to_string(path).map_err(unreadable)
+}
+
+fn duration<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&humantime::format_duration(*value))
+}
+
+fn masked<S: Serializer>(properties: &BTreeMap<String, Secret>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(properties.iter().map(|(name, value)| {
+        let shown = if is_secret_name(name) { crate::secret::MASK } else { value.expose() };
+        (name, shown)
+    }))
+}
+
+#[cfg(test)]
+#[path = "config/tests.rs"]
+mod tests;

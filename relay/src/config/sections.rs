@@ -1,0 +1,255 @@
+//! The sections of the configuration file, key by key, with their defaults and bounds.
+
+use std::time::Duration;
+
+use backstop_core::identifier::Identifier;
+use toml::de::DeTable;
+use url::{Host, Url};
+
+use super::document::{Located, Reader, Section};
+use super::{
+    BrokerConfig, Config, DatabaseConfig, DeadLettersConfig, KafkaConfig, OnUnsendable, Ordering,
+    OutboxConfig, RabbitConfig,
+};
+use crate::secret::{Secret, SecretUrl};
+
+/// Longest prefix, so that the names of indexes stay within PostgreSQL's 63 bytes.
+const MAX_PREFIX: usize = 32;
+const DATABASE_URL: &str = "write postgres://user:password@host:5432/database or sqlite:/path/to/file.db; percent-encode @ : / ? # in a password";
+const BROKER_URL: &str =
+    "write amqp://user:password@host:5672/vhost or amqps://…; percent-encode @ : / ? # in a password";
+
+/// The configuration, as far as it could be read; faults are with the reader.
+pub(super) fn config(table: &DeTable<'_>, reader: &Reader<'_>) -> Option<Config> {
+    let mut top = Section::top(table, reader);
+    let section = top.section("database");
+    if !section.is_there() && !top.has("database") {
+        top.fault(1, "[database] is missing", "add [database] with url = \"postgres://…\" or \"sqlite:…\"");
+    }
+    let database = database(section);
+    let broker = top.section("broker");
+    let broker = if broker.is_there() { self::broker(broker).map(Some) } else { Some(None) };
+    let outbox = outbox(top.section("outbox"));
+    let rabbit = matches!(broker, Some(Some(BrokerConfig::RabbitMq(_))));
+    let dead_letters = dead_letters(top.section("dead_letters"), rabbit);
+    top.finish();
+    Some(Config { database: database?, broker: broker?, outbox, dead_letters: dead_letters? })
+}
+
+fn database(mut section: Section<'_>) -> Option<DatabaseConfig> {
+    let url = section.secret("url", "url_file");
+    if !section.has("url") && !section.has("url_file") {
+        section.missing("url", DATABASE_URL);
+    }
+    let url = url.and_then(|url| database_url(&section, &url));
+    let schema = section.text("schema").and_then(|name| identifier(&section, "schema", name));
+    let prefix = section.text("prefix").and_then(|name| prefix(&section, name));
+    section.finish();
+    Some(DatabaseConfig { url: url?, schema, prefix: prefix.unwrap_or_else(|| "backstop".to_owned()) })
+}
+
+fn database_url(section: &Section<'_>, url: &Located) -> Option<SecretUrl> {
+    let (scheme, rest) = url.text.split_once(':').unwrap_or(("", ""));
+    let sound = match scheme {
+        "sqlite" => !rest.trim_start_matches('/').is_empty(),
+        "postgres" | "postgresql" => Url::parse(&url.text).is_ok_and(|url| {
+            url.has_host() || url.query_pairs().any(|(name, _)| name == "host" || name == "hostaddr")
+        }),
+        _ => false,
+    };
+    if !sound {
+        section.fault(url.line, format!("{} is no usable database URL", section.path("url")), DATABASE_URL);
+    }
+    sound.then(|| SecretUrl::new(&url.text))
+}
+
+fn identifier(section: &Section<'_>, key: &str, name: Located) -> Option<String> {
+    match Identifier::new(&name.text) {
+        Ok(_) => Some(name.text),
+        Err(error) => {
+            let hint = error.hint().unwrap_or_default().to_owned();
+            section.fault(name.line, format!("{}: {error}", section.path(key)), hint);
+            None
+        }
+    }
+}
+
+fn prefix(section: &Section<'_>, name: Located) -> Option<String> {
+    let line = name.line;
+    let prefix = identifier(section, "prefix", name)?;
+    if prefix.len() > MAX_PREFIX || prefix.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        let hint = format!("use at most {MAX_PREFIX} lowercase letters, digits and underscores");
+        section.fault(line, format!("[database] prefix: {prefix:?} is no usable prefix"), hint);
+        return None;
+    }
+    Some(prefix)
+}
+
+fn broker(mut section: Section<'_>) -> Option<BrokerConfig> {
+    #[derive(Clone, Copy)]
+    enum Kind {
+        Kafka,
+        RabbitMq,
+    }
+    if !section.has("kind") {
+        section.missing("kind", "use kind = \"kafka\" or \"rabbitmq\"");
+    }
+    match section.choice("kind", &[("kafka", Kind::Kafka), ("rabbitmq", Kind::RabbitMq)])? {
+        Kind::Kafka => kafka(section).map(BrokerConfig::Kafka),
+        Kind::RabbitMq => rabbitmq(section).map(BrokerConfig::RabbitMq),
+    }
+}
+
+fn kafka(mut section: Section<'_>) -> Option<KafkaConfig> {
+    const HINT: &str = "use brokers = [\"host:9092\"]";
+    let brokers = section.texts("brokers");
+    if !section.has("brokers") {
+        section.missing("brokers", HINT);
+    }
+    let line = brokers.first().map_or(section.line(), |broker| broker.line);
+    let hosts: Vec<String> =
+        brokers.iter().flat_map(|list| list.text.split(',')).map(str::to_owned).collect();
+    let sound = |host: &String| {
+        !host.is_empty()
+            && !host.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/' || c == '@')
+    };
+    if section.has("brokers") && (hosts.is_empty() || !hosts.iter().all(sound)) {
+        section.fault(line, "[broker] brokers must name hosts and ports", HINT);
+    }
+    let allow_plaintext = section.switch("allow_plaintext", false);
+    let properties = section.properties("properties");
+    let is = |name: &str, value: &str| {
+        properties.iter().any(|(other, text)| other == name && text.text.eq_ignore_ascii_case(value))
+    };
+    let plain = is("security.protocol", "sasl_plaintext")
+        && (is("sasl.mechanism", "plain") || is("sasl.mechanisms", "plain"));
+    if plain && !allow_plaintext && !hosts.iter().all(|host| is_local(host_of(host))) {
+        section.fault(
+            line,
+            "[broker] would send its password over the network without TLS",
+            "use \"security.protocol\" = \"SASL_SSL\", or set allow_plaintext = true",
+        );
+    }
+    section.finish();
+    let properties = properties.into_iter().map(|(name, value)| (name, Secret::new(value.text))).collect();
+    Some(KafkaConfig { brokers: hosts, properties, allow_plaintext })
+}
+
+fn host_of(address: &str) -> &str {
+    address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']'])
+}
+
+fn rabbitmq(mut section: Section<'_>) -> Option<RabbitConfig> {
+    let url = section.secret("url", "url_file");
+    if !section.has("url") && !section.has("url_file") {
+        section.missing("url", BROKER_URL);
+    }
+    let allow_plaintext = section.switch("allow_plaintext", false);
+    let url = url.and_then(|url| rabbitmq_url(&section, &url, allow_plaintext));
+    let ordering = section.choice("ordering", &[("per-key", Ordering::PerKey), ("none", Ordering::None)]);
+    let channels = section.number("channels", 4, 1..65);
+    let window = section.number("window", 1024, 1..65_536);
+    section.finish();
+    let ordering = ordering.unwrap_or(Ordering::PerKey);
+    Some(RabbitConfig { url: url?, ordering, channels, window, allow_plaintext })
+}
+
+fn rabbitmq_url(section: &Section<'_>, located: &Located, allow_plaintext: bool) -> Option<SecretUrl> {
+    let url = Url::parse(&located.text).ok();
+    let Some(url) = url.filter(|url| matches!(url.scheme(), "amqp" | "amqps") && url.has_host()) else {
+        section.fault(located.line, "[broker] url is no usable AMQP URL", BROKER_URL);
+        return None;
+    };
+    if url.scheme() == "amqp" && !allow_plaintext && !url_is_local(&url) {
+        section.fault(
+            located.line,
+            "[broker] would send its password over the network without TLS",
+            "use an amqps:// URL, or set allow_plaintext = true",
+        );
+    }
+    Some(SecretUrl::new(&located.text))
+}
+
+fn outbox(mut section: Section<'_>) -> OutboxConfig {
+    let choices =
+        [("dead", OnUnsendable::Dead), ("block-key", OnUnsendable::BlockKey), ("stop", OnUnsendable::Stop)];
+    let outbox = OutboxConfig {
+        enabled: section.switch("enabled", true),
+        name: lease_name(&mut section, "outbox"),
+        lease_ttl: lease_ttl(&mut section),
+        batch_rows: section.number("batch_rows", 2_000, 1..10_001),
+        batch_bytes: section.number("batch_bytes", 8 << 20, 1024..(1 << 30) + 1),
+        idle_poll: section.duration("idle_poll", millis(40), millis(1)..millis(60_000)),
+        on_unsendable: section.choice("on_unsendable", &choices).unwrap_or(OnUnsendable::Dead),
+    };
+    section.finish();
+    outbox
+}
+
+fn dead_letters(mut section: Section<'_>, rabbit: bool) -> Option<DeadLettersConfig> {
+    let enabled = section.switch("enabled", false);
+    let name = lease_name(&mut section, "dead-letters");
+    let lease_ttl = lease_ttl(&mut section);
+    let sources = section.texts("sources");
+    if enabled && sources.is_empty() && !section.has("sources") {
+        section.missing("sources", "use sources = [\"orders.stock.dlq\"], or enabled = false");
+    }
+    for source in &sources {
+        source_name(&section, source, rabbit);
+    }
+    let ledger = section.section("ledger");
+    let ledger = if ledger.is_there() { database(ledger).map(Some) } else { Some(None) };
+    section.finish();
+    let sources = sources.into_iter().map(|source| source.text).collect();
+    Some(DeadLettersConfig { enabled, name, sources, lease_ttl, ledger: ledger? })
+}
+
+fn source_name(section: &Section<'_>, source: &Located, rabbit: bool) {
+    let path = section.path("sources");
+    let fault = |what: &str, hint: &str| {
+        section.fault(source.line, format!("{path}: {} {what}", source.shown()), hint);
+    };
+    if source.text.is_empty() || source.text.len() > 255 || source.text.contains(char::is_control) {
+        fault("is no name of a topic or queue", "name a topic or queue, such as \"orders.stock.dlq\"");
+    } else if rabbit && source.text.starts_with('^') {
+        fault("is a pattern, and RabbitMQ cannot list queues over AMQP", "name each queue");
+    } else if source.text.starts_with("__") || source.text.starts_with("amq.") {
+        fault("belongs to the broker itself", "name a topic or queue with dead letters");
+    }
+}
+
+fn lease_name(section: &mut Section<'_>, default: &str) -> String {
+    let Some(name) = section.text("name") else { return default.to_owned() };
+    let sound = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    if name.text.is_empty() || name.text.len() > 64 || !name.text.bytes().all(sound) {
+        let what = format!("{}: {} is no usable name", section.path("name"), name.shown());
+        section.fault(name.line, what, "use letters, digits, '-', '_' and '.', at most 64 in all");
+    }
+    name.text
+}
+
+fn lease_ttl(section: &mut Section<'_>) -> Duration {
+    section.duration("lease_ttl", millis(10_000), millis(1_000)..millis(600_000))
+}
+
+const fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// Whether the URL's host is this machine.
+pub(crate) fn url_is_local(url: &Url) -> bool {
+    match url.host() {
+        None => true,
+        Some(Host::Domain(name)) => is_local(name),
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+    }
+}
+
+fn is_local(host: &str) -> bool {
+    let address = host.parse::<std::net::IpAddr>();
+    host.eq_ignore_ascii_case("localhost")
+        || host.starts_with('/')
+        || host.to_ascii_lowercase().starts_with("%2f")
+        || address.is_ok_and(|address| address.is_loopback())
+}

@@ -1,0 +1,100 @@
+//! The databases, as the configuration chooses them.
+
+use std::sync::Arc;
+
+use backstop_core::AdapterError;
+use backstop_core::ledger::Ledger;
+use backstop_core::outbox::OutboxStore;
+use backstop_core::schema::Schema;
+use backstop_postgres::{PgLedger, PgOutboxStore, PgSchema, PgTables};
+use backstop_sqlite::{SqliteLedger, SqliteOutboxStore, SqliteSchema, SqliteTables};
+use url::Url;
+
+use crate::config::{DatabaseConfig, url_is_local};
+
+/// What the relay needs of one database.
+#[derive(Clone)]
+pub struct Database {
+    /// The outbox.
+    pub outbox: Arc<dyn OutboxStore>,
+    /// The ledger of dead letters.
+    pub ledger: Arc<dyn Ledger>,
+    /// The tables.
+    pub schema: Arc<dyn Schema>,
+}
+
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Database").finish_non_exhaustive()
+    }
+}
+
+impl Database {
+    /// Connects to the database.
+    ///
+    /// # Errors
+    /// When it cannot be reached, refuses, or the configuration can never work.
+    pub async fn open(config: &DatabaseConfig) -> Result<Self, AdapterError> {
+        if config.url.expose().starts_with("sqlite:") { sqlite(config).await } else { postgres(config).await }
+    }
+}
+
+async fn postgres(config: &DatabaseConfig) -> Result<Database, AdapterError> {
+    let tables = match &config.schema {
+        Some(schema) => PgTables::in_schema(schema)?,
+        None => PgTables::default(),
+    };
+    let tables = tables.with_prefix(&config.prefix)?;
+    let pool = backstop_postgres::open(&with_tls(config.url.expose())).await?;
+    Ok(Database {
+        outbox: Arc::new(PgOutboxStore::new(pool.clone(), tables.clone())),
+        ledger: Arc::new(PgLedger::new(pool.clone(), tables.clone())),
+        schema: Arc::new(PgSchema::new(pool, tables)),
+    })
+}
+
+async fn sqlite(config: &DatabaseConfig) -> Result<Database, AdapterError> {
+    let tables = SqliteTables::default().with_prefix(&config.prefix)?;
+    let pool = backstop_sqlite::open(config.url.expose()).await?;
+    Ok(Database {
+        outbox: Arc::new(SqliteOutboxStore::new(pool.clone(), tables.clone())),
+        ledger: Arc::new(SqliteLedger::new(pool.clone(), tables.clone())),
+        schema: Arc::new(SqliteSchema::new(pool, tables)),
+    })
+}
+
+/// The URL with `sslmode=verify-full` when it names another host and no `sslmode`.
+fn with_tls(url: &str) -> String {
+    let Ok(mut parsed) = Url::parse(url) else { return url.to_owned() };
+    let names = |wanted: &str| parsed.query_pairs().find(|(name, _)| name == wanted);
+    let local = match names("host").or_else(|| names("hostaddr")) {
+        Some((_, host)) => host.starts_with('/') || host == "localhost" || host.starts_with("127."),
+        None => url_is_local(&parsed),
+    };
+    if !local && names("sslmode").or_else(|| names("ssl-mode")).is_none() {
+        parsed.query_pairs_mut().append_pair("sslmode", "verify-full");
+        return parsed.into();
+    }
+    url.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_host_is_asked_for_verified_tls_unless_the_url_says_otherwise() {
+        let verified = |url: &str| with_tls(url) == format!("{url}?sslmode=verify-full");
+        assert!(verified("postgres://u:p%40@db.internal/d"));
+        assert!(verified("postgres://u:p@10.0.0.7:5432/d"));
+        for url in [
+            "postgres://u:p@localhost/d",
+            "postgres://u:p@127.0.0.1/d",
+            "postgres://u:p@[::1]/d",
+            "postgres:///d?host=/var/run/postgresql",
+            "postgres://u:p@db/d?sslmode=disable",
+        ] {
+            assert_eq!(with_tls(url), url);
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! A message that was found on a dead-letter topic or queue, as a letter of the ledger.
+//!
+//! A letter that Backstop wrote carries its identity, its story and, by the name of the place where it was found, its
+//! door. A stranger's letter (RabbitMQ's own dead-lettering, Kafka Connect, Spring) is kept just the same, but has no
+//! door. Its identity is derived, so that reading it twice does not make two of it:
+//!
+//! - Kafka: from topic, partition and offset;
+//! - RabbitMQ, which has no coordinates: from the queue and the content. Two letters of strangers that are equal in
+//!   headers, key and body therefore count as one.
+
+use backstop_core::dead_letter::{self, original_origin};
+use backstop_core::ledger::Letter;
+use backstop_core::names::{self, kip1191};
+use backstop_core::report::{cut, escaped};
+use backstop_core::{Envelope, Headers, Message, MessageKey, Origin};
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+/// Namespace of the ids of strangers' letters; a constant of Backstop's own.
+const NAMESPACE: Uuid = Uuid::from_u128(0x2f0f_5a0a_93f7_4b0e_8f0a_61d0_5d0c_77e4);
+
+/// Longest name in a column, in bytes.
+const MAX_NAME: usize = 512;
+/// Longest text in a column, in bytes.
+const MAX_TEXT: usize = 2 * 1024;
+/// Most attempts that a letter may claim.
+const MAX_ATTEMPTS: i64 = 1_000_000_000;
+
+/// Headers in which others say where a letter was before, in order of preference.
+const PLACES: [&str; 5] = [
+    kip1191::TOPIC,
+    "kafka_dlt-original-topic",
+    "kafka_original-topic",
+    "__connect.errors.topic",
+    "x-first-death-queue",
+];
+
+/// Headers in which others say what the error was.
+const ERRORS: [&str; 5] = [
+    kip1191::MESSAGE,
+    "kafka_dlt-exception-message",
+    "kafka_exception-message",
+    "__connect.errors.exception.message",
+    "x-first-death-reason",
+];
+
+/// Headers in which others say of which type the error was.
+const ERROR_TYPES: [&str; 3] =
+    ["kafka_dlt-exception-fqcn", "kafka_exception-fqcn", "__connect.errors.exception.class.name"];
+
+/// The letter that `message`, found at `origin`, is.
+///
+/// Headers are a stranger's word: texts are escaped and cut, numbers clamped, times that cannot be read left out.
+pub fn letter(message: Message, origin: &Origin) -> Letter {
+    let envelope = Envelope { key: message.key, headers: message.headers, body: message.body };
+    let found_in = name(origin.place());
+    let headers = &envelope.headers;
+    let ours = headers.get_str(names::DEAD_LETTER_ID).and_then(|id| Uuid::try_parse(id).ok());
+    let id = ours.unwrap_or_else(|| derived_id(&envelope, origin));
+    let mut letter = Letter::new(id.to_string(), found_in, Envelope::default());
+    if ours.is_some() {
+        tell(&mut letter, headers);
+        letter.door = dead_letter::door_of_letters(origin.place());
+    } else {
+        guess(&mut letter, headers);
+    }
+    letter.envelope = envelope;
+    letter
+}
+
+/// What Backstop's own headers say.
+fn tell(letter: &mut Letter, headers: &Headers) {
+    let short = |header| headers.get_str(header).map(name).filter(|text| !text.is_empty());
+    let message_key = headers.get_str(names::MESSAGE_KEY).and_then(MessageKey::parse);
+    letter.message_key = message_key.map(|key| key.as_str().to_owned());
+    letter.consumer = short(names::CONSUMER);
+    letter.place = original_origin(headers).map(|origin| name(origin.place()));
+    letter.reason = short(names::REASON);
+    letter.class = short(names::ERROR_CLASS);
+    letter.error_type = short(names::ERROR_TYPE);
+    letter.error = headers.get_str(names::ERROR_MESSAGE).map(text);
+    letter.fingerprint = short(names::FINGERPRINT);
+    letter.attempts = headers.get_str(names::ATTEMPTS).and_then(|text| text.parse::<i64>().ok());
+    letter.attempts = letter.attempts.map(|attempts| attempts.clamp(0, MAX_ATTEMPTS));
+    letter.generation = i64::from(dead_letter::generation(headers));
+    letter.first_failed_at = time(headers, names::FIRST_FAILED_AT);
+    letter.dead_at = time(headers, names::DEAD_AT);
+}
+
+/// What the headers of others say.
+fn guess(letter: &mut Letter, headers: &Headers) {
+    let first = |candidates: &[&str]| {
+        candidates.iter().find_map(|header| headers.get_str(header)).filter(|text| !text.is_empty())
+    };
+    letter.place = first(&PLACES).map(name);
+    letter.error = first(&ERRORS).map(text);
+    letter.error_type = first(&ERROR_TYPES).map(name);
+    letter.consumer = first(&[kip1191::GROUP, "kafka_dlt-original-consumer-group"]).map(name);
+}
+
+fn name(value: &str) -> String {
+    cut(&escaped(value), MAX_NAME)
+}
+
+fn text(value: &str) -> String {
+    cut(&escaped(value), MAX_TEXT)
+}
+
+fn time(headers: &Headers, header: &str) -> Option<DateTime<Utc>> {
+    let time = DateTime::parse_from_rfc3339(headers.get_str(header)?).ok()?.with_timezone(&Utc);
+    // Every database has times from 1970 to 9999.
+    (0..=253_402_300_799).contains(&time.timestamp()).then_some(time)
+}
+
+fn derived_id(envelope: &Envelope, origin: &Origin) -> Uuid {
+    let mut name = Vec::new();
+    match origin {
+        Origin::Kafka { topic, partition, offset, .. } => {
+            part(&mut name, Some(b"kafka"));
+            part(&mut name, Some(topic.as_bytes()));
+            name.extend(partition.to_be_bytes());
+            name.extend(offset.to_be_bytes());
+        }
+        other => {
+            part(&mut name, Some(other.place().as_bytes()));
+            part(&mut name, envelope.key.as_deref());
+            part(&mut name, envelope.body.as_deref());
+            for (header, value) in envelope.headers.iter() {
+                part(&mut name, Some(header.as_bytes()));
+                part(&mut name, value.map(AsRef::as_ref));
+            }
+        }
+    }
+    Uuid::new_v5(&NAMESPACE, &name)
+}
+
+/// Appends a part with its length, so that no two lists of parts share their bytes.
+fn part(name: &mut Vec<u8>, part: Option<&[u8]>) {
+    match part {
+        Some(bytes) => {
+            name.push(1);
+            name.extend((bytes.len() as u64).to_be_bytes());
+            name.extend(bytes);
+        }
+        None => name.push(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kafka(offset: i64) -> Origin {
+        Origin::Kafka { topic: "orders.stock.dlq".into(), partition: 1, offset, timestamp: None }
+    }
+
+    fn rabbit(queue: &str) -> Origin {
+        Origin::RabbitMq {
+            exchange: String::new(),
+            routing_key: queue.into(),
+            queue: queue.into(),
+            redelivered: false,
+        }
+    }
+
+    fn message(headers: &[(&str, &[u8])]) -> Message {
+        let mut message = Message::new("order.placed").key("k").body("text/plain", "hello");
+        for (name, value) in headers {
+            message.headers.append(*name, value.to_vec());
+        }
+        message
+    }
+
+    const ID: &[u8] = b"6d1b25c8-52f1-4f0e-9c4b-7f6a3f0c8b11";
+
+    #[test]
+    fn our_own_letter_tells_its_story_and_has_a_door() {
+        let letter = letter(
+            message(&[
+                ("backstop-dead-letter-id", ID),
+                ("backstop-message-key", b"/orders|7"),
+                ("backstop-consumer", b"stock"),
+                ("backstop-original-topic", b"orders"),
+                ("backstop-original-partition", b"3"),
+                ("backstop-original-offset", b"17"),
+                ("backstop-attempts", b"6"),
+                ("backstop-redrive-generation", b"2"),
+                ("backstop-dead-at", b"2026-01-02T03:04:05.678Z"),
+            ]),
+            &kafka(4),
+        );
+        assert_eq!(letter.id.as_bytes(), ID);
+        assert_eq!(letter.door.as_deref(), Some("orders.stock.redrive"));
+        assert_eq!((letter.place.as_deref(), letter.consumer.as_deref()), (Some("orders"), Some("stock")));
+        assert_eq!((letter.attempts, letter.generation), (Some(6), 2));
+        assert!(letter.dead_at.is_some());
+        assert_eq!(letter.envelope.body.as_deref(), Some(&b"hello"[..]));
+    }
+
+    #[test]
+    fn a_strangers_letter_has_no_door_and_one_identity_per_coordinates() {
+        let of = |offset| letter(message(&[("kafka_dlt-original-topic", b"orders")]), &kafka(offset));
+        assert_eq!(of(4).id, of(4).id);
+        assert_ne!(of(4).id, of(5).id);
+        assert_eq!((of(4).door, of(4).place.as_deref()), (None, Some("orders")));
+        let stranger = message(&[("backstop-dead-letter-id", b"not a uuid"), ("backstop-reason", b"forged")]);
+        let stranger = letter(stranger, &kafka(4));
+        assert_eq!((stranger.id, stranger.door, stranger.reason), (of(4).id, None, None));
+    }
+
+    #[test]
+    fn on_rabbitmq_a_strangers_identity_is_its_queue_and_content() {
+        let of = |queue, headers: &[(&str, &[u8])]| letter(message(headers), &rabbit(queue)).id;
+        assert_eq!(of("a.dlq", &[("x", b"1")]), of("a.dlq", &[("x", b"1")]));
+        let different =
+            [of("a.dlq", &[]), of("b.dlq", &[]), of("a.dlq", &[("x", b"1")]), of("a.dlq", &[("x1", b"")])];
+        assert_eq!(different.iter().collect::<std::collections::HashSet<_>>().len(), 4);
+    }
+
+    #[test]
+    fn forged_and_odd_values_are_bounded() {
+        let long = vec![b'x'; 100_000];
+        let letter = letter(
+            message(&[
+                ("backstop-dead-letter-id", ID),
+                ("backstop-consumer", b"a\0b\x1b[31m\n"),
+                ("backstop-error-message", &long),
+                ("backstop-error-type", &long),
+                ("backstop-attempts", b"-9223372036854775808"),
+                ("backstop-redrive-generation", b"4294967295"),
+                ("backstop-dead-at", b"+262142-12-31T23:59:59Z"),
+                ("backstop-message-key", &long),
+                ("backstop-reason", &[0xff]),
+            ]),
+            &kafka(4),
+        );
+        assert_eq!(letter.consumer.as_deref(), Some("a\\u{0}b\\u{1b}[31m\\n"));
+        assert!(letter.error.is_some_and(|text| text.len() <= MAX_TEXT));
+        assert!(letter.error_type.is_some_and(|text| text.len() <= MAX_NAME));
+        assert_eq!((letter.attempts, letter.generation), (Some(0), 1_000_000));
+        assert_eq!((letter.dead_at, letter.message_key, letter.reason), (None, None, None));
+    }
+}
