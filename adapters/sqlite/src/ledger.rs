@@ -1,5 +1,6 @@
 //! The ledger of dead letters.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use backstop_core::lease::{Lease, Leases};
@@ -22,16 +23,20 @@ const CONDITIONS: &str = "(?1 IS NULL OR l.id IN (SELECT value FROM json_each(?1
     AND (?2 IS NULL OR l.consumer = ?2) AND (?3 IS NULL OR l.place = ?3) \
     AND (?4 IS NULL OR l.fingerprint = ?4) AND (?5 IS NULL OR l.status = ?5)";
 
-/// Dead letters in one file.
-#[derive(Debug)]
+/// Dead letters in one file, with their history.
+///
+/// When a message that was redriven fails again, its new letter is open and the older one becomes
+/// [`Superseded`](LetterStatus::Superseded), with the event `failed-again` that names the new one: as many letters are
+/// open as messages are dead.
+#[derive(Debug, Clone)]
 pub struct SqliteLedger {
-    database: Database,
+    database: Arc<Database>,
 }
 
 impl SqliteLedger {
     /// The ledger in these tables.
     pub fn new(pool: SqlitePool, tables: SqliteTables) -> Self {
-        Self { database: Database::new(pool, tables) }
+        Self { database: Arc::new(Database::new(pool, tables)) }
     }
 
     async fn write_letters(&self, letters: &[Letter]) -> Result<u64, AdapterError> {
@@ -53,7 +58,7 @@ impl SqliteLedger {
     /// Closes older letters of the same message that were redriven: this one says how that ended.
     async fn supersede(&self, connection: &mut SqliteConnection, newer: &Letter) -> Result<(), AdapterError> {
         let sql = format!(
-            "UPDATE {} SET status = ? WHERE consumer = ? AND message_key = ? AND status = ? AND generation <= ? \
+            "UPDATE {} SET status = ? WHERE consumer IS ? AND message_key = ? AND status = ? AND generation <= ? \
              AND id <> ? RETURNING n",
             self.database.tables.letter()
         );

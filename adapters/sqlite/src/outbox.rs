@@ -1,5 +1,7 @@
 //! The outbox as an application writes to it.
 
+use std::sync::Arc;
+
 use backstop_core::identity::MAX_ID_BYTES;
 use backstop_core::outbox::headers_to_json;
 use backstop_core::{AdapterError, FaultKind, Outgoing, context, trace};
@@ -53,47 +55,97 @@ impl SqliteTransaction for SqliteTx {
 /// ```
 #[derive(Debug, Clone)]
 pub struct SqliteOutbox {
-    tables: SqliteTables,
-    insert: std::sync::Arc<str>,
+    insert: Arc<str>,
 }
 
 impl Default for SqliteOutbox {
-    /// Writes to `backstop_outbox`.
+    /// The table `backstop_outbox`.
     fn default() -> Self {
-        Self::new(SqliteTables::default())
+        Self::with_tables(&SqliteTables::default())
     }
 }
 
 impl SqliteOutbox {
-    /// Writes to the outbox of these tables.
-    pub fn new(tables: SqliteTables) -> Self {
+    /// The outbox among those tables.
+    pub fn with_tables(tables: &SqliteTables) -> Self {
         let insert = format!(
             "INSERT INTO {} (id, source, destination, routing_key, key, kind, subject, event_time, content_type, \
              headers, payload) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             tables.outbox()
         );
-        Self { tables, insert: insert.into() }
+        Self { insert: insert.into() }
     }
 
-    /// The names of the tables.
-    pub fn tables(&self) -> &SqliteTables {
-        &self.tables
-    }
-
-    /// Enqueues a message: it is published if and only if the transaction commits.
+    /// Writes one message. It is published if and only if the transaction commits.
     ///
-    /// The context of the current span, and inside a handler the cause, are written into its headers unless it
-    /// carries them.
+    /// The current span's trace context, and inside a handler the message that is its cause, are written into its
+    /// headers.
     ///
     /// # Errors
-    /// [`FaultKind::Invalid`] when the message cannot be stored: no destination or id, an id or source over 255
-    /// bytes, a NUL in a text, a key or a header that is not UTF-8. Otherwise when the database refuses; the
-    /// transaction can go on.
+    /// [`FaultKind::Invalid`] when the message cannot be stored (its destination or id is empty, its id or source
+    /// longer than 255 bytes, its key or a header not UTF-8, a text holds a NUL); otherwise when the database
+    /// refuses the row. The transaction goes on after either.
     pub async fn enqueue(
         &self,
         tx: &mut impl SqliteTransaction,
         outgoing: Outgoing,
     ) -> Result<(), AdapterError> {
+        self.write(tx.connection(), NewRow::new(outgoing)?).await
+    }
+
+    /// Writes many messages, numbered in the order in which they are given.
+    ///
+    /// # Errors
+    /// As [`enqueue`](SqliteOutbox::enqueue); nothing is written when one of them cannot be stored.
+    pub async fn enqueue_all(
+        &self,
+        tx: &mut impl SqliteTransaction,
+        outgoing: impl IntoIterator<Item = Outgoing>,
+    ) -> Result<(), AdapterError> {
+        let rows: Vec<NewRow> = outgoing.into_iter().map(NewRow::new).collect::<Result<_, _>>()?;
+        for row in rows {
+            self.write(tx.connection(), row).await?;
+        }
+        Ok(())
+    }
+
+    async fn write(&self, connection: &mut SqliteConnection, row: NewRow) -> Result<(), AdapterError> {
+        sqlx::query(AssertSqlSafe(Arc::clone(&self.insert)))
+            .bind(row.id)
+            .bind(row.source)
+            .bind(row.destination)
+            .bind(row.routing_key)
+            .bind(row.key)
+            .bind(row.kind)
+            .bind(row.subject)
+            .bind(row.time)
+            .bind(row.content_type)
+            .bind(row.headers)
+            .bind(row.payload)
+            .execute(connection)
+            .await
+            .map_err(|error| adapter("cannot write to the outbox", error))?;
+        Ok(())
+    }
+}
+
+/// A row before it is written, checked.
+struct NewRow {
+    id: String,
+    source: Option<String>,
+    destination: String,
+    routing_key: Option<String>,
+    key: Option<String>,
+    kind: Option<String>,
+    subject: Option<String>,
+    time: Option<String>,
+    content_type: Option<String>,
+    headers: Option<String>,
+    payload: Option<Vec<u8>>,
+}
+
+impl NewRow {
+    fn new(outgoing: Outgoing) -> Result<Self, AdapterError> {
         let Outgoing { destination, mut message } = outgoing;
         trace::inject_current(&mut message.headers);
         context::inherit(&mut message.headers);
@@ -101,33 +153,40 @@ impl SqliteOutbox {
         required("id", &message.id)?;
         bounded("id", &message.id)?;
         bounded("source", &message.source)?;
-        let key = match &message.key {
-            Some(key) => Some(std::str::from_utf8(key).map_err(|_| invalid("the key is not UTF-8"))?),
+        let key = match message.key {
+            Some(key) => Some(String::from_utf8(key.into()).map_err(|_| invalid("the key is not UTF-8"))?),
             None => None,
         };
-        let routing_key = destination.routing_key.as_deref();
-        let (subject, content_type) = (message.subject.as_deref(), message.content_type.as_deref());
-        let texts = [("routing key", routing_key), ("key", key), ("kind", Some(&*message.kind))];
-        for (name, text) in texts.into_iter().chain([("subject", subject), ("content type", content_type)]) {
-            without_nul(name, text.unwrap_or_default())?;
-        }
         let headers = headers_to_json(&message.headers).map_err(invalid)?;
-        sqlx::query(AssertSqlSafe(self.insert.clone()))
-            .bind(&*message.id)
-            .bind(Some(&*message.source).filter(|source| !source.is_empty()))
-            .bind(&*destination.name)
-            .bind(routing_key)
-            .bind(key)
-            .bind(Some(&*message.kind).filter(|kind| !kind.is_empty()))
-            .bind(subject)
-            .bind(message.time.map(time::text))
-            .bind(content_type)
-            .bind(headers.map(|headers| headers.to_string()))
-            .bind(message.body.as_deref())
-            .execute(tx.connection())
-            .await
-            .map_err(|error| adapter("cannot write to the outbox", error))?;
-        Ok(())
+        let row = Self {
+            id: message.id,
+            source: Some(message.source).filter(|source| !source.is_empty()),
+            destination: destination.name,
+            routing_key: destination.routing_key,
+            key,
+            kind: Some(message.kind).filter(|kind| !kind.is_empty()),
+            subject: message.subject,
+            time: message.time.map(time::text),
+            content_type: message.content_type,
+            headers: headers.map(|headers| headers.to_string()),
+            payload: message.body.map(Vec::from),
+        };
+        for (name, text) in [
+            ("routing key", &row.routing_key),
+            ("key", &row.key),
+            ("kind", &row.kind),
+            ("subject", &row.subject),
+            ("content type", &row.content_type),
+        ] {
+            without_nul(name, text.as_deref().unwrap_or_default())?;
+        }
+        for (name, value) in message.headers.iter() {
+            without_nul("name of a header", name)?;
+            if value.is_some_and(|value| value.contains(&0)) {
+                return Err(invalid(format!("header {name:?} holds a NUL")));
+            }
+        }
+        Ok(row)
     }
 }
 

@@ -207,14 +207,16 @@ impl Reader {
         bytes: usize,
     ) -> Result<(Vec<i64>, bool), AdapterError> {
         let outbox = self.database.tables.outbox();
-        let head = format!("SELECT seq, {SIZE} FROM {outbox} WHERE");
-        let tail = "ORDER BY seq LIMIT ?";
+        let rows_where = |condition: &str, limit: &str| {
+            format!("SELECT seq, {SIZE} FROM {outbox} WHERE {condition} ORDER BY seq LIMIT {limit}")
+        };
         let sql = match selection {
-            Selection::After(_) => format!("{head} seq > ? {tail}"),
-            Selection::These(_) => format!("{head} seq IN (SELECT value FROM json_each(?)) {tail}"),
-            Selection::Again(..) => format!(
-                "{head} seq >= ? AND seq <= ? AND destination = ? AND routing_key IS ? \
-                 AND (?5 IS NULL OR CAST(key AS BLOB) = ?5) {tail}"
+            Selection::After(_) => rows_where("seq > ?1", "?2"),
+            Selection::These(_) => rows_where("seq IN (SELECT value FROM json_each(?1))", "?2"),
+            Selection::Again(..) => rows_where(
+                "seq BETWEEN ?1 AND ?2 AND destination = ?3 AND routing_key IS ?4 \
+                 AND (?5 IS NULL OR CAST(key AS BLOB) = ?5)",
+                "?6",
             ),
         };
         let query = sqlx::query_as::<_, (i64, i64)>(AssertSqlSafe(sql));

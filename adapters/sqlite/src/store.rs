@@ -22,7 +22,7 @@ use crate::time::{NOW, duration};
 const CHUNK: usize = 1_000;
 
 /// The outbox of one file, for the relay.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SqliteOutboxStore {
     database: Arc<Database>,
     full_scan: Option<Duration>,

@@ -71,7 +71,9 @@ impl SqliteTx {
 
     /// Gives the connection of a transaction that could not begin back to the pool.
     pub(crate) async fn give_up(mut self, usual: i64) {
-        self.ended = self.run(format!("PRAGMA busy_timeout = {usual}")).await.is_ok();
+        if self.run(format!("PRAGMA busy_timeout = {usual}")).await.is_ok() {
+            self.finished();
+        }
     }
 
     /// Takes back everything since the beginning, and goes on.

@@ -1,0 +1,8 @@
+//! The adapter on real files: what each part promises, and what would break it.
+
+mod commit;
+mod common;
+mod held;
+mod ledger;
+mod outbox;
+mod schema;
