@@ -1,0 +1,10 @@
+//! The adapter against a real broker.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests, which clippy does not take for tests")]
+
+mod dead_letters;
+mod publisher;
+mod recovery;
+mod sink;
+mod source;
+mod support;
