@@ -66,7 +66,6 @@ impl<D: DeadLetters> Context<D> {
         failure: &HandlerError,
         explain: impl Fn(&(dyn Error + 'static)) -> Option<Explained>,
     ) -> Judged {
-        count(&self.stats.failures);
         let explained = causes(failure.error()).find_map(explain).unwrap_or_default();
         Judged {
             disposition: self.classifier.dispose(failure, explained.disposition),

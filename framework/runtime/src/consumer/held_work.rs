@@ -100,7 +100,13 @@ where
                 Err(error) => self.uncertain_head(head, delivery.message(), error).await,
             },
             Err(failed) => {
-                let tx = if failed.tx_is_sound { self.undone(tx).await } else { None };
+                let tx = if failed.tx_is_sound {
+                    self.undone(tx).await
+                } else {
+                    // Before anything is written about it: the claim would be in the way.
+                    drop(tx);
+                    None
+                };
                 self.failed_head(tx, head, delivery.message(), &failed.error).await;
             }
         }
@@ -143,6 +149,7 @@ where
         message: &Message,
         error: &HandlerError,
     ) {
+        count(&self.context.stats.failures);
         let judged = self.judge(error);
         let next = self.context.policies.after(judged.disposition, head.attempts, head.age, fastrand::f64());
         match (next, tx) {

@@ -111,7 +111,10 @@ where
         }
         let body = match self.codec.decode(&message) {
             Ok(body) => body,
-            Err(error) => return self.failed(unit, &message, origin, HandlerError::undecodable(error)).await,
+            Err(error) => {
+                let judged = self.judge(&HandlerError::undecodable(error));
+                return self.failed(unit, &message, origin, &judged).await;
+            }
         };
         let delivery = Delivery::new(body, message, key.clone(), origin.clone(), via, 1);
         self.attempts(unit, &delivery).await
@@ -135,9 +138,9 @@ where
                 },
                 Try::Busy => return self.step_aside(unit, delivery).await,
                 Try::Failed(error) => {
-                    let conflict = self.judge(&error).disposition == Disposition::Conflict;
-                    if !conflict || conflicts == CONFLICT_TRIES {
-                        return self.failed(unit, delivery.message(), delivery.origin(), error).await;
+                    let judged = self.judge(&error);
+                    if judged.disposition != Disposition::Conflict || conflicts == CONFLICT_TRIES {
+                        return self.failed(unit, delivery.message(), delivery.origin(), &judged).await;
                     }
                     conflicts += 1;
                     let jitter = Duration::from_millis(fastrand::u64(1..=20 << conflicts));
@@ -216,8 +219,8 @@ where
     }
 
     /// A failure of a live message: quarantined or held; whether it may be settled.
-    async fn failed(&self, unit: Unit<'_>, message: &Message, origin: &Origin, error: HandlerError) -> bool {
-        let judged = self.judge(&error);
+    async fn failed(&self, unit: Unit<'_>, message: &Message, origin: &Origin, judged: &Judged) -> bool {
+        count(&self.context.stats.failures);
         let subject = Subject {
             message,
             message_key: Some(unit.message_key),
@@ -228,12 +231,12 @@ where
         let (attempts, due_in) =
             match self.context.policies.after(judged.disposition, 0, Duration::ZERO, fastrand::f64()) {
                 Next::Retry { attempts, due_in } => (attempts, due_in),
-                Next::Quarantine(reason) if self.context.quarantine(subject, &judged, reason, 1).await => {
+                Next::Quarantine(reason) if self.context.quarantine(subject, judged, reason, 1).await => {
                     return true;
                 }
                 Next::Quarantine(_) => (1, Duration::from_secs(1)),
             };
-        self.hold(unit, subject, &judged, attempts, due_in).await
+        self.hold(unit, subject, judged, attempts, due_in).await
     }
 
     /// Another instance is at it: held, uncharged; when it is due, the inbox tells whether it is done.

@@ -69,6 +69,7 @@ where
                 count(&self.context.stats.handled);
                 return true;
             };
+            count(&self.context.stats.failures);
             let judged = self.context.judge(&error, |_| None);
             let age = began.elapsed();
             match self.context.policies.after(judged.disposition, charged, age, fastrand::f64()) {

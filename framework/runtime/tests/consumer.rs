@@ -1,0 +1,319 @@
+//! The loop against the in-memory broker and database: what happens to a message, whatever goes wrong.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use backstop::sink::Scope;
+use backstop::{
+    Consumer, Delivery, ErrorClass, Handler, HandlerError, Message, RetryPolicy, Snapshot, names,
+};
+use backstop_testkit::memory::{Broker, CommitFault, MemoryTx, Store};
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Order {
+    name: String,
+    #[serde(default)]
+    trouble: Trouble,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+enum Trouble {
+    #[default]
+    None,
+    Transient(u32),
+    Unavailable(u32),
+    Permanent,
+    Panic,
+    Slow(u32),
+    Swallow(u32),
+    RawCommit,
+    RawRollback,
+}
+
+/// Applies the order's name, or gets into the trouble that it asks for; counts its calls.
+#[derive(Clone, Default)]
+struct Apply(Arc<AtomicU32>);
+
+#[derive(Debug, thiserror::Error)]
+#[error("in trouble")]
+struct InTrouble;
+
+impl Handler<MemoryTx> for Apply {
+    type Message = Order;
+
+    async fn handle(&self, delivery: &Delivery<Order>, tx: &mut MemoryTx) -> Result<(), HandlerError> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        let order = delivery.body();
+        let early = |times| delivery.attempt() <= times;
+        match order.trouble {
+            Trouble::Transient(times) if early(times) => return Err(InTrouble.into()),
+            Trouble::Unavailable(times) if self.0.load(Ordering::SeqCst) <= times => {
+                return Err(HandlerError::unavailable(InTrouble));
+            }
+            Trouble::Permanent => return Err(HandlerError::permanent(InTrouble)),
+            Trouble::Panic => panic!("in trouble"),
+            Trouble::Slow(times) if early(times) => tokio::time::sleep(Duration::from_secs(3_600)).await,
+            _ => {}
+        }
+        tx.apply(&order.name);
+        match order.trouble {
+            Trouble::Swallow(times) if early(times) => tx.fail_statement(),
+            Trouble::RawCommit => tx.commit_raw(),
+            Trouble::RawRollback => tx.rollback_raw(),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn order(key: &str, name: &str, trouble: Trouble) -> Message {
+    let order = Order { name: name.to_owned(), trouble };
+    Message::new("order").id(name).source("/tests").key(key.to_owned()).json(&order).expect("plain data")
+}
+
+struct Scene {
+    broker: Broker,
+    store: Store,
+    handler: Apply,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let broker = Broker::new();
+        broker.create("orders", 2);
+        Self { broker, store: Store::new(), handler: Apply::default() }
+    }
+
+    fn publish(&self, key: &str, name: &str, trouble: Trouble) {
+        self.broker.publish("orders", order(key, name, trouble));
+    }
+
+    /// Runs the consumer until `done` says so, or fails after an hour of the test's clock.
+    async fn run_until(&self, done: impl Fn(&Self) -> bool) -> Snapshot {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let consumer = Consumer::transactional(
+            "stock",
+            self.broker.source("stock", ["orders"]),
+            self.store.clone(),
+            self.handler.clone(),
+        )
+        .dead_letter(self.broker.dead_letters())
+        .retry(ErrorClass::Transient, RetryPolicy::fixed(Duration::from_secs(1)).max_attempts(3))
+        .handler_timeout(Duration::from_secs(10))
+        .concurrency(4);
+        let run = tokio::spawn(consumer.run(async {
+            let _ = stopped.await;
+        }));
+        let patience = tokio::time::Instant::now() + Duration::from_secs(3_600);
+        while !done(self) {
+            assert!(tokio::time::Instant::now() < patience, "applied {:?}", self.store.applied());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        stop.send(()).expect("the consumer runs");
+        run.await.expect("no panic").expect("an orderly end")
+    }
+
+    fn letters(&self) -> Vec<backstop::Envelope> {
+        self.broker.published("orders.stock.dlq")
+    }
+
+    fn settled(&self) -> bool {
+        self.broker.unsettled("stock") == 0
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_duplicate_is_absorbed_and_settled() {
+    let scene = Scene::new();
+    for _ in 0..3 {
+        scene.publish("a", "one", Trouble::None);
+    }
+    let report = scene.run_until(Scene::settled).await;
+    assert_eq!(scene.store.applied(), ["one"]);
+    assert_eq!((report.handled, report.duplicates), (1, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_message_keeps_its_key_in_order_and_lets_others_go_on() {
+    let scene = Scene::new();
+    scene.publish("a", "a1", Trouble::Transient(2));
+    scene.publish("a", "a2", Trouble::None);
+    scene.publish("a", "a3", Trouble::None);
+    scene.publish("b", "b1", Trouble::None);
+    let report = scene.run_until(|scene| scene.store.applied().len() == 4).await;
+    assert_eq!(scene.store.applied(), ["b1", "a1", "a2", "a3"]);
+    assert_eq!((report.failures, report.held), (2, 1));
+    assert!(scene.letters().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_exhausted_is_quarantined_and_its_key_goes_on() {
+    let scene = Scene::new();
+    scene.publish("a", "a1", Trouble::Transient(99));
+    scene.publish("a", "a2", Trouble::None);
+    let report = scene.run_until(|scene| scene.store.applied() == ["a2"]).await;
+    assert_eq!((report.failures, report.quarantined), (3, 1));
+    let letter = &scene.letters()[0];
+    assert_eq!(letter.headers.get_str(names::REASON), Some("exhausted"));
+    assert_eq!(letter.headers.get_str(names::ATTEMPTS), Some("3"));
+    assert_eq!(letter.body, order("a", "a1", Trouble::Transient(99)).body);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_will_never_pass_is_quarantined_at_once() {
+    let scene = Scene::new();
+    scene.publish("a", "a1", Trouble::Permanent);
+    scene.broker.publish("orders", Message::new("order").id("odd").key("a").body("text/plain", "not JSON"));
+    scene.run_until(|scene| scene.letters().len() == 2 && scene.settled()).await;
+    let reasons: Vec<_> = scene
+        .letters()
+        .iter()
+        .map(|letter| letter.headers.get_str(names::REASON).map(str::to_owned))
+        .collect();
+    assert!(reasons.contains(&Some("permanent".into())) && reasons.contains(&Some("undecodable".into())));
+    assert_eq!(scene.handler.0.load(Ordering::SeqCst), 1, "the handler never sees what cannot be read");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_and_a_slow_handler_are_failures_like_others() {
+    let scene = Scene::new();
+    scene.publish("a", "a1", Trouble::Panic);
+    scene.publish("b", "b1", Trouble::Slow(1));
+    scene.publish("a", "a2", Trouble::None);
+    scene.run_until(|scene| scene.letters().len() == 1 && scene.store.applied().len() == 2).await;
+    assert!(
+        scene.letters()[0]
+            .headers
+            .get_str(names::ERROR_MESSAGE)
+            .is_some_and(|text| text.contains("panicked"))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_of_a_dependency_charges_nothing() {
+    let scene = Scene::new();
+    scene.publish("a", "a1", Trouble::Unavailable(40));
+    let report = scene.run_until(|scene| scene.store.applied() == ["a1"]).await;
+    assert_eq!((report.failures, report.quarantined), (40, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_swallowed_error_is_a_failure() {
+    let scene = Scene::new();
+    scene.publish("a", "a1", Trouble::Swallow(1));
+    let report = scene.run_until(|scene| scene.store.applied() == ["a1"]).await;
+    assert_eq!(report.failures, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handlers_own_commit_counts_and_its_rollback_is_given_up() {
+    let scene = Scene::new();
+    scene.publish("a", "a1", Trouble::RawCommit);
+    scene.publish("b", "b1", Trouble::RawRollback);
+    scene.run_until(|scene| scene.letters().len() == 1 && scene.settled()).await;
+    assert_eq!(scene.store.applied(), ["a1"]);
+    assert_eq!(scene.letters()[0].headers.get_str(names::REASON), Some("permanent"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_commit_nobody_knows_of_is_looked_up() {
+    for fault in [
+        CommitFault::Unknown { committed: true },
+        CommitFault::Unknown { committed: false },
+        CommitFault::RolledBack,
+    ] {
+        let scene = Scene::new();
+        scene.store.fail_next_commit(fault);
+        scene.publish("a", "a1", Trouble::None);
+        let report = scene.run_until(|scene| scene.settled() && !scene.store.applied().is_empty()).await;
+        assert_eq!(scene.store.applied(), ["a1"], "{fault:?}");
+        assert_eq!((report.handled, report.quarantined), (1, 0), "{fault:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_database_that_is_down_is_waited_for() {
+    let scene = Scene::new();
+    scene.store.fail_begins(25);
+    scene.publish("a", "a1", Trouble::None);
+    let report = scene.run_until(|scene| scene.store.applied() == ["a1"]).await;
+    assert_eq!((report.failures, report.held), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_letter_that_is_not_confirmed_keeps_its_message() {
+    let scene = Scene::new();
+    scene.broker.fail_publishes("orders.stock.dlq", Scope::Destination, 12);
+    scene.publish("a", "a1", Trouble::Permanent);
+    scene.publish("b", "b1", Trouble::None);
+    scene.run_until(|scene| scene.letters().len() == 1 && scene.store.applied() == ["b1"]).await;
+    assert_eq!(scene.handler.0.load(Ordering::SeqCst), 2, "what is given up is not run again");
+    assert_eq!(scene.letters()[0].headers.get_str(names::REASON), Some("permanent"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redriven_message_is_applied_once() {
+    let scene = Scene::new();
+    scene.publish("a", "a1", Trouble::Transient(3));
+    scene.run_until(|scene| scene.letters().len() == 1).await;
+    let mut redriven = backstop::dead_letter::redrive_envelope(&scene.letters()[0]);
+    redriven.body = order("a", "a1", Trouble::None).body;
+    for _ in 0..2 {
+        scene.broker.publish_envelope("orders.stock.redrive", redriven.clone());
+    }
+    let report = scene.run_until(|scene| scene.settled() && !scene.store.applied().is_empty()).await;
+    assert_eq!(scene.store.applied(), ["a1"]);
+    assert_eq!(report.handled, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_without_a_name_or_workers_says_so() {
+    let scene = Scene::new();
+    let consumer = |name: &str, workers| {
+        Consumer::transactional(
+            name,
+            scene.broker.source("stock", ["orders"]),
+            scene.store.clone(),
+            Apply::default(),
+        )
+        .dead_letter(scene.broker.dead_letters())
+        .concurrency(workers)
+        .run(std::future::pending())
+    };
+    let error = consumer("", 1).await.expect_err("no name");
+    assert!(error.to_string().contains("consumer name"));
+    let error = consumer("stock", 0).await.expect_err("no workers");
+    assert!(error.to_string().contains("concurrency"));
+}
+
+/// Fails the first two times it is called for a message.
+#[derive(Clone, Default)]
+struct Flaky(Arc<AtomicU32>);
+
+impl Handler<()> for Flaky {
+    type Message = Order;
+
+    async fn handle(&self, delivery: &Delivery<Order>, (): &mut ()) -> Result<(), HandlerError> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        if delivery.attempt() <= 2 { Err(InTrouble.into()) } else { Ok(()) }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plain_consumer_retries_in_place() {
+    let broker = Broker::new();
+    broker.create("orders", 1);
+    broker.publish("orders", order("a", "a1", Trouble::None));
+    let handler = Flaky::default();
+    let report =
+        Consumer::plain("stock", broker.source("stock", ["orders"]).ends_when_idle(), handler.clone())
+            .dead_letter(broker.dead_letters())
+            .run(std::future::pending())
+            .await
+            .expect("an orderly end");
+    assert_eq!((report.handled, report.failures), (1, 2));
+    assert_eq!(broker.unsettled("stock"), 0);
+}
