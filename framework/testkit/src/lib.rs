@@ -10,4 +10,5 @@
 //!
 //! This crate is for tests. Nothing of it belongs into a service.
 
+pub mod conformance;
 pub mod memory;

@@ -38,7 +38,7 @@ impl Data {
             .iter_mut()
             .filter(same)
             .map(|older| {
-                older.status = LetterStatus::Discarded;
+                older.status = LetterStatus::Superseded;
                 older.id.clone()
             })
             .collect();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use backstop_core::inbox::CommitError;
 use backstop_core::outbox::OutboxRow;
-use backstop_core::{AdapterError, FaultKind, Outgoing};
+use backstop_core::{AdapterError, FaultKind, Outgoing, context, trace};
 
 use super::data::{Data, InboxKey, OutboxEntry, TxId, unreachable};
 use super::store::{CommitFault, Shared};
@@ -53,7 +53,11 @@ impl MemoryTx {
     }
 
     /// Writes an outbox row and returns its number.
-    pub fn enqueue(&mut self, outgoing: Outgoing) -> i64 {
+    ///
+    /// As in every outbox, the message inherits the trace context and the cause of what is being handled.
+    pub fn enqueue(&mut self, mut outgoing: Outgoing) -> i64 {
+        trace::inject_current(&mut outgoing.message.headers);
+        context::inherit(&mut outgoing.message.headers);
         let seq = self.shared.look(Data::next_number);
         self.writes.outbox.push(OutboxRow {
             seq,

@@ -1,0 +1,278 @@
+//! The list of cases, once.
+
+/// Makes one test of every case for databases; see [`conformance`](crate::conformance).
+///
+/// Takes the type of a [`StoreHarness`](crate::conformance::StoreHarness).
+#[macro_export]
+macro_rules! store_conformance {
+    ($harness:ty) => {
+        $crate::conformance_tests! {
+            $harness, store, StoreHarness;
+            inbox: [
+                fresh_then_duplicate,
+                same_id_of_two_sources,
+                consumers_do_not_see_each_other,
+                effects_commit_with_the_inbox_row,
+                rollback_leaves_nothing,
+                a_dropped_transaction_leaves_nothing,
+                dropped_transactions_do_not_leak,
+                a_swallowed_failure_is_rolled_back,
+                a_swallowed_failure_is_never_half,
+                a_raw_commit_is_found_out,
+                a_raw_commit_does_not_hurt_the_next,
+                prune_keeps_the_young,
+                prune_keeps_to_its_limit,
+                message_keys_are_bytes,
+                odd_message_keys_are_stored,
+                a_complete_database_is_ready,
+            ],
+            inbox_instances: [
+                another_instance_sees_the_duplicate,
+                a_waiting_instance_learns_of_the_commit,
+                a_waiting_instance_takes_over,
+                an_instance_steps_aside,
+                eight_instances_apply_it_once,
+            ],
+            held: [
+                hold_holds_the_key,
+                held_wins_over_duplicate,
+                hold_twice_is_one_row,
+                a_handled_message_is_not_held,
+                append_needs_a_held_key,
+                append_twice_is_one_row,
+                a_handled_message_is_not_appended,
+                a_key_runs_in_order,
+                a_follower_does_not_overtake,
+                a_head_falls_due,
+                the_longest_due_goes_first,
+                finish_commits_everything,
+                a_claimed_head_is_skipped,
+                an_append_while_the_head_works,
+                a_dropped_claim_comes_again,
+                a_rolled_back_claim_comes_again,
+                a_handled_head_is_shown_as_such,
+                the_summary_counts,
+                consumers_hold_their_own,
+            ],
+            held_attempts: [
+                undo_then_reschedule,
+                undo_keeps_the_claim,
+                undo_mends_a_failed_statement,
+                undo_of_an_ended_transaction_fails,
+                a_quarantined_head_is_not_handled,
+                a_rescheduled_head_waits,
+                reschedule_without_a_claim,
+                a_late_failure_after_a_success,
+                a_late_failure_after_another,
+                attempts_are_exact,
+                many_instances_keep_the_order,
+            ],
+            import: [
+                a_free_key_runs_at_once,
+                a_held_key_comes_first,
+                a_handled_message_is_not_imported,
+                import_twice_is_one_row,
+                a_live_message_waits_behind,
+            ],
+            envelopes: [
+                a_plain_message,
+                a_queue_as_origin,
+                a_header_without_a_value,
+                headers_of_one_name,
+                binary_header_values,
+                a_tombstone,
+                an_empty_body,
+                a_binary_body,
+                a_body_of_one_mebibyte,
+                no_key,
+                an_empty_key,
+                a_binary_key,
+                an_odd_error_text,
+            ],
+            outbox: [
+                rows_come_in_order,
+                rows_come_once,
+                reset_begins_again,
+                readers_are_independent,
+                a_rolled_back_row_never_comes,
+                a_row_committed_late_is_not_lost,
+                many_writers_lose_nothing,
+                deleted_rows_are_gone,
+                reads_keep_to_their_rows,
+                reads_keep_to_their_bytes,
+                a_destination_is_read_again,
+                a_key_is_read_again,
+                the_status_counts,
+                a_message_survives,
+                absent_fields_stay_absent,
+                unreadable_rows_are_reported,
+            ],
+            outbox_fencing: [
+                bury_moves_exactly_those,
+                buried_rows_are_listed,
+                bury_twice_is_once,
+                a_stale_owner_moves_nothing,
+                an_old_token_moves_nothing,
+                a_stale_owner_may_delete,
+            ],
+            lease: [
+                one_owner,
+                renewal_keeps_the_token,
+                renewal_prolongs,
+                takeover_grows_the_token,
+                release_lets_the_next_in,
+                a_late_release_changes_nothing,
+                names_are_independent,
+                of_many_one_wins,
+                the_ledger_has_leases,
+            ],
+            ledger: [
+                record_twice_is_once,
+                twice_in_one_batch_is_once,
+                a_letter_survives,
+                a_bare_letter_survives,
+                an_odd_envelope_survives,
+                filters_narrow,
+                pages_follow_each_other,
+                mark_moves_from_the_stated_status,
+                one_hand_moves_a_letter,
+                the_history_tells,
+                failed_again_supersedes,
+            ],
+            schema: [
+                every_step_is_applied,
+                migrate_twice_is_once,
+                steps_are_taken_back,
+                two_at_once_are_safe,
+                a_complete_schema_passes_the_check,
+                a_missing_schema_is_named,
+            ],
+        }
+    };
+}
+
+/// Makes one test of every case for brokers; see [`conformance`](crate::conformance).
+///
+/// Takes the type of a [`BrokerHarness`](crate::conformance::BrokerHarness).
+#[macro_export]
+macro_rules! broker_conformance {
+    ($harness:ty) => {
+        $crate::conformance_tests! {
+            $harness, broker, BrokerHarness;
+            source: [
+                a_message_survives,
+                headers_survive,
+                repeated_headers_survive,
+                null_headers_survive,
+                a_tombstone_survives,
+                bodies_survive,
+                a_binary_key_survives,
+                no_key_stays_none,
+                no_id_is_never_made_up,
+                keys_keep_their_order,
+                next_is_cancel_safe,
+                a_source_describes_itself,
+                forged_headers_do_not_count,
+            ],
+            settling: [
+                settled_does_not_come_again,
+                untouched_comes_again,
+                dropped_comes_again,
+                a_crash_loses_nothing,
+                a_gap_is_not_skipped,
+                a_closed_gap_is_forgotten,
+                the_bound_holds,
+                nothing_begins_after_closing,
+                two_members_share,
+                a_leaving_member_hands_over,
+                order_survives_a_change_of_members,
+            ],
+            sink: [
+                the_binding_fits,
+                many_at_once_arrive,
+                a_missing_destination_is_told,
+                a_large_message_is_told,
+            ],
+            publisher: [
+                every_ticket_is_confirmed_once,
+                each_key_keeps_its_order,
+                a_full_pipeline_refuses,
+                waiting_is_cancel_safe,
+                a_large_message_fails_alone,
+                a_missing_destination_fails_alone,
+                a_probe_finds_what_is_missing,
+            ],
+            dead_letters: [
+                a_letter_keeps_the_original,
+                a_tombstones_letter_is_one,
+                an_empty_body_stays,
+                a_repeated_quarantine_is_the_same_letter,
+                prepare_twice_is_fine,
+            ],
+            door: [
+                a_redriven_message_comes_back,
+                our_identity_counts_at_the_door,
+                a_bare_message_at_the_door,
+                the_door_is_settled_too,
+                live_and_door_come_together,
+            ],
+        }
+    };
+}
+
+/// Writes the tests; called by the two macros above.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! conformance_tests {
+    ($harness:ty, $suite:ident, $trait:ident; $($group:ident: [$($case:ident,)*],)*) => {
+        $(
+            mod $group {
+                use super::*;
+                $(
+                    #[test]
+                    fn $case() {
+                        $crate::conformance::run(stringify!($case), async {
+                            let harness = <$harness as $crate::conformance::$trait>::fresh().await;
+                            $crate::conformance::$suite::$group::$case(&harness).await;
+                            $crate::conformance::$trait::clean_up(harness).await;
+                        });
+                    }
+                )*
+            }
+        )*
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    /// A case that is written and not listed would never run.
+    #[test]
+    fn every_case_is_listed() {
+        let listed = include_str!("cases.rs");
+        let files = [
+            include_str!("store/inbox.rs"),
+            include_str!("store/inbox_instances.rs"),
+            include_str!("store/held.rs"),
+            include_str!("store/held_attempts.rs"),
+            include_str!("store/import.rs"),
+            include_str!("store/envelopes.rs"),
+            include_str!("store/outbox.rs"),
+            include_str!("store/outbox_fencing.rs"),
+            include_str!("store/lease.rs"),
+            include_str!("store/ledger.rs"),
+            include_str!("store/schema.rs"),
+            include_str!("broker/source.rs"),
+            include_str!("broker/settling.rs"),
+            include_str!("broker/sink.rs"),
+            include_str!("broker/publisher.rs"),
+            include_str!("broker/dead_letters.rs"),
+            include_str!("broker/door.rs"),
+        ];
+        for file in files {
+            let cases = file.lines().filter_map(|line| line.strip_prefix("pub async fn ")?.split_once('<'));
+            for (case, _) in cases {
+                assert!(listed.contains(&format!(" {case},\n")), "{case} is not listed");
+            }
+        }
+    }
+}
