@@ -11,4 +11,6 @@
 //! This crate is for tests. Nothing of it belongs into a service.
 
 pub mod conformance;
+pub mod fault;
 pub mod memory;
+pub mod oracle;
