@@ -108,6 +108,10 @@ struct Batch {
     bytes: usize,
     /// Whether the bounds left rows behind.
     cut: bool,
+    /// How many rows the statement brought, skipped ones included.
+    fetched: usize,
+    /// The number of the last one.
+    last: i64,
 }
 
 impl Batch {
@@ -286,20 +290,28 @@ impl PgOutboxReader {
         };
         let limit = rows.max(1);
         let mut scoped = self.begin().await?;
-        let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.reread)))
-            .bind(what.from)
-            .bind(self.state.frontier)
-            .bind(&what.destination.name)
-            .bind(what.destination.routing_key.as_deref())
-            .bind(key)
-            .bind(i64::try_from(limit).unwrap_or(i64::MAX));
-        let gaps = &self.state.gaps;
-        let unread = |seq: i64| gaps.is_open(seq) || gaps.is_closed(seq);
-        let mut batch = collect(query, &mut scoped, limit, bytes, unread).await?;
+        let mut from = what.from;
+        let mut batch = loop {
+            let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.reread)))
+                .bind(from)
+                .bind(self.state.frontier)
+                .bind(&what.destination.name)
+                .bind(what.destination.routing_key.as_deref())
+                .bind(key)
+                .bind(i64::try_from(limit).unwrap_or(i64::MAX));
+            let gaps = &self.state.gaps;
+            let unread = |seq: i64| gaps.is_open(seq) || gaps.is_closed(seq);
+            let batch = collect(query, &mut scoped, limit, bytes, unread).await?;
+            // Rows in gaps that were filled since count against the limit, and are for the next read to return.
+            if !batch.rows.is_empty() || batch.fetched < limit {
+                break batch;
+            }
+            from = batch.last.saturating_add(1);
+        };
         if !batch.cut {
             scoped.release();
         }
-        batch.cut |= batch.rows.len() >= limit;
+        batch.cut |= batch.fetched >= limit;
         Ok(batch.into_claimed(0))
     }
 }
@@ -315,7 +327,9 @@ async fn collect(
     let mut batch = Batch::default();
     let mut stream = query.fetch(&mut **scoped);
     while let Some(row) = stream.try_next().await.map_err(failed("read the outbox"))? {
-        if skip(row.try_get::<i64, _>(0).map_err(failed("read a row of the outbox"))?) {
+        batch.last = row.try_get(0).map_err(failed("read a row of the outbox"))?;
+        batch.fetched += 1;
+        if skip(batch.last) {
             continue;
         }
         let (row, fault) = read_row(&row)?;

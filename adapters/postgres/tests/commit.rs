@@ -15,15 +15,21 @@ const FAILING: &str = "INSERT INTO effect VALUES (1/0)";
 
 async fn db() -> Db {
     let db = Db::new().await;
-    db.run("CREATE TABLE effect (n int); CREATE TABLE parent (n int PRIMARY KEY);
-            CREATE TABLE child (n int REFERENCES parent DEFERRABLE INITIALLY DEFERRED)")
-        .await;
+    db.run(
+        "CREATE TABLE effect (n int); CREATE TABLE parent (n int PRIMARY KEY);
+            CREATE TABLE child (n int REFERENCES parent DEFERRABLE INITIALLY DEFERRED)",
+    )
+    .await;
     db
 }
 
 async fn outcome(db: &Db, tx: PgTx) -> (Result<(), CommitError>, i64, i64) {
     let result = db.inbox().commit(tx).await;
-    (result, db.number("SELECT count(*) FROM backstop_inbox").await, db.number("SELECT count(*) FROM effect").await)
+    (
+        result,
+        db.number("SELECT count(*) FROM backstop_inbox").await,
+        db.number("SELECT count(*) FROM effect").await,
+    )
 }
 
 async fn do_all(tx: &mut PgTx, statements: &[&'static str]) {
@@ -165,9 +171,10 @@ async fn the_server_enforces_the_limits() {
     let inbox = db.inbox();
     let short = Limits { lock: Duration::from_millis(50), handler: Duration::from_millis(150) };
     let key = key("1");
-    let Admission::Fresh(mut tx) = inbox.begin(unit("k", &key), short).await.expect("begun") else { panic!() };
-    let lock: String =
-        sqlx::query_scalar("SHOW lock_timeout").fetch_one(&mut *tx).await.expect("shown");
+    let Admission::Fresh(mut tx) = inbox.begin(unit("k", &key), short).await.expect("begun") else {
+        panic!()
+    };
+    let lock: String = sqlx::query_scalar("SHOW lock_timeout").fetch_one(&mut *tx).await.expect("shown");
     assert_eq!(lock, "0", "the short wait is not for the handler's statements");
     let error = tx.execute("SELECT pg_sleep(5)").await.expect_err("cut short");
     assert_eq!(
@@ -175,7 +182,9 @@ async fn the_server_enforces_the_limits() {
         Some(Disposition::Fail(ErrorClass::Transient))
     );
     inbox.rollback(tx).await;
-    let Admission::Fresh(mut idle) = inbox.begin(unit("k", &key), short).await.expect("begun") else { panic!() };
+    let Admission::Fresh(mut idle) = inbox.begin(unit("k", &key), short).await.expect("begun") else {
+        panic!()
+    };
     let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *idle).await.expect("a pid");
     let alive = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}");
     until("the idle transaction is ended", || async { db.number(&alive).await == 0 }).await;
@@ -211,10 +220,12 @@ async fn two_instances_at_one_message_make_one_effect() {
 #[tokio::test]
 async fn old_rows_are_pruned_a_few_at_a_time() {
     let db = db().await;
-    db.run("INSERT INTO backstop_inbox SELECT c, 'm' || n, now() - interval '8 days' \
+    db.run(
+        "INSERT INTO backstop_inbox SELECT c, 'm' || n, now() - interval '8 days' \
             FROM generate_series(1, 5) n, unnest(ARRAY['stock', 'other']) c; \
-            INSERT INTO backstop_inbox VALUES ('stock', 'young', now())")
-        .await;
+            INSERT INTO backstop_inbox VALUES ('stock', 'young', now())",
+    )
+    .await;
     let week = Duration::from_secs(7 * 86_400);
     assert_eq!(db.inbox().prune(CONSUMER, week, 3).await.expect("pruned"), 3);
     assert_eq!(db.inbox().prune(CONSUMER, week, 3).await.expect("pruned"), 2);

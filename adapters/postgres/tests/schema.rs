@@ -1,0 +1,107 @@
+//! Tables: made, checked, taken back.
+
+mod support;
+
+use backstop_core::FaultKind;
+use backstop_core::schema::{Schema, Severity};
+use backstop_postgres::{PgInbox, PgOutbox, PgSchema, PgTables};
+use support::{Db, fresh};
+
+fn schema(db: &Db) -> PgSchema {
+    PgSchema::new(db.pool.clone(), db.tables.clone())
+}
+
+#[tokio::test]
+async fn up_twice_at_once_and_down_and_up() {
+    let db = Db::bare().await;
+    let (one, two) = (schema(&db), schema(&db));
+    assert_eq!(one.applied().await.expect("asked"), Vec::<i64>::new());
+    let (first, second) = tokio::join!(one.migrate(), two.migrate());
+    let mut taken = [first.expect("migrated"), second.expect("migrated")].concat();
+    taken.sort_unstable();
+    assert_eq!(taken, [1, 2, 3, 4], "each step was taken once");
+    assert_eq!(one.migrate().await.expect("nothing to do"), Vec::<i64>::new());
+    assert_eq!(one.revert(2).await.expect("reverted"), [4, 3]);
+    assert_eq!(one.applied().await.expect("asked"), [1, 2]);
+    assert_eq!(one.revert(0).await.expect("reverted"), [2, 1]);
+    let tables =
+        "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace";
+    assert_eq!(db.number(tables).await, 1, "only the table of migrations is left");
+    assert_eq!(one.migrate().await.expect("migrated"), [1, 2, 3, 4]);
+    db.drop().await;
+}
+
+#[tokio::test]
+async fn a_step_that_fails_is_named_and_leaves_nothing() {
+    let db = Db::bare().await;
+    db.run(&format!("CREATE SCHEMA \"{}\"; CREATE TABLE backstop_held (n int)", db.schema)).await;
+    let error = schema(&db).migrate().await.expect_err("a table is in the way");
+    assert_eq!(error.to_string(), "cannot run migration 2 (inbox)");
+    assert_eq!(schema(&db).applied().await.expect("asked"), [1], "those before it stay");
+    assert_eq!(
+        db.number(
+            "SELECT count(*) FROM pg_class WHERE relname = 'backstop_inbox' \
+                          AND relnamespace = current_schema()::regnamespace"
+        )
+        .await,
+        0
+    );
+    db.drop().await;
+}
+
+#[tokio::test]
+async fn a_prefix_keeps_two_sets_of_tables_apart() {
+    let db = Db::new().await;
+    let tables = db.tables.clone().with_prefix("other").expect("a name");
+    let other = PgSchema::new(db.pool.clone(), tables.clone());
+    assert_eq!(other.migrate().await.expect("migrated"), [1, 2, 3, 4]);
+    let mut tx = fresh(&PgInbox::with_tables(db.pool.clone(), tables.clone()), "1").await;
+    let outgoing = backstop_core::Outgoing::to("orders", backstop_core::Message::new("a"));
+    PgOutbox::with_tables(&tables).enqueue(&mut tx, outgoing).await.expect("written");
+    backstop_core::inbox::Inbox::commit(&db.inbox(), tx).await.expect("committed");
+    assert_eq!(db.number("SELECT count(*) FROM other_outbox").await, 1);
+    assert_eq!(db.number("SELECT count(*) FROM backstop_outbox").await, 0);
+    db.drop().await;
+}
+
+#[tokio::test]
+async fn the_check_finds_what_is_wrong() {
+    let db = Db::bare().await;
+    let findings = schema(&db).check().await.expect("checked");
+    let wrong = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
+    assert_eq!(wrong, 8, "seven tables and the migrations: {findings:?}");
+    schema(&db).migrate().await.expect("migrated");
+    let findings = schema(&db).check().await.expect("checked");
+    let ours = |subject: &str| !subject.starts_with("prepared");
+    assert!(
+        findings
+            .iter()
+            .filter(|finding| ours(&finding.subject))
+            .all(|finding| finding.severity == Severity::Fine),
+        "{findings:?}"
+    );
+    db.run(
+        "ALTER SEQUENCE backstop_outbox_seq_seq CACHE 20; REVOKE DELETE ON backstop_outbox FROM CURRENT_USER",
+    )
+    .await;
+    let findings = schema(&db).check().await.expect("checked");
+    let remedies: Vec<_> = findings.iter().filter_map(|finding| finding.remedy.as_deref()).collect();
+    assert!(remedies.iter().any(|remedy| remedy.contains("CACHE 1")), "{findings:?}");
+    assert!(remedies.iter().any(|remedy| remedy.starts_with("GRANT DELETE ON")), "{findings:?}");
+    db.drop().await;
+}
+
+#[tokio::test]
+async fn names_are_refused_and_missing_tables_named() {
+    let db = Db::new().await;
+    for bad in ["", "a b", "a\"; drop table x;--", "1a", &"x".repeat(49)] {
+        assert_eq!(PgTables::in_schema(bad).expect_err(bad).kind(), FaultKind::Invalid);
+    }
+    let wrong = PgTables::in_schema(&db.schema).expect("a name").with_prefix("wrong").expect("a name");
+    let mut tx = db.pool.begin().await.expect("begun");
+    let outgoing = backstop_core::Outgoing::to("orders", backstop_core::Message::new("a"));
+    let error = PgOutbox::with_tables(&wrong).enqueue(&mut tx, outgoing).await.expect_err("no such table");
+    assert_eq!(error.kind(), FaultKind::Missing);
+    tx.rollback().await.expect("rolled back");
+    db.drop().await;
+}
