@@ -1,0 +1,6 @@
+//! The pump's promises, on an outbox and a broker in memory and on paused time.
+
+mod flow;
+mod lease;
+mod model;
+mod support;

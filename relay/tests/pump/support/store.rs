@@ -1,0 +1,291 @@
+//! An outbox in memory.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use backstop_core::lease::{Lease, Leases};
+use backstop_core::outbox::{
+    BuriedRow, Claimed, DeadRow, OutboxReader, OutboxRow, OutboxStatus, OutboxStore, Reread,
+};
+use backstop_core::{AdapterError, Destination, FaultKind, Message};
+use futures_core::future::BoxFuture;
+use tokio::time::{Instant, sleep};
+
+use super::Broker;
+
+/// Destination and key of a row.
+pub(crate) type Address = (String, Option<Vec<u8>>);
+
+#[derive(Default)]
+struct Data {
+    rows: BTreeMap<i64, OutboxRow>,
+    unreadable: BTreeSet<i64>,
+    committed: BTreeMap<i64, Address>,
+    next: i64,
+    dead: Vec<DeadRow>,
+    deleted: Vec<i64>,
+    lease: Option<(Lease, Instant)>,
+    token: i64,
+    read_faults: VecDeque<FaultKind>,
+    write_faults: VecDeque<FaultKind>,
+    lease_down: bool,
+    refused_burials: u32,
+    delete_delay: Duration,
+}
+
+/// The outbox; clones share it.
+#[derive(Clone, Default)]
+pub(crate) struct Store {
+    data: Arc<Mutex<Data>>,
+}
+
+impl Store {
+    fn data(&self) -> MutexGuard<'_, Data> {
+        self.data.lock().expect("no panic while locked")
+    }
+
+    /// Takes a number without committing a row under it yet.
+    pub(crate) fn take_number(&self) -> i64 {
+        let mut data = self.data();
+        data.next += 1;
+        data.next
+    }
+
+    /// Commits a row under a number that was taken.
+    pub(crate) fn commit(&self, seq: i64, destination: &str, key: Option<&str>) {
+        let mut message = Message::new("test").id(seq.to_string()).body("text/plain", vec![0_u8; 100]);
+        if let Some(key) = key {
+            message = message.key(key.to_owned());
+        }
+        let mut data = self.data();
+        data.rows.insert(seq, OutboxRow { seq, destination: Destination::new(destination), message });
+        data.committed.insert(seq, (destination.to_owned(), key.map(|key| key.as_bytes().to_vec())));
+    }
+
+    pub(crate) fn insert(&self, destination: &str, key: Option<&str>) -> i64 {
+        let seq = self.take_number();
+        self.commit(seq, destination, key);
+        seq
+    }
+
+    /// Commits a row that is no message.
+    pub(crate) fn insert_unreadable(&self) -> i64 {
+        let seq = self.insert("orders", Some("unreadable"));
+        self.data().unreadable.insert(seq);
+        seq
+    }
+
+    pub(crate) fn committed(&self) -> BTreeMap<i64, Address> {
+        self.data().committed.clone()
+    }
+
+    pub(crate) fn pending(&self) -> usize {
+        self.data().rows.len()
+    }
+
+    pub(crate) fn is_pending(&self, seq: i64) -> bool {
+        self.data().rows.contains_key(&seq)
+    }
+
+    pub(crate) fn dead(&self) -> Vec<DeadRow> {
+        self.data().dead.clone()
+    }
+
+    pub(crate) fn deleted_unpublished(&self, broker: &Broker) -> Vec<i64> {
+        let published: BTreeSet<i64> = broker.log().iter().map(|record| record.seq).collect();
+        self.data().deleted.iter().copied().filter(|seq| !published.contains(seq)).collect()
+    }
+
+    pub(crate) fn fail_reads(&self, faults: &[FaultKind]) {
+        self.data().read_faults.extend(faults);
+    }
+
+    pub(crate) fn fail_writes(&self, faults: &[FaultKind]) {
+        self.data().write_faults.extend(faults);
+    }
+
+    /// Lets every request for a lease fail, or no longer.
+    pub(crate) fn lease_down(&self, down: bool) {
+        self.data().lease_down = down;
+    }
+
+    pub(crate) fn slow_deletes(&self, delay: Duration) {
+        self.data().delete_delay = delay;
+    }
+
+    /// Gives the lease to somebody else for a while.
+    pub(crate) fn steal_lease(&self, ttl: Duration) {
+        let mut data = self.data();
+        data.token += 1;
+        let lease = Lease { name: "outbox".into(), owner: "thief".into(), token: data.token };
+        data.lease = Some((lease, Instant::now() + ttl));
+    }
+
+    pub(crate) fn holder(&self) -> Option<String> {
+        let data = self.data();
+        let (lease, until) = data.lease.as_ref()?;
+        (*until > Instant::now()).then(|| lease.owner.clone())
+    }
+
+    pub(crate) fn refused_burials(&self) -> u32 {
+        self.data().refused_burials
+    }
+}
+
+fn fault(kind: Option<FaultKind>) -> Result<(), AdapterError> {
+    match kind {
+        Some(kind) => Err(AdapterError::new(kind, "injected")),
+        None => Ok(()),
+    }
+}
+
+impl Leases for Store {
+    fn acquire<'a>(
+        &'a self,
+        name: &'a str,
+        owner: &'a str,
+        ttl: Duration,
+    ) -> BoxFuture<'a, Result<Option<Lease>, AdapterError>> {
+        Box::pin(async move {
+            let mut data = self.data();
+            fault(data.lease_down.then_some(FaultKind::Unreachable))?;
+            let now = Instant::now();
+            let held = data.lease.clone().filter(|(_, until)| *until > now);
+            let token = match held {
+                Some((lease, _)) if lease.owner != owner => return Ok(None),
+                Some((lease, _)) => lease.token,
+                None => data.token + 1,
+            };
+            data.token = token;
+            let lease = Lease { name: name.to_owned(), owner: owner.to_owned(), token };
+            data.lease = Some((lease.clone(), now + ttl));
+            Ok(Some(lease))
+        })
+    }
+
+    fn release<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<(), AdapterError>> {
+        Box::pin(async move {
+            self.data().lease.take_if(|(held, _)| held == lease);
+            Ok(())
+        })
+    }
+}
+
+impl OutboxStore for Store {
+    fn reader(&self) -> Box<dyn OutboxReader> {
+        Box::new(Reader { store: self.clone(), returned: HashSet::new(), broken: false })
+    }
+
+    fn delete<'a>(&'a self, seqs: &'a [i64]) -> BoxFuture<'a, Result<(), AdapterError>> {
+        Box::pin(async move {
+            let delay = self.data().delete_delay;
+            sleep(delay).await;
+            let mut data = self.data();
+            fault(data.write_faults.pop_front())?;
+            for seq in seqs {
+                data.rows.remove(seq);
+                data.deleted.push(*seq);
+            }
+            Ok(())
+        })
+    }
+
+    fn bury<'a>(
+        &'a self,
+        lease: &'a Lease,
+        rows: &'a [DeadRow],
+    ) -> BoxFuture<'a, Result<bool, AdapterError>> {
+        Box::pin(async move {
+            sleep(Duration::from_millis(1)).await;
+            let mut data = self.data();
+            fault(data.write_faults.pop_front())?;
+            if data.lease.as_ref().is_none_or(|(held, _)| held != lease) {
+                data.refused_burials += 1;
+                return Ok(false);
+            }
+            for row in rows {
+                if data.rows.remove(&row.seq).is_some() {
+                    data.dead.push(row.clone());
+                }
+            }
+            Ok(true)
+        })
+    }
+
+    fn status(&self) -> BoxFuture<'_, Result<OutboxStatus, AdapterError>> {
+        Box::pin(async { Ok(OutboxStatus::default()) })
+    }
+
+    fn buried(&self, _limit: u32) -> BoxFuture<'_, Result<Vec<BuriedRow>, AdapterError>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+}
+
+struct Reader {
+    store: Store,
+    returned: HashSet<i64>,
+    broken: bool,
+}
+
+impl Reader {
+    fn take(
+        &mut self,
+        limit: usize,
+        wanted: impl Fn(&HashSet<i64>, &OutboxRow) -> bool,
+    ) -> Result<Claimed, AdapterError> {
+        assert!(!self.broken, "reset before reading on after an error");
+        let mut data = self.store.data();
+        if let Some(kind) = data.read_faults.pop_front() {
+            self.broken = true;
+            return Err(AdapterError::new(kind, "injected"));
+        }
+        let mut claimed = Claimed::default();
+        for (seq, row) in data.rows.iter().filter(|(_, row)| wanted(&self.returned, row)) {
+            if claimed.rows.len() + claimed.unreadable.len() == limit {
+                claimed.more = true;
+                break;
+            }
+            if data.unreadable.contains(seq) {
+                let (reason, error) = ("invalid-row".to_owned(), "no message".to_owned());
+                claimed.unreadable.push(DeadRow { seq: *seq, reason, error });
+            } else {
+                claimed.rows.push(row.clone());
+            }
+        }
+        self.returned.extend(claimed.rows.iter().map(|row| row.seq));
+        self.returned.extend(claimed.unreadable.iter().map(|row| row.seq));
+        Ok(claimed)
+    }
+}
+
+impl OutboxReader for Reader {
+    fn read(&mut self, rows: usize, _bytes: usize) -> BoxFuture<'_, Result<Claimed, AdapterError>> {
+        Box::pin(async move {
+            sleep(Duration::from_micros(500)).await;
+            self.take(rows, |returned, row| !returned.contains(&row.seq))
+        })
+    }
+
+    fn reread<'a>(
+        &'a mut self,
+        what: &'a Reread,
+        rows: usize,
+        _bytes: usize,
+    ) -> BoxFuture<'a, Result<Claimed, AdapterError>> {
+        Box::pin(async move {
+            sleep(Duration::from_micros(500)).await;
+            self.take(rows, |returned, row| {
+                returned.contains(&row.seq)
+                    && row.seq >= what.from
+                    && row.destination == what.destination
+                    && what.key.as_ref().is_none_or(|key| row.message.key.as_ref() == Some(key))
+            })
+        })
+    }
+
+    fn reset(&mut self) {
+        self.broken = false;
+        self.returned.clear();
+    }
+}
