@@ -2,11 +2,15 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use backstop_core::Envelope;
 use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::message::BasicReturnMessage;
+use lapin::types::ShortString;
 
 use crate::address::Address;
+use crate::error::Failure;
+use crate::wire;
 
 /// A message to be published.
 #[derive(Debug)]
@@ -15,8 +19,12 @@ pub(super) struct Job {
     /// Hash of destination and key; messages of one lane are sent one after the other.
     pub(super) lane: Option<u64>,
     pub(super) address: Address,
-    pub(super) properties: BasicProperties,
-    pub(super) body: Bytes,
+    /// What is sent; kept, so that it can be sent again.
+    envelope: Envelope,
+    /// The envelope's properties, until they are sent for the first time.
+    properties: Option<BasicProperties>,
+    /// AMQP's `message_id`, by which a returned message is recognised.
+    message_id: Option<ShortString>,
     /// Failures of its worker that the relay knew of when it submitted this.
     pub(super) failures_seen: u64,
     /// How often it has been sent.
@@ -26,22 +34,38 @@ pub(super) struct Job {
 }
 
 impl Job {
+    /// Fails where AMQP cannot carry the envelope.
     pub(super) fn new(
         ticket: u64,
         lane: Option<u64>,
         address: Address,
-        properties: BasicProperties,
-        body: Bytes,
-    ) -> Self {
-        Self { ticket, lane, address, properties, body, failures_seen: 0, tries: 0, returned: false }
+        envelope: Envelope,
+    ) -> Result<Self, Failure> {
+        let properties = wire::encode(&envelope)?;
+        let message_id = properties.message_id().clone();
+        let properties = Some(properties);
+        let (failures_seen, tries, returned) = (0, 0, false);
+        Ok(Self { ticket, lane, address, envelope, properties, message_id, failures_seen, tries, returned })
+    }
+
+    /// The properties to send.
+    pub(super) fn properties(&mut self) -> BasicProperties {
+        self.properties
+            .take()
+            .unwrap_or_else(|| wire::encode(&self.envelope).expect("it has been encoded before"))
+    }
+
+    /// The body to send; AMQP has no other way to send none than an empty one.
+    pub(super) fn body(&self) -> Bytes {
+        self.envelope.body.clone().unwrap_or_default()
     }
 
     /// Whether this is the message that the broker has returned.
     pub(super) fn is(&self, returned: &BasicReturnMessage) -> bool {
         returned.delivery.exchange == self.address.exchange
             && returned.delivery.routing_key == self.address.routing_key
-            && returned.delivery.properties.message_id() == self.properties.message_id()
-            && returned.delivery.data == self.body
+            && *returned.delivery.properties.message_id() == self.message_id
+            && returned.delivery.data == self.body()
     }
 }
 
@@ -115,7 +139,7 @@ pub(super) mod tests {
 
     pub(in super::super) fn job(ticket: u64, lane: Option<u64>) -> Job {
         let address = Address::of(&Destination::exchange("x", "k")).unwrap();
-        Job::new(ticket, lane, address, BasicProperties::default(), Bytes::new())
+        Job::new(ticket, lane, address, Envelope::default()).unwrap()
     }
 
     fn tickets(jobs: impl IntoIterator<Item = Job>) -> Vec<u64> {

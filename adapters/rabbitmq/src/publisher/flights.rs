@@ -52,7 +52,7 @@ impl Flights {
         self.next += 1;
         let channel = channel.clone();
         let (exchange, key) = (job.address.exchange.clone(), job.address.routing_key.clone());
-        let (properties, body) = (job.properties.clone(), job.body.clone());
+        let (properties, body) = (job.properties(), job.body());
         self.jobs.insert(number, job);
         let flight = async move {
             let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };

@@ -89,12 +89,10 @@ impl RabbitPublisher {
         Some(self.hasher.hash_one((destination, key)))
     }
 
-    fn prepare(&self, ticket: u64, destination: &Destination, envelope: &Envelope) -> Result<Job, Failure> {
+    fn prepare(&self, ticket: u64, destination: &Destination, envelope: Envelope) -> Result<Job, Failure> {
         let address = Address::of(destination)?;
-        check_size(envelope, self.max_message_bytes, self.link.frame_max())?;
-        let properties = wire::encode(envelope)?;
-        let body = envelope.body.clone().unwrap_or_default();
-        Ok(Job::new(ticket, self.lane(destination, envelope), address, properties, body))
+        check_size(&envelope, self.max_message_bytes, self.link.frame_max())?;
+        Job::new(ticket, self.lane(destination, &envelope), address, envelope)
     }
 
     fn take(&mut self, report: Report, into: &mut Vec<Confirmation>) {
@@ -179,7 +177,7 @@ impl Publisher for RabbitPublisher {
             return Err(Refused::Full(envelope));
         }
         let refuse = |failure: Failure| Refused::Failed(failure.to_error());
-        let mut job = self.prepare(ticket, destination, &envelope).map_err(refuse)?;
+        let mut job = self.prepare(ticket, destination, envelope).map_err(refuse)?;
         let number = match job.lane {
             Some(lane) => usize::try_from(lane % self.workers.len() as u64).unwrap_or(0),
             None => {
