@@ -83,6 +83,17 @@ async fn followers_wait_for_their_head() {
 }
 
 #[tokio::test]
+async fn a_due_message_behind_a_head_that_is_not_waits() {
+    let file = File::new().await;
+    let inbox = SqliteInbox::new(file.pool.clone());
+    hold(&inbox, "k", "1", Duration::from_secs(3_600)).await;
+    hold(&inbox, "k", "2", NOW).await;
+    assert!(nothing_due(&inbox).await, "two instances failed on one key: the first is the head");
+    hold(&inbox, "l", "3", NOW).await;
+    assert_eq!(body(&claim(&inbox).await.head), "3", "other keys go on");
+}
+
+#[tokio::test]
 async fn a_failed_attempt_is_undone_written_down_and_comes_again() {
     let file = File::new().await;
     let inbox = SqliteInbox::new(file.pool.clone());
