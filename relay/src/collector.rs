@@ -17,7 +17,7 @@ use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::exit::with_causes;
+use crate::exit::with_cause;
 use crate::letters::letter;
 use crate::owner::{Owner, OwnerSettings};
 
@@ -97,7 +97,7 @@ impl<S: Source> Collector<S> {
                 Err(error) => Some(error),
             };
             if let Some(error) = error {
-                warn!(cause = %with_causes(&error), hint = error.hint(), "dead letters cannot be read; trying again");
+                warn!(cause = %with_cause(&error), hint = error.hint(), "dead letters cannot be read; trying again");
                 pause.wait(term).await;
             }
         }
@@ -157,7 +157,7 @@ impl<S: Source> Collector<S> {
                     return true;
                 }
                 Err(error) => {
-                    let cause = with_causes(&error);
+                    let cause = with_cause(&error);
                     warn!(%cause, hint = error.hint(), "dead letters cannot be recorded; they stay with the broker");
                 }
             }

@@ -8,8 +8,6 @@ mod outbox;
 mod redrive;
 mod run;
 
-use std::time::Duration;
-
 use backstop_core::AdapterError;
 
 use crate::cli::{Cli, Command, DeadLettersCommand, Global};
@@ -19,11 +17,9 @@ use crate::exit::{Exit, Failure};
 use crate::output::Format;
 use crate::secret::Scrubber;
 
-/// How long what is still running in the background may take after a command has ended.
-const LEFTOVERS: Duration = Duration::from_millis(500);
-
-/// What `run` logs unless told. lapin would log the bodies of returned messages as warnings.
-const LOG: &str = "info,lapin=error";
+/// What `run` logs unless told. The brokers' clients are left out: the adapters report what matters of it, lapin would
+/// log the bodies of returned messages, and librdkafka each attempt to connect.
+const LOG: &str = "info,lapin=off,rdkafka=off,librdkafka=off";
 
 /// What a command is given.
 pub(crate) struct Context {
@@ -101,6 +97,7 @@ fn dispatch(context: &Context, command: Command) -> Result<Exit, Failure> {
             Command::DeadLetters(command) => dead_letters::run(context, command).await,
         }
     });
-    runtime.shutdown_timeout(LEFTOVERS);
+    // The process ends now. Ending the runtime before it would make threads of the brokers' clients panic aloud.
+    std::mem::forget(runtime);
     result
 }

@@ -35,17 +35,34 @@ impl Database {
     /// # Errors
     /// When it cannot be reached, refuses, or the configuration can never work.
     pub async fn open(config: &DatabaseConfig) -> Result<Self, AdapterError> {
-        if config.url.expose().starts_with("sqlite:") { sqlite(config).await } else { postgres(config).await }
+        match config.url.expose() {
+            url if url.starts_with("sqlite:") => sqlite(config, url).await,
+            url => postgres(config, url).await,
+        }
+    }
+
+    /// Connects to the database; an SQLite file that does not exist is created.
+    ///
+    /// # Errors
+    /// As [`open`](Database::open).
+    pub async fn create(config: &DatabaseConfig) -> Result<Self, AdapterError> {
+        match config.url.expose() {
+            url if url.starts_with("sqlite:") && !url.contains("mode=") => {
+                let separator = if url.contains('?') { '&' } else { '?' };
+                sqlite(config, &format!("{url}{separator}mode=rwc")).await
+            }
+            _ => Self::open(config).await,
+        }
     }
 }
 
-async fn postgres(config: &DatabaseConfig) -> Result<Database, AdapterError> {
+async fn postgres(config: &DatabaseConfig, url: &str) -> Result<Database, AdapterError> {
     let tables = match &config.schema {
         Some(schema) => PgTables::in_schema(schema)?,
         None => PgTables::default(),
     };
     let tables = tables.with_prefix(&config.prefix)?;
-    let pool = backstop_postgres::open(&with_tls(config.url.expose())).await?;
+    let pool = backstop_postgres::open(&with_tls(url)).await?;
     Ok(Database {
         outbox: Arc::new(PgOutboxStore::new(pool.clone(), tables.clone())),
         ledger: Arc::new(PgLedger::new(pool.clone(), tables.clone())),
@@ -53,9 +70,9 @@ async fn postgres(config: &DatabaseConfig) -> Result<Database, AdapterError> {
     })
 }
 
-async fn sqlite(config: &DatabaseConfig) -> Result<Database, AdapterError> {
+async fn sqlite(config: &DatabaseConfig, url: &str) -> Result<Database, AdapterError> {
     let tables = SqliteTables::default().with_prefix(&config.prefix)?;
-    let pool = backstop_sqlite::open(config.url.expose()).await?;
+    let pool = backstop_sqlite::open(url).await?;
     Ok(Database {
         outbox: Arc::new(SqliteOutboxStore::new(pool.clone(), tables.clone())),
         ledger: Arc::new(SqliteLedger::new(pool.clone(), tables.clone())),

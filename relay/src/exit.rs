@@ -168,10 +168,11 @@ impl Failure {
 
     /// The lines for standard error, without secrets and control characters.
     pub fn lines(&self, scrubber: &Scrubber) -> Vec<String> {
-        let line = |label, text: &str| format!("{label}: {}", escaped(&scrubber.scrub(text)));
         let lines = self.complaints.iter().flat_map(|complaint| {
-            let hint = complaint.hint.as_deref().map(|hint| line("hint", hint));
-            std::iter::once(line("error", &complaint.what)).chain(hint)
+            let error = format!("error: {}", escaped(&scrubber.scrub(&complaint.what)));
+            // Hints show URLs as they are to be written, with the word "password" in them.
+            let hint = complaint.hint.as_deref().map(|hint| escaped(&scrubber.scrub_values(hint)));
+            std::iter::once(error).chain(hint.map(|hint| format!("hint: {hint}")))
         });
         lines.collect()
     }
@@ -206,21 +207,16 @@ impl From<io::Error> for Failure {
 }
 
 fn complaint(error: &AdapterError) -> Complaint {
-    Complaint { what: with_causes(error), hint: error.hint().map(str::to_owned) }
+    Complaint { what: with_cause(error), hint: error.hint().map(str::to_owned) }
 }
 
-/// The error and what its causes add to it, in one line.
-pub fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = cut(&error.to_string(), MAX_CAUSE);
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        cause = error.source();
-    }
-    text
+/// The error and what its cause adds to it, in one line. Causes of the cause only repeat it in other words.
+pub fn with_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let text = error.to_string();
+    let Some(cause) = error.source().map(|cause| cut(&cause.to_string(), MAX_CAUSE)) else { return text };
+    let repeats =
+        text.contains(&cause) || text.rsplit_once(": ").is_some_and(|(_, last)| cause.contains(last));
+    if repeats { text } else { format!("{text}: {cause}") }
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use futures_util::future::join_all;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::exit::with_causes;
+use crate::exit::with_cause;
 
 /// Letters that are marked and sent together.
 const CHUNK: usize = 100;
@@ -175,7 +175,7 @@ async fn redrive_chunk(
     if let Some(error) = error {
         let sent: HashSet<&String> = sent.iter().collect();
         let unsent: Vec<String> = moved.into_iter().filter(|id| !sent.contains(id)).collect();
-        let reason = cut(&with_causes(&error), MAX_REASON);
+        let reason = cut(&with_cause(&error), MAX_REASON);
         let put = put_back(ledger, &unsent, from, &reason).await;
         summary.put_back += put.map_err(|error| RedriveError::Stuck(error, unsent.len() as u64))?;
         return Err(RedriveError::Publish(error));

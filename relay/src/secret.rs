@@ -194,7 +194,12 @@ impl Scrubber {
 
     /// The text without secrets.
     pub fn scrub(&self, text: &str) -> String {
-        let mut text = redact_urls(text);
+        self.scrub_values(&redact_urls(text))
+    }
+
+    /// The text without the configuration's secrets; URLs that are no secret of it stay as they are.
+    pub fn scrub_values(&self, text: &str) -> String {
+        let mut text = text.to_owned();
         for value in &self.values {
             if text.contains(value.as_str()) {
                 text = text.replace(value.as_str(), MASK);

@@ -13,7 +13,7 @@ use crate::commands::Context;
 use crate::commands::outbox::in_words;
 use crate::config::{BrokerConfig, Config, DatabaseConfig};
 use crate::database::Database;
-use crate::exit::{Exit, Failure, with_causes};
+use crate::exit::{Exit, Failure, with_cause};
 use crate::output::{self, or_dash};
 
 /// Pending rows whose destinations are looked at.
@@ -33,15 +33,15 @@ pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
         Some(ledger) => database(&mut findings, "ledger database", ledger).await,
         None => outbox.clone(),
     };
-    let mut destinations = Vec::new();
+    let mut destinations: BTreeSet<Destination> = named_sources(config).collect();
     if let Some(database) = outbox.filter(|_| config.outbox.enabled) {
-        destinations = look_at_outbox(&mut findings, &*database.outbox).await;
+        destinations.extend(look_at_outbox(&mut findings, &*database.outbox).await);
         lease(&mut findings, &database, &config.outbox.name, config.outbox.lease_ttl).await;
     }
     if let Some(database) = ledger.filter(|_| config.dead_letters.enabled) {
         lease(&mut findings, &database, &config.dead_letters.name, config.dead_letters.lease_ttl).await;
-        destinations.extend(named_sources(config));
     }
+    let destinations: Vec<Destination> = destinations.into_iter().collect();
     match &config.broker {
         Some(broker) => look_at_broker(&mut findings, broker, &destinations).await,
         None => {
@@ -77,7 +77,7 @@ async fn database(findings: &mut Vec<Finding>, subject: &str, config: &DatabaseC
 }
 
 /// What waits in the outbox and what can never be sent; the destinations of what waits.
-async fn look_at_outbox(findings: &mut Vec<Finding>, outbox: &dyn OutboxStore) -> Vec<Destination> {
+async fn look_at_outbox(findings: &mut Vec<Finding>, outbox: &dyn OutboxStore) -> BTreeSet<Destination> {
     match outbox.status().await {
         Err(error) => findings.push(failed("outbox", &error)),
         Ok(status) => {
@@ -98,13 +98,10 @@ async fn look_at_outbox(findings: &mut Vec<Finding>, outbox: &dyn OutboxStore) -
         }
     }
     match outbox.reader().read(SAMPLE_ROWS, SAMPLE_BYTES).await {
-        Ok(claimed) => {
-            let names: BTreeSet<Destination> = claimed.rows.into_iter().map(|row| row.destination).collect();
-            names.into_iter().collect()
-        }
+        Ok(claimed) => claimed.rows.into_iter().map(|row| row.destination).collect(),
         Err(error) => {
             findings.push(failed("outbox", &error));
-            Vec::new()
+            BTreeSet::new()
         }
     }
 }
@@ -125,9 +122,10 @@ async fn lease(findings: &mut Vec<Finding>, database: &Database, name: &str, ttl
     }
 }
 
-/// Sources that are names, not patterns.
+/// Sources of the collector that are names, not patterns; none when it is off.
 fn named_sources(config: &Config) -> impl Iterator<Item = Destination> {
-    config.dead_letters.sources.iter().filter(|source| !source.starts_with('^')).map(Destination::new)
+    let sources = config.dead_letters.enabled.then_some(&config.dead_letters.sources);
+    sources.into_iter().flatten().filter(|source| !source.starts_with('^')).map(Destination::new)
 }
 
 async fn look_at_broker(findings: &mut Vec<Finding>, config: &BrokerConfig, destinations: &[Destination]) {
@@ -151,7 +149,7 @@ async fn look_at_broker(findings: &mut Vec<Finding>, config: &BrokerConfig, dest
 
 fn failed(subject: &str, error: &backstop_core::AdapterError) -> Finding {
     let remedy = error.hint().map(str::to_owned);
-    Finding { severity: Severity::Error, subject: subject.to_owned(), detail: with_causes(error), remedy }
+    Finding { severity: Severity::Error, subject: subject.to_owned(), detail: with_cause(error), remedy }
 }
 
 fn print(context: &Context, findings: &[Finding]) -> Result<(), Failure> {
@@ -179,8 +177,12 @@ fn print(context: &Context, findings: &[Finding]) -> Result<(), Failure> {
         ]
     };
     output::table(&["", "WHAT", "FOUND", "REMEDY"], findings.iter().map(row))?;
-    output::line(format!("\n{errors} errors, {warnings} warnings"))?;
+    output::line(format!("\n{}, {}", counted(errors, "error"), counted(warnings, "warning")))?;
     Ok(())
+}
+
+fn counted(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
 fn word(severity: Severity) -> &'static str {

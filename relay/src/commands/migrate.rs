@@ -4,8 +4,9 @@ use backstop_core::schema::{Migration, Schema};
 use serde::Serialize;
 
 use crate::cli::{Migrate, MigrateCommand};
-use crate::commands::{Context, database, open};
+use crate::commands::{Context, database};
 use crate::config::DatabaseConfig;
+use crate::database::Database;
 use crate::exit::{Exit, Failure};
 use crate::output;
 
@@ -24,7 +25,11 @@ pub(super) async fn run(context: &Context, migrate: Migrate) -> Result<Exit, Fai
     let direction = migrate.direction.unwrap_or(MigrateCommand::Up);
     let mut steps = Vec::new();
     for config in databases(context) {
-        let schema = open(config).await?.schema;
+        let schema = match direction {
+            MigrateCommand::Up if !migrate.dry_run => Database::create(config).await,
+            _ => Database::open(config).await,
+        };
+        let schema = schema.map_err(database)?.schema;
         let done = match direction {
             MigrateCommand::Up => up(&*schema, migrate.dry_run).await?,
             MigrateCommand::Down { to } => down(&*schema, to, migrate.dry_run).await?,
@@ -93,6 +98,11 @@ fn print(context: &Context, steps: &[Step]) -> Result<(), Failure> {
         vec![step.database.clone(), step.version.to_string(), step.name.to_owned(), step.state.to_owned()]
     };
     output::table(&["DATABASE", "VERSION", "NAME", "STATE"], steps.iter().map(row))?;
+    if steps.iter().any(|step| step.sql.is_some()) {
+        output::line(
+            "\n-- written with the standard names; schema and prefix of the configuration take their place",
+        )?;
+    }
     for (step, sql) in steps.iter().filter_map(|step| Some((step, step.sql?))) {
         output::line(format!("\n-- {} {}: {}\n{}", step.version, step.name, step.state, sql.trim_end()))?;
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use backstop_core::sink::Publisher;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::broker;
 use crate::collector::Collector;
@@ -44,9 +44,7 @@ async fn work(context: &Context, stop: CancellationToken) -> Result<(), Failure>
         let Some(pump) = patiently(&stop, "outbox", || pump(context)).await? else { return Ok(()) };
         let token = stop.clone();
         supervisor.spawn("the outbox pump", async move {
-            let report = pump.run(token).await.map_err(|error| pump_failure(&error))?;
-            info!(?report, "outbox pump stopped");
-            Ok(())
+            pump.run(token).await.map(drop).map_err(|error| pump_failure(&error))
         });
     }
     if context.config.dead_letters.enabled {
@@ -143,7 +141,7 @@ fn pump_settings(config: &OutboxConfig) -> PumpSettings {
 fn pump_failure(error: &pump::PumpError) -> Failure {
     Failure::new(
         Exit::Failed,
-        crate::exit::with_causes(error),
+        crate::exit::with_cause(error),
         "mend the cause and start the relay again; see `backstop-relay check`",
     )
 }
