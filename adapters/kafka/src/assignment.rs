@@ -209,10 +209,9 @@ impl Assigned {
 
     fn begin(&self) -> bool {
         let mut state = lock(&self.state);
-        if !state.revoked {
-            state.begun += 1;
-        }
-        !state.revoked
+        let ours = !state.revoked && !self.flow.is_closing();
+        state.begun += usize::from(ours);
+        ours
     }
 
     fn finish(&self, settlement: &KafkaSettlement, settled: bool) {

@@ -1,17 +1,14 @@
 //! Quarantine on Kafka.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use backstop_core::dead_letter::{DeadLetter, DeadLetters, kafka_letters};
-use backstop_core::message::{Destination, Envelope};
+use backstop_core::message::Destination;
 use backstop_core::sink::{PublishError, Scope, Sink};
 use backstop_core::source::SourceInfo;
 use backstop_core::{AdapterError, FaultKind};
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use crate::context::lock;
 use crate::fault::{coded, is_denied};
 use crate::line::LineOptions;
 use crate::options::is_pattern;
@@ -21,7 +18,8 @@ use crate::topics::{Limits, Presence, Steward, Wanted, check_name};
 
 /// Room for what a letter carries beside the message.
 const LETTER_HEADERS: u64 = 32 * 1024;
-/// The largest letter where nobody told a limit; librdkafka must be told one when it starts.
+/// The largest letter before compression. What the topic takes is for the brokers to say: they look at the compressed
+/// size, and a message that they took once must not be refused here for its plain one.
 const MAX_LETTER_BYTES: usize = 128 << 20;
 /// How long the brokers are waited for at start-up.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -37,7 +35,6 @@ const ANSWER: Duration = Duration::from_secs(10);
 pub struct KafkaDeadLetters {
     settings: KafkaSettings,
     sink: KafkaSink,
-    limits: Arc<Mutex<HashMap<String, u64>>>,
 }
 
 impl KafkaDeadLetters {
@@ -51,7 +48,7 @@ impl KafkaDeadLetters {
             window: 10_000,
             max_message_bytes: MAX_LETTER_BYTES,
         });
-        Self { settings, sink, limits: Arc::default() }
+        Self { settings, sink }
     }
 
     /// Sets how long a letter waits for its confirmation. Defaults to 30 s.
@@ -60,29 +57,13 @@ impl KafkaDeadLetters {
         self.sink = self.sink.publish_timeout(timeout);
         self
     }
-
-    /// Publishes an envelope unless it is known to be too large for the topic.
-    async fn publish(&self, topic: &str, envelope: Envelope) -> Result<(), PublishError> {
-        let limit = lock(&self.limits).get(topic).copied();
-        let size = envelope.size() as u64;
-        if let Some(limit) = limit.filter(|limit| size > *limit) {
-            let error = AdapterError::new(
-                FaultKind::Invalid,
-                format!("a letter of {size} bytes is over the {limit} bytes that topic {topic} takes"),
-            )
-            .with_hint(format!("raise max.message.bytes of {topic}"));
-            return Err(PublishError::new(Scope::Message, error));
-        }
-        self.sink.publish(&Destination::new(topic), envelope).await
-    }
 }
 
 impl DeadLetters for KafkaDeadLetters {
     async fn prepare(&self, source: &SourceInfo) -> Result<(), AdapterError> {
         let settings = self.settings.clone();
-        let limits = self.limits.clone();
         let source = source.clone();
-        let work = tokio::task::spawn_blocking(move || prepare(&settings, &source, &limits));
+        let work = tokio::task::spawn_blocking(move || prepare(&settings, &source));
         work.await.unwrap_or_else(|error| {
             Err(AdapterError::new(FaultKind::Other, "the check of the dead-letter topics was cut off")
                 .with_source(error))
@@ -90,22 +71,18 @@ impl DeadLetters for KafkaDeadLetters {
     }
 
     async fn quarantine(&self, letter: &DeadLetter) -> Result<(), PublishError> {
-        let topic = kafka_letters(letter.origin.place(), &letter.group);
-        match self.publish(&topic, letter.to_envelope()).await {
+        let topic = Destination::new(kafka_letters(letter.origin.place(), &letter.group));
+        match self.sink.publish(&topic, letter.to_envelope()).await {
             Err(error) if error.scope() == Scope::Message => {
-                tracing::warn!(topic, %error, "kafka: a letter does not fit and goes with the fewest headers");
-                self.publish(&topic, letter.to_minimal_envelope()).await
+                tracing::warn!(%topic, %error, "kafka: a letter does not fit and goes with the fewest headers");
+                self.sink.publish(&topic, letter.to_minimal_envelope()).await
             }
             other => other,
         }
     }
 }
 
-fn prepare(
-    settings: &KafkaSettings,
-    source: &SourceInfo,
-    limits: &Mutex<HashMap<String, u64>>,
-) -> Result<(), AdapterError> {
+fn prepare(settings: &KafkaSettings, source: &SourceInfo) -> Result<(), AdapterError> {
     let steward = Steward::new(settings)?;
     for place in source.places.iter().filter(|place| !is_pattern(place)) {
         let letters = kafka_letters(place, &source.group);
@@ -120,7 +97,6 @@ fn prepare(
             Presence::Missing => create(&steward, place, &letters, wanted)?,
         }
         if let Some(found) = steward.limits(&letters) {
-            lock(limits).insert(letters.clone(), found.message_bytes);
             warn_of_shortfalls(&letters, wanted, found);
         }
     }

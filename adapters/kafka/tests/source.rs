@@ -1,0 +1,320 @@
+//! Reading from a real Kafka: the wire, the window, commits and the door.
+
+mod common;
+
+use std::time::Duration;
+
+use backstop_core::dead_letter::{DeadLetter, DeadReason, kafka_door, redrive_envelope};
+use backstop_core::message::{Destination, Envelope, Headers};
+use backstop_core::origin::{Origin, Via};
+use backstop_core::sink::Sink;
+use backstop_core::source::{Settlement, Source};
+use backstop_core::{ErrorClass, ErrorReport, FaultKind, Identity, MessageKey};
+use backstop_kafka::{KafkaSettings, KafkaSink, KafkaSource, OutOfRange, StartFrom};
+use bytes::Bytes;
+use common::*;
+
+fn source(topic: &Topic, group: &str) -> KafkaSource {
+    KafkaSource::subscribe(brokers(), group, &[topic.name.as_str()]).door(false)
+}
+
+async fn nothing_comes(source: &mut KafkaSource) {
+    let next = tokio::time::timeout(Duration::from_secs(2), source.next()).await;
+    assert!(next.is_err(), "{:?}", next.map(|next| next.map(|batch| batch.map(|batch| batch.len()))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_headers_and_bodies_survive_to_the_letter() {
+    let topic = Topic::new("wire", 1).await;
+    let mut headers = Headers::default();
+    headers.append("ce_id", "7");
+    headers.append("ce_source", "/orders");
+    headers.append("twice", "a");
+    headers.append("twice", Bytes::from_static(&[0xff, 0, 0xfe]));
+    headers.append("empty", "");
+    headers.append_null("null");
+    let some = |text: &'static str| Some(Bytes::from_static(text.as_bytes()));
+    let sent = [
+        Envelope { key: some("k"), headers, body: some("body") },
+        Envelope { key: None, headers: Headers::default(), body: some("no key") },
+        Envelope { key: some(""), headers: Headers::default(), body: some("") },
+        Envelope { key: some("tombstone"), headers: Headers::default(), body: None },
+        Envelope {
+            key: Some(Bytes::from_static(&[0, 255])),
+            headers: Headers::default(),
+            body: Some(vec![0xff; 900_000].into()),
+        },
+    ];
+    let sink = KafkaSink::new(settings());
+    for envelope in &sent {
+        sink.publish(&Destination::new(&topic.name), envelope.clone()).await.expect("published");
+    }
+    let mut source = source(&topic, &unique("g"));
+    let read = read(&mut source, sent.len()).await;
+    for (sent, read) in sent.iter().zip(&read) {
+        assert_eq!(sent.key, read.message.key);
+        assert_eq!(sent.headers, read.message.headers);
+        assert_eq!(sent.body, read.message.body);
+        assert_eq!(read.via, Via::Live);
+    }
+    assert_eq!(read[0].identity, Identity::Declared(MessageKey::new("/orders", b"7")));
+    assert!(matches!(read[1].identity, Identity::Coordinates(_)));
+    assert_eq!(read.iter().map(offset).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+    assert!(
+        matches!(&read[0].origin, Origin::Kafka { topic: t, timestamp: Some(_), .. } if *t == topic.name)
+    );
+    within("close", source.close()).await.expect("closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_resumes_at_the_watermark_whatever_was_settled_above_it() {
+    let topic = Topic::new("watermark", 1).await;
+    let group = unique("g");
+    publish_numbers(&topic.name, "k", 0..10).await;
+    let mut first = source(&topic, &group);
+    let mut taken = read(&mut first, 10).await;
+    for index in [9, 7, 4, 2, 1, 0] {
+        assert!(settle(taken.remove(index)));
+    }
+    // 3 is dropped unsettled, as are 5, 6 and 8.
+    drop(taken);
+    within("close", first.close()).await.expect("closed");
+    assert_eq!(committed(&group, &topic.name, 0), Some(3));
+
+    let mut second = source(&topic, &group);
+    let again = read(&mut second, 7).await;
+    assert_eq!(again.iter().map(body).collect::<Vec<_>>(), ["3", "4", "5", "6", "7", "8", "9"]);
+    again.into_iter().for_each(|received| assert!(settle(received)));
+    within("close", second.close()).await.expect("closed");
+    assert_eq!(committed(&group, &topic.name, 0), Some(10));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settled_offsets_are_committed_on_the_timer() {
+    let topic = Topic::new("timer", 1).await;
+    let group = unique("g");
+    publish_numbers(&topic.name, "k", 0..5).await;
+    let mut source = source(&topic, &group).commit_interval(Duration::from_millis(100));
+    read(&mut source, 5).await.into_iter().for_each(|received| assert!(settle(received)));
+    within("the commit", async {
+        while committed(&group, &topic.name, 0) != Some(5) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_window_pauses_its_partition_and_half_resumes_it_without_loss() {
+    let topic = Topic::new("window", 1).await;
+    publish_numbers(&topic.name, "k", 0..25).await;
+    let mut source = source(&topic, &unique("g")).window(10, usize::MAX);
+    let mut taken = read(&mut source, 10).await;
+    nothing_comes(&mut source).await;
+    taken.drain(..4).for_each(|received| assert!(settle(received)));
+    nothing_comes(&mut source).await;
+    assert!(settle(taken.remove(0)));
+    let mut seen: Vec<_> = (0..10).map(|number: usize| number.to_string()).collect();
+    let more = read(&mut source, 5).await;
+    seen.extend(more.iter().map(body));
+    drop((taken, more));
+    while seen.len() < 25 {
+        let batch = within("the rest", source.next()).await.expect("no error").expect("not ended");
+        seen.extend(batch.iter().map(body));
+        batch.into_iter().for_each(|received| assert!(settle(received)));
+    }
+    assert_eq!(
+        seen,
+        (0..25).map(|number: usize| number.to_string()).collect::<Vec<_>>(),
+        "in order, none twice"
+    );
+    within("close", source.close()).await.expect("closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_and_the_total_bound_the_window_too() {
+    let topic = Topic::new("bytes", 4).await;
+    for key in 0..40 {
+        publish_numbers(&topic.name, &format!("key-{key}"), 0..1).await;
+    }
+    let mut bytes = source(&topic, &unique("g")).total_window(usize::MAX, 30);
+    let mut taken = 0;
+    while let Ok(batch) = tokio::time::timeout(Duration::from_secs(4), bytes.next()).await {
+        let batch = batch.expect("no error").expect("not ended");
+        taken += batch.len();
+        std::mem::forget(batch);
+    }
+    assert!((4..=6).contains(&taken), "6 or 7 bytes each fill 30: {taken}");
+    let mut total = source(&topic, &unique("g")).total_window(12, usize::MAX);
+    let all = read(&mut total, 12).await;
+    nothing_comes(&mut total).await;
+    drop(all);
+    drop(read(&mut total, 12).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_door_is_made_and_read_from_its_beginning_with_the_original_origin() {
+    let topic = Topic::new("door", 3).await;
+    let group = unique("g");
+    let door = kafka_door(&topic.name, &group);
+    let origin = Origin::Kafka { topic: topic.name.clone(), partition: 2, offset: 41, timestamp: Some(99) };
+    let letter = DeadLetter {
+        envelope: envelope("k", "again"),
+        origin: origin.clone(),
+        message_key: Some(MessageKey::new("/orders", b"7")),
+        generation: 0,
+        consumer: group.clone(),
+        group: group.clone(),
+        reason: DeadReason::Exhausted,
+        class: ErrorClass::Transient,
+        report: ErrorReport::new(&group, "E", &std::io::Error::other("no"), None, str::to_owned),
+        attempts: 6,
+        first_failed_at: "2026-11-20T00:00:00Z".parse().expect("a time"),
+        dead_at: "2026-11-20T00:00:01Z".parse().expect("a time"),
+        host: String::new(),
+        consumer_version: String::new(),
+    };
+    // A first member makes the door and leaves; what comes through it meanwhile must not be lost although the
+    // source begins at the end of its topic.
+    let topic = topic.and(door.clone());
+    let subscribe =
+        || KafkaSource::subscribe(brokers(), &group, &[topic.name.as_str()]).start_from(StartFrom::Latest);
+    let mut first = subscribe();
+    let poll = tokio::time::timeout(Duration::from_millis(1), first.next()).await;
+    assert!(poll.is_err());
+    within("the door", async {
+        while partitions(&door) != 3 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    within("close", first.close()).await.expect("closed");
+
+    let sink = KafkaSink::new(settings());
+    sink.publish(&Destination::new(&door), redrive_envelope(&letter.to_envelope())).await.expect("published");
+    sink.publish(&Destination::new(&door), envelope("k", "by a stranger")).await.expect("published");
+    let mut second = subscribe();
+    let read = read(&mut second, 2).await;
+    let redriven = read.iter().find(|received| body(received) == "again").expect("it came");
+    assert_eq!((redriven.via, &redriven.origin), (Via::Door, &origin));
+    assert_eq!(redriven.identity.key().map(MessageKey::as_str), Some("/orders|7"));
+    let other = read.iter().find(|received| body(received) != "again").expect("it came");
+    assert_eq!((other.via, other.origin.place()), (Via::Door, door.as_str()));
+    within("close", second.close()).await.expect("closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn latest_skips_what_is_there_and_remembers_where_it_began() {
+    let topic = Topic::new("latest", 1).await;
+    let group = unique("g");
+    publish_numbers(&topic.name, "k", 0..3).await;
+    let latest =
+        || source(&topic, &group).start_from(StartFrom::Latest).commit_interval(Duration::from_millis(50));
+    let mut first = latest();
+    nothing_comes(&mut first).await;
+    within("the commit", async {
+        while committed(&group, &topic.name, 0) != Some(3) {
+            let _ = tokio::time::timeout(Duration::from_millis(50), first.next()).await;
+        }
+    })
+    .await;
+    within("close", first.close()).await.expect("closed");
+    publish_numbers(&topic.name, "k", 3..5).await;
+    let mut second = latest();
+    assert_eq!(read(&mut second, 2).await.iter().map(body).collect::<Vec<_>>(), ["3", "4"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offset_that_is_gone_stops_the_source_unless_told_otherwise() {
+    let topic = Topic::new("range", 1).await;
+    let group = unique("g");
+    publish_numbers(&topic.name, "k", 0..4).await;
+    let mut first = source(&topic, &group);
+    let mut taken = read(&mut first, 4).await;
+    assert!(settle(taken.remove(0)));
+    drop(taken);
+    within("close", first.close()).await.expect("closed");
+    // The group stands at 1; everything below 3 is removed.
+    let mut cut = rdkafka::TopicPartitionList::new();
+    cut.add_partition_offset(&topic.name, 0, rdkafka::Offset::Offset(3)).expect("an offset");
+    admin().delete_records(&cut, &rdkafka::admin::AdminOptions::new()).await.expect("removed");
+
+    let mut stopping = source(&topic, &group);
+    let error = within("the error", stopping.next()).await.expect_err("messages are gone");
+    assert!(error.hint().is_some_and(|hint| hint.contains("out_of_range")), "{error:?}");
+    within("close", stopping.close()).await.expect("closed");
+
+    let mut going_on = source(&topic, &group).out_of_range(OutOfRange::Earliest);
+    assert_eq!(read(&mut going_on, 1).await.iter().map(body).collect::<Vec<_>>(), ["3"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_topic_ends_the_source_with_a_hint() {
+    let name = unique("missing");
+    for protocol in
+        [backstop_kafka::RebalanceProtocol::CooperativeSticky, backstop_kafka::RebalanceProtocol::Kip848]
+    {
+        let mut source =
+            KafkaSource::subscribe(brokers(), unique("g"), &[&name]).rebalance_protocol(protocol);
+        let error = within("the error", source.next()).await.expect_err("there is no such topic");
+        assert_eq!(error.kind(), FaultKind::Missing);
+        assert!(error.to_string().contains(&name) && error.hint().is_some(), "{error:?}");
+        assert!(matches!(source.next().await, Ok(None)), "an error is final");
+        within("close", source.close()).await.expect("closed");
+    }
+    assert_eq!(partitions(&name), 0, "looking for a topic must not make it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_credentials_end_the_source_and_are_not_repeated() {
+    let settings = KafkaSettings::new(variable("BACKSTOP_TEST_KAFKA_ADMIN"))
+        .property("security.protocol", "SASL_PLAINTEXT")
+        .property("sasl.mechanism", "PLAIN")
+        .property("sasl.username", "admin")
+        .property("sasl.password", "hunter2-not-the-password");
+    let mut source = KafkaSource::subscribe("", unique("g"), &["any"]).settings(settings);
+    let error = within("the error", source.next()).await.expect_err("the password is wrong");
+    assert_eq!(error.kind(), FaultKind::Denied, "{error:?}");
+    let told = format!("{error} {error:?} {:?} {source:?}", error.hint());
+    assert!(!told.contains("hunter2"), "{told}");
+    within("close", source.close()).await.expect("closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn brokers_that_are_down_are_waited_for_and_closing_meanwhile_is_quick() {
+    let mut source = KafkaSource::subscribe("127.0.0.1:1", unique("g"), &["any"]);
+    nothing_comes(&mut source).await;
+    within("close", source.close()).await.expect("closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn topics_are_read_by_pattern() {
+    let prefix = unique("pattern");
+    let one = Topic::with(&format!("{prefix}.a.dlq"), 1, &[]).await;
+    let two = Topic::with(&format!("{prefix}.b.dlq"), 1, &[]).await;
+    let other = Topic::with(&format!("{prefix}.c"), 1, &[]).await;
+    for topic in [&one, &two, &other] {
+        publish_numbers(&topic.name, "k", 0..1).await;
+    }
+    let pattern = format!("^{}\\..*\\.dlq$", prefix.replace('.', "\\."));
+    let mut source = KafkaSource::subscribe(brokers(), unique("g"), &[&pattern]);
+    let read = read(&mut source, 2).await;
+    let mut places: Vec<_> = read.iter().map(|received| received.origin.place().to_owned()).collect();
+    places.sort_unstable();
+    assert_eq!(places, [one.name.as_str(), two.name.as_str()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_is_dropped_lets_its_partitions_go() {
+    let topic = Topic::new("dropped", 1).await;
+    let group = unique("g");
+    publish_numbers(&topic.name, "k", 0..2).await;
+    let mut first = source(&topic, &group);
+    let mut taken = read(&mut first, 2).await;
+    assert!(taken[0].settlement.begin());
+    drop(first);
+    assert!(settle(taken.remove(0)), "what has begun may end");
+    assert!(!taken[0].settlement.begin(), "a dropped source refuses what has not begun");
+    let mut second = source(&topic, &group);
+    assert_eq!(read(&mut second, 1).await.iter().map(body).collect::<Vec<_>>(), ["1"]);
+}
