@@ -258,10 +258,8 @@ mod tests {
         ];
         for (url, expected) in cases {
             assert_eq!(redact_url(url), expected);
-            assert_eq!(
-                format!("{:?} {}", SecretUrl::new(url), SecretUrl::new(url)).contains("secret"),
-                false
-            );
+            let shown = format!("{:?} {}", SecretUrl::new(url), SecretUrl::new(url));
+            assert!(!shown.contains("secret"), "{shown}");
         }
     }
 

@@ -1,1 +1,13 @@
-//! End-to-end tests against real servers, and benches
+//! What the end-to-end tests and benches share: real servers, fresh schemas, a consumer program that applies events to
+//! a ledger, and the oracle over it.
+//!
+//! Not published, and without any promise to others.
+
+pub mod apply;
+pub mod commit_proxy;
+pub mod database;
+pub mod letters;
+pub mod program;
+pub mod servers;
+pub mod wait;
+pub mod workload;

@@ -279,8 +279,8 @@ impl<S: Source, I, H, C, D> Consumer<S, WithInbox<I>, H, C, D> {
         let (name, stats, settings) = (self.name, self.stats.clone(), self.options.loop_settings());
         let Options { limits, missing_id, unordered, continue_trace, retention, concurrency, .. } =
             self.options;
-        let context =
-            context(name, self.source.describe().group, self.dead_letters, self.stats, self.options);
+        let info = self.source.describe();
+        let context = context(name, info.group.clone(), self.dead_letters, self.stats, self.options);
         let work = Arc::new(Transactional {
             context: context.clone(),
             inbox: self.mode.0,
@@ -297,7 +297,6 @@ impl<S: Source, I, H, C, D> Consumer<S, WithInbox<I>, H, C, D> {
         let mut shutdown = std::pin::pin!(shutdown);
         let ready = async {
             until_ready(|| work.inbox.ready()).await.map_err(RunError::store)?;
-            let info = self.source.describe();
             until_ready(|| context.dead_letters.prepare(&info)).await.map_err(RunError::dead_letters)
         };
         tokio::select! {
@@ -323,9 +322,8 @@ impl<S: Source, H, C, D> Consumer<S, WithoutInbox, H, C, D> {
         self.check()?;
         let (name, stats, settings) = (self.name, self.stats.clone(), self.options.loop_settings());
         let Options { limits, unordered, continue_trace, in_place_max, .. } = self.options;
-        let context =
-            context(name, self.source.describe().group, self.dead_letters, self.stats, self.options);
         let info = self.source.describe();
+        let context = context(name, info.group.clone(), self.dead_letters, self.stats, self.options);
         let mut shutdown = std::pin::pin!(shutdown);
         tokio::select! {
             ready = until_ready(|| context.dead_letters.prepare(&info)) => ready.map_err(RunError::dead_letters)?,

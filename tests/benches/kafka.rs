@@ -1,0 +1,169 @@
+//! Topics, the bare producer, and reading back what a topic holds.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Header, Message as _, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, ProducerContext, ThreadedProducer};
+use rdkafka::{ClientConfig, ClientContext, Offset, TopicPartitionList};
+
+use crate::event::{self, Check};
+use crate::{Outcome, servers::Servers};
+
+/// Partitions of every topic.
+pub(crate) const PARTITIONS: i32 = 8;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Makes a topic.
+pub(crate) async fn create_topic(servers: &Servers, topic: &str) -> Outcome<()> {
+    let new = NewTopic::new(topic, PARTITIONS, TopicReplication::Fixed(1));
+    for result in admin(servers)?.create_topics(&[new], &AdminOptions::new()).await? {
+        result.map_err(|(topic, code)| format!("topic {topic} cannot be made: {code}"))?;
+    }
+    Ok(())
+}
+
+/// Deletes topics; those that are not there are no error.
+pub(crate) async fn delete_topics(servers: &Servers, topics: &[&str]) -> Outcome<()> {
+    admin(servers)?.delete_topics(topics, &AdminOptions::new()).await?;
+    Ok(())
+}
+
+fn admin(servers: &Servers) -> Outcome<AdminClient<DefaultClientContext>> {
+    Ok(ClientConfig::new().set("bootstrap.servers", &servers.kafka).create()?)
+}
+
+/// The settings of the relay's own publisher, so that only the relay makes a difference.
+fn producer_config(servers: &Servers) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", &servers.kafka)
+        .set("enable.idempotence", "true")
+        .set("acks", "all")
+        .set("max.in.flight.requests.per.connection", "5")
+        .set("compression.codec", "zstd")
+        .set("compression.level", "1")
+        .set("partitioner", "murmur2_random")
+        .set("message.timeout.ms", "0")
+        .set("linger.ms", "5")
+        .set("batch.size", "1000000")
+        .set("batch.num.messages", "10000")
+        .set("queue.buffering.max.messages", "20001")
+        .set("queue.buffering.max.kbytes", "262144");
+    config
+}
+
+/// Counts deliveries.
+#[derive(Debug, Default, Clone)]
+struct Deliveries {
+    delivered: Arc<AtomicUsize>,
+    failed: Arc<AtomicUsize>,
+}
+
+impl ClientContext for Deliveries {}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        let counter = if result.is_ok() { &self.delivered } else { &self.failed };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Produces the events with the bare driver and waits for every delivery; messages a second.
+///
+/// Records carry the headers that the relay's do; they are made before the clock starts.
+pub(crate) async fn produce(servers: &Servers, topic: &str, events: usize) -> Outcome<f64> {
+    let (config, topic) = (producer_config(servers), topic.to_owned());
+    tokio::task::spawn_blocking(move || produce_all(&config, &topic, events)).await?
+}
+
+fn produce_all(config: &ClientConfig, topic: &str, events: usize) -> Outcome<f64> {
+    let records: Vec<(String, Vec<u8>, OwnedHeaders)> =
+        (0..events).map(|n| (event::key(n), event::payload(n), headers(n))).collect();
+    let deliveries = Deliveries::default();
+    let producer: ThreadedProducer<Deliveries> = config.create_with_context(deliveries.clone())?;
+    let began = Instant::now();
+    for (key, payload, headers) in records {
+        let mut record = BaseRecord::to(topic).key(&key).payload(&payload).headers(headers);
+        while let Err((error, refused)) = producer.send(record) {
+            if !matches!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)) {
+                return Err(error.into());
+            }
+            std::thread::sleep(Duration::from_micros(200));
+            record = refused;
+        }
+    }
+    while deliveries.delivered.load(Ordering::Relaxed) < events {
+        if deliveries.failed.load(Ordering::Relaxed) > 0 || began.elapsed() > PATIENCE {
+            return Err("the bare producer could not deliver".into());
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    Ok(events as f64 / began.elapsed().as_secs_f64())
+}
+
+fn headers(n: usize) -> OwnedHeaders {
+    let id = event::id(n);
+    let pairs = [
+        ("ce_specversion", "1.0"),
+        ("ce_id", &id),
+        ("ce_source", "/bench"),
+        ("ce_type", "bench.event"),
+        ("ce_time", "2026-01-01T00:00:00.123456Z"),
+        ("content-type", "application/json"),
+    ];
+    pairs.into_iter().fold(OwnedHeaders::new_with_capacity(pairs.len()), |headers, (key, value)| {
+        headers.insert(Header { key, value: Some(value) })
+    })
+}
+
+/// A reader of a whole topic, outside of any group, that begins at `offset`.
+pub(crate) fn reader(servers: &Servers, topic: &str, offset: Offset) -> Outcome<BaseConsumer> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", &servers.kafka)
+        .set("group.id", "bench-reader")
+        .set("enable.auto.commit", "false")
+        .set("fetch.wait.max.ms", "100")
+        .create()?;
+    let mut partitions = TopicPartitionList::new();
+    for partition in 0..PARTITIONS {
+        partitions.add_partition_offset(topic, partition, offset)?;
+    }
+    consumer.assign(&partitions)?;
+    Ok(consumer)
+}
+
+/// Reads the topic to its end.
+pub(crate) async fn check(servers: &Servers, topic: &str, events: usize) -> Outcome<String> {
+    let (servers, topic) = (servers.clone(), topic.to_owned());
+    tokio::task::spawn_blocking(move || read_back(&servers, &topic, events)).await?
+}
+
+fn read_back(servers: &Servers, topic: &str, events: usize) -> Outcome<String> {
+    let consumer = reader(servers, topic, Offset::Beginning)?;
+    let mut left: i64 = 0;
+    for partition in 0..PARTITIONS {
+        let (low, high) = consumer.fetch_watermarks(topic, partition, PATIENCE)?;
+        left += high - low;
+    }
+    let mut check = Check::new(events);
+    let until = Instant::now() + PATIENCE;
+    while left > 0 {
+        if Instant::now() > until {
+            return Err(format!("{left} messages of topic {topic} could not be read back").into());
+        }
+        if let Some(message) = consumer.poll(Duration::from_millis(100)) {
+            check.see(message?.payload().unwrap_or_default());
+            left -= 1;
+        }
+    }
+    Ok(check.verdict()?)
+}

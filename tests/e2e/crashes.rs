@@ -1,0 +1,155 @@
+//! Processes that die between two steps.
+
+use std::time::Duration;
+
+use backstop_tests::apply::Fail;
+use backstop_tests::commit_proxy::{CommitProxy, Cut};
+use backstop_tests::database::Database;
+use backstop_tests::program::{Broker, ConsumerConfig, RelayConfig};
+use backstop_tests::workload::{self, Placed, Publisher};
+use backstop_tests::{letters, servers, wait};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+const COUNT: usize = 400;
+
+/// The relay dies at that point, and another one finishes the work.
+async fn relay_dies(broker: Broker, point: &str) {
+    let database = Database::fresh("crash").await;
+    let place = servers::unique("crash");
+    workload::create_place(broker, &place, 4).await;
+    let events = workload::events(COUNT, 20, |_| None);
+    workload::commit(&database, &place, &events, 10).await;
+    let relay = RelayConfig::new(broker, &database.schema, &[]);
+    relay.spawn(Some(point)).ended(PATIENCE).await;
+    assert!(database.backlog().await > 0, "it died before the end");
+
+    let consumer = ConsumerConfig::new(broker, &place, &servers::unique("group"), &database.schema);
+    let run = consumer.start();
+    let _relay = relay.spawn(None);
+    wait::until("all is applied", PATIENCE, || async {
+        database.applied(&consumer.group).await == COUNT as i64 && database.backlog().await == 0
+    })
+    .await;
+    run.stop().await;
+    database.verdict(&consumer.group).await.assert_balanced(&[]);
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relay_dies_after_publish_before_delete_on_kafka() {
+    relay_dies(Broker::Kafka, "relay.published").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relay_dies_after_publish_before_delete_on_rabbitmq() {
+    relay_dies(Broker::RabbitMq, "relay.published").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relay_dies_after_claim_before_publish() {
+    relay_dies(Broker::Kafka, "relay.claimed").await;
+}
+
+/// The consumer dies at that point again and again, and another one finishes the work.
+async fn consumer_dies(broker: Broker, point: &str) {
+    let database = Database::fresh("crash").await;
+    let place = servers::unique("crash");
+    workload::create_place(broker, &place, 2).await;
+    let config = ConsumerConfig::new(broker, &place, &servers::unique("group"), &database.schema);
+    let publisher = Publisher::new(broker);
+    let events = workload::events(COUNT, 20, |n| match n % 40 {
+        10 => Some(Fail::Transient(2)),
+        20 => Some(Fail::Permanent),
+        30 => Some(Fail::Always),
+        _ => None,
+    });
+    for placed in &events {
+        workload::ledger(&database, placed).await;
+        publisher.message(&place, placed.message("/tests")).await;
+    }
+    for pass in [1, 3, 5] {
+        config.spawn(Some(&format!("{point}:{pass}"))).ended(PATIENCE).await;
+    }
+    let run = config.start();
+    let dead: Vec<String> =
+        events.iter().filter(|event| ends_dead(event)).map(|event| event.id.clone()).collect();
+    let alive = (COUNT - dead.len()) as i64;
+    wait::until("all is applied", PATIENCE, || async {
+        database.applied(&config.group).await == alive && database.held().await == 0
+    })
+    .await;
+    let letters = letters::read_distinct(&config, dead.len()).await;
+    assert_eq!(letters.len(), dead.len(), "open letters are exactly what was injected");
+    run.stop().await;
+    database.verdict(&config.group).await.assert_balanced(&dead);
+    database.drop().await;
+}
+
+fn ends_dead(placed: &Placed) -> bool {
+    matches!(placed.event.fail, Some(Fail::Permanent | Fail::Always))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumer_dies_after_commit_before_settle_on_kafka() {
+    consumer_dies(Broker::Kafka, "consumer.committed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumer_dies_after_commit_before_settle_on_rabbitmq() {
+    consumer_dies(Broker::RabbitMq, "consumer.committed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumer_dies_after_the_held_row_before_settle_on_kafka() {
+    consumer_dies(Broker::Kafka, "consumer.held").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumer_dies_after_the_held_row_before_settle_on_rabbitmq() {
+    consumer_dies(Broker::RabbitMq, "consumer.held").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumer_dies_after_quarantine_before_its_row_is_deleted_on_kafka() {
+    consumer_dies(Broker::Kafka, "consumer.quarantined").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumer_dies_after_quarantine_before_its_row_is_deleted_on_rabbitmq() {
+    consumer_dies(Broker::RabbitMq, "consumer.quarantined").await;
+}
+
+/// The connection to the database is cut inside COMMIT, before or after the server has seen it.
+async fn cut_inside_commit(cut: Cut) {
+    let database = Database::fresh("commit").await;
+    let place = servers::unique("commit");
+    workload::create_place(Broker::Kafka, &place, 4).await;
+    let proxy = CommitProxy::start(&servers::postgres_url(), cut, 15).await;
+    let mut config = ConsumerConfig::new(Broker::Kafka, &place, &servers::unique("group"), &database.schema);
+    config.postgres_url = Some(proxy.url());
+    let publisher = Publisher::new(Broker::Kafka);
+    let events = workload::events(COUNT, 20, |_| None);
+    for placed in &events {
+        workload::ledger(&database, placed).await;
+        publisher.message(&place, placed.message("/tests")).await;
+    }
+    let run = config.start();
+    wait::until("all is applied", PATIENCE, || async {
+        database.applied(&config.group).await == COUNT as i64
+    })
+    .await;
+    run.stop().await;
+    assert!(proxy.cuts() >= 10, "{} commits were cut off", proxy.cuts());
+    database.verdict(&config.group).await.assert_balanced(&[]);
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connection_cut_before_the_server_sees_commit() {
+    cut_inside_commit(Cut::BeforeServer).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connection_cut_after_the_server_saw_commit() {
+    cut_inside_commit(Cut::AfterServer).await;
+}

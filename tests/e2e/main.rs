@@ -1,0 +1,11 @@
+//! What is only visible from outside: real writers, real servers, processes that are killed.
+
+mod crashes;
+mod duplicates;
+mod examples;
+mod failures;
+mod handlers;
+mod rebalance;
+mod redrive;
+mod throughout;
+mod trace;

@@ -1,0 +1,127 @@
+//! From pgbench's transactions to a ledger, with nothing lost, twice or out of order.
+//!
+//! `BACKSTOP_E2E_TRANSACTIONS` and `BACKSTOP_E2E_KILLS` size the runs; `tests/long` sets what the promises name.
+
+use std::time::Duration;
+
+use backstop_tests::database::Database;
+use backstop_tests::program::{Broker, ConsumerConfig, Program, RelayConfig};
+use backstop_tests::{servers, wait, workload};
+
+/// Long enough for a lease to run out, and a Kafka group to notice that a member is gone, some times over.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+fn size(variable: &str, default: usize) -> usize {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+fn transactions() -> usize {
+    size("BACKSTOP_E2E_TRANSACTIONS", 8_000)
+}
+
+struct Scene {
+    database: Database,
+    place: String,
+    relay: RelayConfig,
+    consumer: ConsumerConfig,
+}
+
+impl Scene {
+    async fn new(broker: Broker) -> Self {
+        let database = Database::fresh("pgbench").await;
+        let place = servers::unique("accounts");
+        workload::create_place(broker, &place, 8).await;
+        let relay = RelayConfig::new(broker, &database.schema, &[]);
+        let consumer = ConsumerConfig::new(broker, &place, &servers::unique("ledger"), &database.schema);
+        Self { database, place, relay, consumer }
+    }
+
+    /// Waits until everything that was committed is applied, and asks the oracle.
+    async fn settle(self) {
+        let (database, consumer) = (&self.database, &self.consumer.group);
+        let committed = database.committed().await;
+        wait::until("all is applied", PATIENCE, || async {
+            database.applied(consumer).await >= committed && database.backlog().await == 0
+        })
+        .await;
+        database.verdict(consumer).await.assert_balanced(&[]);
+        self.database.drop().await;
+    }
+}
+
+async fn undisturbed(broker: Broker) {
+    let scene = Scene::new(broker).await;
+    let _relay = scene.relay.spawn(None);
+    let _consumer = scene.consumer.spawn(None);
+    workload::pgbench(&scene.database, &scene.place, transactions()).await;
+    scene.settle().await;
+}
+
+async fn killed(broker: Broker) {
+    let scene = Scene::new(broker).await;
+    let mut relays = [scene.relay.spawn(None), scene.relay.spawn(None)];
+    let mut consumers = [scene.consumer.spawn(None), scene.consumer.spawn(None)];
+    let writers = workload::pgbench(&scene.database, &scene.place, transactions());
+    let killer = async {
+        for n in 0..size("BACKSTOP_E2E_KILLS", 4) {
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(300..3_000))).await;
+            replace(&mut relays[n % 2], || scene.relay.spawn(None));
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(300..3_000))).await;
+            replace(&mut consumers[n % 2], || scene.consumer.spawn(None));
+        }
+    };
+    tokio::join!(writers, killer);
+    scene.settle().await;
+}
+
+/// SIGKILL for one, and another in its place.
+fn replace(program: &mut Program, spawn: impl FnOnce() -> Program) {
+    std::mem::replace(program, spawn()).kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn real_writers_through_kafka() {
+    undisturbed(Broker::Kafka).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn real_writers_through_rabbitmq() {
+    undisturbed(Broker::RabbitMq).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relays_and_consumers_killed_through_kafka() {
+    killed(Broker::Kafka).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relays_and_consumers_killed_through_rabbitmq() {
+    killed(Broker::RabbitMq).await;
+}
+
+/// The owner is killed; the lease's end lets the other one in, within the lease time.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_second_relay_takes_over() {
+    let scene = Scene::new(Broker::Kafka).await;
+    let first = scene.relay.spawn(None);
+    let owner = || async {
+        let query = "SELECT owner FROM backstop_lease WHERE expires_at > clock_timestamp()";
+        sqlx::query_scalar::<_, String>(query)
+            .fetch_optional(&scene.database.pool)
+            .await
+            .expect("a lease table")
+    };
+    wait::until("the first relay owns the outbox", PATIENCE, || async { owner().await.is_some() }).await;
+    let before = owner().await;
+    let _second = scene.relay.spawn(None);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(owner().await, before, "the second one stands by");
+    first.kill();
+    let limit = Duration::from_secs(11);
+    wait::until("the second relay owns the outbox", limit, || async {
+        let now = owner().await;
+        now.is_some() && now != before
+    })
+    .await;
+    scene.database.drop().await;
+}

@@ -1,0 +1,71 @@
+//! Reading dead letters straight from their topic or queue.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use backstop::dead_letter::{kafka_letters, rabbitmq_letters};
+use backstop::source::{Settlement as _, Source};
+use backstop::{Envelope, Message, names};
+use backstop_kafka::KafkaSource;
+use backstop_rabbitmq::RabbitSource;
+
+use crate::program::{Broker, ConsumerConfig};
+use crate::servers;
+
+/// Where the dead letters of a consumer are.
+pub fn place(config: &ConsumerConfig) -> String {
+    match config.broker {
+        Broker::RabbitMq => rabbitmq_letters(&config.place),
+        _ => kafka_letters(&config.place, &config.group),
+    }
+}
+
+/// Reads that many letters, and then looks for more until there has been none for two seconds.
+///
+/// # Panics
+/// When they do not come within a minute.
+pub async fn read(config: &ConsumerConfig, expected: usize) -> Vec<Envelope> {
+    let letters = read_at_least(config, expected).await;
+    assert_eq!(letters.len(), expected, "letters in the dead-letter destination");
+    letters
+}
+
+/// The same, with repeated letters counted once.
+///
+/// # Panics
+/// When they do not come within a minute.
+pub async fn read_distinct(config: &ConsumerConfig, expected: usize) -> Vec<Envelope> {
+    let mut letters = read_at_least(config, expected).await;
+    let mut seen = HashSet::new();
+    letters.retain(|letter| seen.insert(letter.headers.get(names::DEAD_LETTER_ID).cloned()));
+    letters
+}
+
+async fn read_at_least(config: &ConsumerConfig, expected: usize) -> Vec<Envelope> {
+    let place = place(config);
+    match config.broker {
+        Broker::RabbitMq => {
+            let source = RabbitSource::consume(&servers::amqp_url(), &place).door(false).declare(false);
+            drain(source.build().expect("an AMQP URL"), expected).await
+        }
+        _ => {
+            let group = servers::unique("letters");
+            drain(KafkaSource::subscribe(servers::kafka(), group, &[&place]).door(false), expected).await
+        }
+    }
+}
+
+async fn drain(mut source: impl Source, expected: usize) -> Vec<Envelope> {
+    let mut letters = Vec::new();
+    loop {
+        let patience = Duration::from_secs(if letters.len() < expected { 60 } else { 2 });
+        let Ok(batch) = tokio::time::timeout(patience, source.next()).await else { break };
+        for mut received in batch.expect("the source goes on").expect("the source does not end") {
+            received.settlement.begin();
+            received.settlement.settle();
+            letters.push(Message::envelope(&received.message));
+        }
+    }
+    source.close().await.expect("an orderly end");
+    letters
+}

@@ -1,0 +1,295 @@
+//! The consumer of the tests, in this process or in one of its own, and the relay as a program that can be killed.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use backstop::{Consumer, ErrorClass, Json, MissingId, RetryPolicy, RunError, Snapshot, WithInbox};
+use backstop_kafka::{KafkaDeadLetters, KafkaSettings, KafkaSource, RebalanceProtocol};
+use backstop_postgres::PgInbox;
+use backstop_rabbitmq::{RabbitDeadLetters, RabbitSettings, RabbitSource};
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use crate::apply::Apply;
+use crate::database::Database;
+use crate::servers;
+
+/// Which broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Broker {
+    /// Kafka, cooperative-sticky.
+    Kafka,
+    /// Kafka, KIP-848.
+    KafkaNext,
+    /// RabbitMQ.
+    RabbitMq,
+}
+
+/// The type of every consumer here.
+type Tested<S, D> = Consumer<S, WithInbox<PgInbox>, Apply, Json, D>;
+
+/// A consumer of the tests.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ConsumerConfig {
+    /// Which broker.
+    pub broker: Broker,
+    /// Topic or queue.
+    pub place: String,
+    /// Kafka group, and the consumer's name.
+    pub group: String,
+    /// Schema of its database.
+    pub schema: String,
+    /// Messages at once.
+    pub concurrency: usize,
+    /// Attempts before quarantine.
+    pub max_attempts: u32,
+    /// Milliseconds that each event takes.
+    pub work_ms: u64,
+    /// Milliseconds that the handler may take.
+    pub handler_timeout_ms: u64,
+    /// Whether messages without an id are dead-lettered; otherwise they stop the consumer.
+    pub dead_letter_missing_id: bool,
+    /// Whether events cannot make the handler fail.
+    pub immune: bool,
+    /// Another way to PostgreSQL than the usual.
+    pub postgres_url: Option<String>,
+}
+
+impl ConsumerConfig {
+    /// Sixteen at once, three attempts, no work.
+    pub fn new(broker: Broker, place: &str, group: &str, schema: &str) -> Self {
+        Self {
+            broker,
+            place: place.to_owned(),
+            group: group.to_owned(),
+            schema: schema.to_owned(),
+            concurrency: 16,
+            max_attempts: 3,
+            work_ms: 0,
+            handler_timeout_ms: 5_000,
+            dead_letter_missing_id: true,
+            immune: false,
+            postgres_url: None,
+        }
+    }
+
+    /// Runs it here until `shutdown`.
+    ///
+    /// # Errors
+    /// As [`Consumer::run`].
+    pub async fn run(&self, shutdown: impl Future<Output = ()> + Send) -> Result<Snapshot, RunError> {
+        let url = self.postgres_url.clone().unwrap_or_else(servers::postgres_url);
+        let database = Database::open_at(&url, &self.schema, self.concurrency as u32 + 6).await;
+        let inbox = PgInbox::with_tables(database.pool.clone(), database.tables());
+        let handler = Apply {
+            consumer: self.group.clone(),
+            work: Duration::from_millis(self.work_ms),
+            immune: self.immune,
+        };
+        match self.broker {
+            Broker::Kafka | Broker::KafkaNext => {
+                let protocol = match self.broker {
+                    Broker::KafkaNext => RebalanceProtocol::Kip848,
+                    _ => RebalanceProtocol::CooperativeSticky,
+                };
+                let source = KafkaSource::subscribe(servers::kafka(), &self.group, &[&self.place])
+                    .rebalance_protocol(protocol)
+                    .commit_interval(Duration::from_millis(200));
+                let letters = KafkaDeadLetters::new(KafkaSettings::new(servers::kafka()));
+                let consumer =
+                    Consumer::transactional(&self.group, source, inbox, handler).dead_letter(letters);
+                self.tuned(consumer).run(shutdown).await
+            }
+            Broker::RabbitMq => {
+                let settings = RabbitSettings::parse(&servers::amqp_url()).expect("an AMQP URL");
+                let source =
+                    RabbitSource::consume(&servers::amqp_url(), &self.place).build().expect("an AMQP URL");
+                let letters = RabbitDeadLetters::new(settings);
+                let consumer =
+                    Consumer::transactional(&self.group, source, inbox, handler).dead_letter(letters);
+                self.tuned(consumer).run(shutdown).await
+            }
+        }
+    }
+
+    fn tuned<S, D>(&self, consumer: Tested<S, D>) -> Tested<S, D> {
+        let policy = RetryPolicy::exponential(Duration::from_millis(50)).max_attempts(self.max_attempts);
+        consumer
+            .concurrency(self.concurrency)
+            .retry(ErrorClass::Transient, policy)
+            .handler_timeout(Duration::from_millis(self.handler_timeout_ms))
+            .missing_id(if self.dead_letter_missing_id { MissingId::DeadLetter } else { MissingId::Stop })
+    }
+
+    /// Runs it in a task of this process.
+    pub fn start(&self) -> Running {
+        let (stop, stopped) = oneshot::channel();
+        let config = self.clone();
+        let task = tokio::spawn(async move {
+            let shutdown = async {
+                // Ends when the sender is used or dropped.
+                let _ = stopped.await;
+            };
+            config.run(shutdown).await
+        });
+        Running { stop, task }
+    }
+
+    /// Starts it as a process of its own; `crash_at` names a crash point.
+    ///
+    /// # Panics
+    /// When the program is not built.
+    pub fn spawn(&self, crash_at: Option<&str>) -> Program {
+        let config = serde_json::to_string(self).expect("plain data");
+        Program::start("e2e-consumer", &[&config], crash_at)
+    }
+}
+
+/// A consumer in a task of this process.
+#[derive(Debug)]
+pub struct Running {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<Snapshot, RunError>>,
+}
+
+impl Running {
+    /// Stops it in an orderly way, and returns what it counted.
+    ///
+    /// # Panics
+    /// When it did not run, or did not end well.
+    pub async fn stop(self) -> Snapshot {
+        let _ = self.stop.send(());
+        self.task.await.expect("the consumer does not panic").expect("an orderly end")
+    }
+}
+
+/// A process that is killed when it is dropped.
+#[derive(Debug)]
+pub struct Program(Child);
+
+impl Program {
+    /// Starts one of the workspace's programs.
+    ///
+    /// # Panics
+    /// When it is not built.
+    pub fn start(name: &str, arguments: &[&str], crash_at: Option<&str>) -> Self {
+        let path = binary(name);
+        let mut command = Command::new(&path);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
+        if std::env::var_os("BACKSTOP_TEST_VERBOSE").is_none() {
+            command.stderr(Stdio::null());
+        }
+        if let Some(point) = crash_at {
+            command.env("BACKSTOP_CRASH_AT", point);
+        }
+        Self(
+            command
+                .spawn()
+                .unwrap_or_else(|error| panic!("{}: {error}; run: cargo build --workspace", path.display())),
+        )
+    }
+
+    /// SIGKILL, and no more.
+    ///
+    /// # Panics
+    /// When the process cannot be waited for.
+    pub fn kill(mut self) {
+        self.0.kill().expect("a child of ours");
+        self.0.wait().expect("a child of ours");
+    }
+
+    /// Waits until it has ended by itself, as a crash point makes it.
+    ///
+    /// # Panics
+    /// When it has not ended within `limit`.
+    pub async fn ended(mut self, limit: Duration) {
+        let child = &mut self.0;
+        crate::wait::until("the process ends", limit, || {
+            let ended = child.try_wait().expect("a child of ours").is_some();
+            std::future::ready(ended)
+        })
+        .await;
+    }
+
+    /// Whether it is still there.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.0.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // Fails only where it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A program of this workspace, beside the test that runs.
+pub fn binary(name: &str) -> PathBuf {
+    let mut path = std::env::current_exe().expect("a test knows its own path");
+    path.pop();
+    if path.ends_with("deps") {
+        path.pop();
+    }
+    path.join(name)
+}
+
+/// A relay for one schema and broker, with its configuration in a file that lives as long as this.
+#[derive(Debug)]
+pub struct RelayConfig {
+    file: tempfile::NamedTempFile,
+}
+
+impl RelayConfig {
+    /// A relay that drains the schema's outbox, and collects dead letters from these topics or queues.
+    ///
+    /// # Panics
+    /// When no file can be written.
+    pub fn new(broker: Broker, schema: &str, dead_letters: &[String]) -> Self {
+        let broker = match broker {
+            Broker::RabbitMq => format!("kind = \"rabbitmq\"\nurl = \"{}\"", servers::amqp_url()),
+            _ => format!("kind = \"kafka\"\nbrokers = \"{}\"", servers::kafka()),
+        };
+        let collector = if dead_letters.is_empty() {
+            String::new()
+        } else {
+            format!("[dead_letters]\nenabled = true\nsources = {dead_letters:?}\n")
+        };
+        let text = format!(
+            "[database]\nurl = \"{}\"\nschema = \"{schema}\"\n\n[broker]\n{broker}\n\n{collector}",
+            servers::postgres_url()
+        );
+        let file = tempfile::Builder::new().suffix(".toml").tempfile().expect("a temporary file");
+        std::fs::write(file.path(), text).expect("a temporary file");
+        Self { file }
+    }
+
+    /// Starts `backstop-relay run`.
+    pub fn spawn(&self, crash_at: Option<&str>) -> Program {
+        Program::start("backstop-relay", &["--config", self.path(), "run"], crash_at)
+    }
+
+    /// Runs a command of the relay to its end and returns its exit code and output.
+    ///
+    /// # Panics
+    /// When the program is not built.
+    pub fn command(&self, arguments: &[&str]) -> (i32, String) {
+        let output = Command::new(binary("backstop-relay"))
+            .args(["--config", self.path()])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .expect("the relay is built");
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned())
+    }
+
+    fn path(&self) -> &str {
+        self.file.path().to_str().expect("a temporary path is UTF-8")
+    }
+}
