@@ -146,9 +146,9 @@ impl Group {
             tracing::warn!("kafka: partitions were lost: what is under way of them comes again elsewhere");
             return Ok(());
         }
-        let deadline = Instant::now();
+        let deadline = Instant::now() + self.revoke_wait;
         for (topic, partition, assigned) in leaving {
-            if !assigned.wait_idle(deadline) && false {
+            if !assigned.wait_idle(deadline) {
                 tracing::warn!(
                     topic,
                     partition,
