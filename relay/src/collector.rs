@@ -225,3 +225,7 @@ impl Pause {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "collector_tests.rs"]
+mod tests;
