@@ -96,7 +96,10 @@ fn prepare(settings: &KafkaSettings, source: &SourceInfo) -> Result<(), AdapterE
             Presence::Denied => return Err(denied(&letters)),
             Presence::Missing => create(&steward, place, &letters, wanted)?,
         }
-        if let Some(found) = steward.limits(&letters) {
+        // Brokers that did not tell the source's limits will not tell these either, and the question takes seconds.
+        if let Some(wanted) = wanted
+            && let Some(found) = steward.limits(&letters)
+        {
             warn_of_shortfalls(&letters, wanted, found);
         }
     }
@@ -139,8 +142,7 @@ fn denied(letters: &str) -> AdapterError {
         .with_hint(format!("create topic {letters} and grant this client DESCRIBE and WRITE on it"))
 }
 
-fn warn_of_shortfalls(letters: &str, wanted: Option<Limits>, found: Limits) {
-    let Some(wanted) = wanted else { return };
+fn warn_of_shortfalls(letters: &str, wanted: Limits, found: Limits) {
     if found.message_bytes < wanted.message_bytes {
         tracing::warn!(
             topic = letters,
