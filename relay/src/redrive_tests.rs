@@ -183,3 +183,20 @@ async fn what_a_crash_left_in_redriving_can_be_sent_again() {
     result.expect("redriven");
     assert_eq!((summary.sent, sink.bodies_of("a").len()), (1, 1));
 }
+
+#[tokio::test]
+async fn letters_that_somebody_else_has_taken_are_not_sent() {
+    let letters: Vec<Letter> = (0..6).map(|n| letter(n, "a")).collect();
+    let (_directory, ledger) = ledger(&letters).await;
+    let plan = Plan::make(&ledger, &open(), None).await.expect("a plan");
+    let taken = ["id-0001".to_owned(), "id-0004".to_owned()];
+    ledger
+        .mark(&taken, LetterStatus::Open, LetterStatus::Redriving, "redriving", None)
+        .await
+        .expect("marked");
+    let sink = Recorder::default();
+    let (summary, result) = run(&ledger, &sink, &plan).await;
+    result.expect("redriven");
+    assert_eq!(summary, Summary { sent: 4, taken: 2, put_back: 0, left: 0 });
+    assert_eq!(sink.bodies_of("a"), ["a0", "a2", "a3", "a5"]);
+}
