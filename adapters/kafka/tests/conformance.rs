@@ -56,7 +56,9 @@ impl BrokerHarness for Kafka {
         tombstones: true,
         binary_keys: true,
         size_limit: true,
-        missing_destination: true,
+        // The test broker creates topics on publish (auto.create.topics.enable).
+        missing_destination: false,
+        asks_for_destinations: true,
     };
 
     async fn fresh() -> Self {

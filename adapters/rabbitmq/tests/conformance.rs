@@ -40,6 +40,7 @@ impl BrokerHarness for Rabbit {
         binary_keys: true,
         size_limit: true,
         missing_destination: true,
+        asks_for_destinations: true,
     };
 
     async fn fresh() -> Self {

@@ -33,8 +33,10 @@ pub struct BrokerCapabilities {
     pub binary_keys: bool,
     /// Messages over [`BrokerHarness::max_bytes`] are refused.
     pub size_limit: bool,
-    /// Publishing to a destination that does not exist fails.
+    /// Publishing to a destination that does not exist fails. Not so on a Kafka that creates topics by itself.
     pub missing_destination: bool,
+    /// A probe can ask whether a destination exists.
+    pub asks_for_destinations: bool,
 }
 
 /// One fresh, isolated place (topic or queue) with its dead letters and its door, and clients of it.

@@ -89,6 +89,7 @@ impl BrokerHarness for MemoryBroker {
         binary_keys: true,
         size_limit: true,
         missing_destination: true,
+        asks_for_destinations: true,
     };
 
     async fn fresh() -> Self {

@@ -139,7 +139,7 @@ pub async fn a_missing_destination_fails_alone<H: BrokerHarness>(harness: &H) {
 
 /// A probe finds what is missing, and nothing else.
 pub async fn a_probe_finds_what_is_missing<H: BrokerHarness>(harness: &H) {
-    needs!(H::CAPABILITIES, missing_destination);
+    needs!(H::CAPABILITIES, asks_for_destinations);
     let publisher = harness.publisher().await;
     let (there, missing) = (Destination::new(harness.place()), Destination::new(harness.missing()));
     let none = publisher.probe(std::slice::from_ref(&there)).await;
