@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use backstop_testkit::oracle::{Books, Verdict};
 use backstop_tests::database::Database;
 use backstop_tests::program::{Broker, ConsumerConfig, Program, RelayConfig};
 use backstop_tests::{servers, wait, workload};
@@ -28,9 +29,13 @@ struct Scene {
 
 impl Scene {
     async fn new(broker: Broker) -> Self {
-        let database = Database::fresh("pgbench").await;
         let place = servers::unique("accounts");
-        workload::create_place(broker, &place, 8).await;
+        workload::create_ordered_place(broker, &place, 8).await;
+        Self::at(broker, place).await
+    }
+
+    async fn at(broker: Broker, place: String) -> Self {
+        let database = Database::fresh("pgbench").await;
         let relay = RelayConfig::new(broker, &database.schema, &[]);
         let consumer = ConsumerConfig::new(broker, &place, &servers::unique("ledger"), &database.schema);
         Self { database, place, relay, consumer }
@@ -38,14 +43,19 @@ impl Scene {
 
     /// Waits until everything that was committed is applied, and asks the oracle.
     async fn settle(self) {
+        let books = self.quiet().await;
+        books.audit().assert_balanced();
+        self.database.drop().await;
+    }
+
+    async fn quiet(&self) -> Books {
         let (database, consumer) = (&self.database, &self.consumer.group);
         let committed = database.committed().await;
         wait::until("all is applied", PATIENCE, || async {
             database.applied(consumer).await >= committed && database.backlog().await == 0
         })
         .await;
-        database.verdict(consumer).await.assert_balanced(&[]);
-        self.database.drop().await;
+        database.books(consumer).await
     }
 }
 
@@ -57,8 +67,8 @@ async fn undisturbed(broker: Broker) {
     scene.settle().await;
 }
 
-async fn killed(broker: Broker) {
-    let scene = Scene::new(broker).await;
+/// Two relays and two consumers, of which one or the other is killed all the time.
+async fn killed(scene: &Scene) -> Books {
     let mut relays = [scene.relay.spawn(None), scene.relay.spawn(None)];
     let mut consumers = [scene.consumer.spawn(None), scene.consumer.spawn(None)];
     let writers = workload::pgbench(&scene.database, &scene.place, transactions());
@@ -71,7 +81,7 @@ async fn killed(broker: Broker) {
         }
     };
     tokio::join!(writers, killer);
-    scene.settle().await;
+    scene.quiet().await
 }
 
 /// SIGKILL for one, and another in its place.
@@ -91,12 +101,27 @@ async fn real_writers_through_rabbitmq() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn relays_and_consumers_killed_through_kafka() {
-    killed(Broker::Kafka).await;
+    let scene = Scene::new(Broker::Kafka).await;
+    killed(&scene).await.audit().assert_balanced();
+    scene.database.drop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn relays_and_consumers_killed_through_rabbitmq() {
-    killed(Broker::RabbitMq).await;
+    let scene = Scene::new(Broker::RabbitMq).await;
+    killed(&scene).await.audit().assert_balanced();
+    scene.database.drop().await;
+}
+
+/// Consumers that share a queue: nothing is lost or applied twice, and order is not promised.
+#[tokio::test(flavor = "multi_thread")]
+async fn competing_consumers_killed_through_rabbitmq() {
+    let place = servers::unique("accounts");
+    workload::create_place(Broker::RabbitMq, &place, 8).await;
+    let scene = Scene::at(Broker::RabbitMq, place).await;
+    let verdict = killed(&scene).await.audit();
+    Verdict { out_of_order: Default::default(), ..verdict }.assert_balanced();
+    scene.database.drop().await;
 }
 
 /// The owner is killed; the lease's end lets the other one in, within the lease time.

@@ -1,11 +1,11 @@
 //! A schema of its own for each test: Backstop's tables and the ledger beside them.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use backstop::schema::Schema as _;
 use backstop_postgres::{PgSchema, PgTables};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use backstop_testkit::oracle::{Books, Fact};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::{AssertSqlSafe, PgPool, Row};
 
 use crate::servers;
@@ -129,84 +129,38 @@ impl Database {
         self.pool.close().await;
     }
 
-    /// The verdict of the ledger for one consumer; see [`Verdict`].
-    pub async fn verdict(&self, consumer: &str) -> Verdict {
-        let committed = self.pairs("SELECT id, key, seq FROM committed ORDER BY key, seq").await;
-        let applied = self
-            .pairs(&format!("SELECT id, key, seq FROM applied WHERE consumer = '{consumer}' ORDER BY n"))
-            .await;
-        let overlaps = self
-            .number(&format!("SELECT count(*) FROM applied WHERE consumer = '{consumer}' AND overlap"))
-            .await;
-        Verdict::of(&committed, &applied, overlaps, self.backlog().await)
-    }
-
-    async fn pairs(&self, query: &str) -> Vec<(String, String, i64)> {
-        let rows = sqlx::query(AssertSqlSafe(query.to_owned())).fetch_all(&self.pool).await;
-        let rows = rows.unwrap_or_else(|error| panic!("{query}: {error}"));
-        rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
-    }
-}
-
-/// What the oracle says. All is well when every field but `missing` is zero or empty, and `missing` holds exactly
-/// what was to be dead-lettered.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Verdict {
-    /// Committed, but not applied.
-    pub missing: Vec<String>,
-    /// Applied more than once.
-    pub twice: Vec<String>,
-    /// Applied before an earlier one of its key.
-    pub out_of_order: Vec<String>,
-    /// Applied, but never committed.
-    pub from_nowhere: Vec<String>,
-    /// Applied while another one of its key was.
-    pub overlaps: i64,
-    /// Rows still in the outbox.
-    pub backlog: i64,
-}
-
-impl Verdict {
-    fn of(
-        committed: &[(String, String, i64)],
-        applied: &[(String, String, i64)],
-        overlaps: i64,
-        backlog: i64,
-    ) -> Self {
-        let mut verdict = Self { overlaps, backlog, ..Self::default() };
-        let mut times: BTreeMap<&str, u32> = BTreeMap::new();
-        let mut last: BTreeMap<&str, i64> = BTreeMap::new();
-        for (id, key, seq) in applied {
-            let count = times.entry(id).or_default();
-            *count += 1;
-            if *count == 2 {
-                verdict.twice.push(id.clone());
-            }
-            let last = last.entry(key).or_insert(i64::MIN);
-            if *count == 1 && *seq < *last {
-                verdict.out_of_order.push(format!("{key}: {seq} after {last}"));
-            }
-            *last = (*last).max(*seq);
-        }
-        for (id, _, _) in committed {
-            if times.remove(id.as_str()).is_none() {
-                verdict.missing.push(id.clone());
-            }
-        }
-        verdict.from_nowhere = times.into_keys().map(str::to_owned).collect();
-        verdict
-    }
-
-    /// Panics unless all is well; `dead` are the ids that were to be dead-lettered.
+    /// Checks that all that was committed is applied by `consumer`, and that nothing is dead.
     ///
     /// # Panics
-    /// When anything is lost, twice, out of order, from nowhere, overlapping or left behind.
-    pub fn assert_balanced(mut self, dead: &[String]) {
-        let mut dead = dead.to_vec();
-        dead.sort();
-        self.missing.sort();
-        assert_eq!(self.missing, dead, "what is missing must be what was to be dead-lettered");
-        self.missing.clear();
-        assert_eq!(self, Self::default());
+    /// With what is wrong, when the books do not balance.
+    pub async fn assert_balanced(&self, consumer: &str) {
+        self.books(consumer).await.audit().assert_balanced();
+    }
+
+    /// The books of one consumer, with what was committed, what is applied and what still waits; the caller adds
+    /// what is dead.
+    ///
+    /// # Panics
+    /// When two events of one key were at work at the same time, which the books cannot tell, or when a query fails.
+    pub async fn books(&self, consumer: &str) -> Books {
+        let overlaps = format!("SELECT count(*) FROM applied WHERE consumer = '{consumer}' AND overlap");
+        assert_eq!(self.number(&overlaps).await, 0, "events of one key were at work at the same time");
+        let applied = format!("SELECT key, seq, id FROM applied WHERE consumer = '{consumer}' ORDER BY n");
+        Books {
+            committed: self.facts("SELECT key, seq, id FROM committed").await,
+            applied: self.facts(&applied).await,
+            backlog: (self.backlog().await + self.held().await).unsigned_abs(),
+            ..Books::default()
+        }
+    }
+
+    async fn facts(&self, query: &str) -> Vec<Fact> {
+        let rows = sqlx::query(AssertSqlSafe(query.to_owned())).fetch_all(&self.pool).await;
+        let rows = rows.unwrap_or_else(|error| panic!("{query}: {error}"));
+        let fact = |row: &PgRow| {
+            let seq: i64 = row.get(1);
+            Fact::new(row.get::<String, _>(0), seq.unsigned_abs(), row.get::<String, _>(2))
+        };
+        rows.iter().map(fact).collect()
     }
 }

@@ -1,6 +1,6 @@
 //! Reading dead letters straight from their topic or queue.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 use backstop::dead_letter::{kafka_letters, rabbitmq_letters};
@@ -11,6 +11,7 @@ use backstop_rabbitmq::RabbitSource;
 
 use crate::program::{Broker, ConsumerConfig};
 use crate::servers;
+use crate::workload::Placed;
 
 /// Where the dead letters of a consumer are.
 pub fn place(config: &ConsumerConfig) -> String {
@@ -39,6 +40,16 @@ pub async fn read_distinct(config: &ConsumerConfig, expected: usize) -> Vec<Enve
     let mut seen = HashSet::new();
     letters.retain(|letter| seen.insert(letter.headers.get(names::DEAD_LETTER_ID).cloned()));
     letters
+}
+
+/// The ids of those letters that carry one of `events`.
+pub fn ids(letters: &[Envelope], events: &[Placed]) -> BTreeSet<String> {
+    let known: HashSet<&str> = events.iter().map(|placed| placed.id.as_str()).collect();
+    let id = |letter: &Envelope| {
+        let id = letter.headers.get_str("ce_id").or_else(|| letter.headers.get_str("cloudEvents:id"));
+        id.filter(|id| known.contains(id)).map(str::to_owned)
+    };
+    letters.iter().filter_map(id).collect()
 }
 
 async fn read_at_least(config: &ConsumerConfig, expected: usize) -> Vec<Envelope> {

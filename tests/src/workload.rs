@@ -8,7 +8,7 @@ use backstop::sink::Sink as _;
 use backstop::{Destination, Envelope, Message, Outgoing};
 use backstop_kafka::{KafkaSettings, KafkaSink};
 use backstop_postgres::PgOutbox;
-use backstop_rabbitmq::{RabbitSettings, RabbitSink, declare_queue};
+use backstop_rabbitmq::{RabbitSettings, RabbitSink, declare_ordered_queue, declare_queue};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -66,6 +66,18 @@ pub async fn create_place(broker: Broker, place: &str, partitions: i32) {
     made.into_iter().for_each(|topic| {
         topic.expect("the topic can be made");
     });
+}
+
+/// Makes a topic, or a queue with a single active consumer: several instances on it keep the order of each key.
+///
+/// # Panics
+/// When the broker cannot be used.
+pub async fn create_ordered_place(broker: Broker, place: &str, partitions: i32) {
+    if broker == Broker::RabbitMq {
+        let settings = RabbitSettings::parse(&servers::amqp_url()).expect("an AMQP URL");
+        return declare_ordered_queue(&settings, place).await.expect("the queue can be declared");
+    }
+    create_place(broker, place, partitions).await;
 }
 
 /// Gives a topic more partitions.

@@ -8,7 +8,7 @@ use backstop_core::{AdapterError, Envelope};
 
 use crate::settings::RabbitSettings;
 use crate::sink::{RabbitSink, check_size};
-use crate::topology;
+use crate::topology::{self, Share};
 
 /// Publishes dead letters of a queue to the exchange `<queue>.dlx`, which leads to the quorum queue `<queue>.dlq`.
 ///
@@ -42,7 +42,7 @@ impl DeadLetters for RabbitDeadLetters {
     async fn prepare(&self, source: &SourceInfo) -> Result<(), AdapterError> {
         let link = self.sink.link();
         let (exchange, queue) = (rabbitmq_letter_exchange(&source.group), rabbitmq_letters(&source.group));
-        topology::ensure_queue(link, &queue).await?;
+        topology::ensure_queue(link, &queue, Share::Competing).await?;
         topology::ensure_exchange(link, &exchange, "direct").await?;
         topology::bind(link, &exchange, &queue, &source.group).await
     }

@@ -34,4 +34,4 @@ pub use publisher::{Ordering, RabbitPublisher, RabbitPublisherBuilder};
 pub use settings::RabbitSettings;
 pub use sink::RabbitSink;
 pub use source::{RabbitSettlement, RabbitSource, RabbitSourceBuilder};
-pub use topology::{declare_exchange, declare_queue, delete_queue};
+pub use topology::{declare_exchange, declare_ordered_queue, declare_queue, delete_queue};

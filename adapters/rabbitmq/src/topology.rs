@@ -20,13 +20,39 @@ const DELIVERY_LIMIT: i64 = 1_000_000;
 
 /// Declares a durable quorum queue unless a queue of that name exists.
 ///
+/// Several consumers on it share the messages, so that two messages of a key may be handled at once by two of them;
+/// [`declare_ordered_queue`] keeps the order of each key.
+///
 /// # Errors
 /// When the broker cannot be reached or the user may not configure the queue.
 pub async fn declare_queue(settings: &RabbitSettings, queue: &str) -> Result<(), AdapterError> {
+    declare(settings, queue, Share::Competing).await
+}
+
+/// Declares a durable quorum queue with a single active consumer, unless a queue of that name exists.
+///
+/// One instance gets all messages and handles those of each key in order; the others take over when it ends.
+///
+/// # Errors
+/// When the broker cannot be reached or the user may not configure the queue.
+pub async fn declare_ordered_queue(settings: &RabbitSettings, queue: &str) -> Result<(), AdapterError> {
+    declare(settings, queue, Share::SingleActive).await
+}
+
+async fn declare(settings: &RabbitSettings, queue: &str, share: Share) -> Result<(), AdapterError> {
     let link = Link::new(settings.clone());
-    let declared = ensure_queue(&link, queue).await;
+    let declared = ensure_queue(&link, queue, share).await;
     link.close().await;
     declared
+}
+
+/// Who gets the messages of a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Share {
+    /// All consumers, each a part of them.
+    Competing,
+    /// One consumer at a time.
+    SingleActive,
 }
 
 /// Declares a durable exchange (`direct`, `topic`, `fanout` or `headers`) unless one of that name exists, and binds
@@ -81,7 +107,7 @@ pub(crate) async fn check_exchange(link: &Link, exchange: &str) -> Result<(), Ad
 }
 
 /// Declares a durable quorum queue unless a queue of that name exists.
-pub(crate) async fn ensure_queue(link: &Link, queue: &str) -> Result<(), AdapterError> {
+pub(crate) async fn ensure_queue(link: &Link, queue: &str, share: Share) -> Result<(), AdapterError> {
     let what = format!("cannot declare queue {queue}");
     match find_queue(link, queue).await? {
         Ok(()) => return Ok(()),
@@ -91,6 +117,7 @@ pub(crate) async fn ensure_queue(link: &Link, queue: &str) -> Result<(), Adapter
     let arguments = BTreeMap::from([
         ("x-queue-type".into(), AMQPValue::LongString("quorum".into())),
         ("x-delivery-limit".into(), AMQPValue::LongLongInt(DELIVERY_LIMIT)),
+        ("x-single-active-consumer".into(), AMQPValue::Boolean(share == Share::SingleActive)),
     ]);
     let channel = link.channel().await?;
     let declared =

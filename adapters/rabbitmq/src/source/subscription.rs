@@ -21,6 +21,7 @@ use tokio::time::{sleep, timeout};
 use super::settlement::{Acks, RabbitSettlement};
 use crate::error::{adapter_error, timed_out};
 use crate::link::{Link, backoff};
+use crate::topology::Share;
 use crate::{topology, wire};
 
 /// How long the last acks and the goodbye may take.
@@ -209,7 +210,7 @@ async fn subscribe(place: Place, first: First) -> Result<Live, AdapterError> {
 
 async fn attempt(place: &Place, first: First) -> Result<Live, AdapterError> {
     if let First::Yes { declare: true } = first {
-        topology::ensure_queue(&place.link, &place.queue).await?;
+        topology::ensure_queue(&place.link, &place.queue, Share::Competing).await?;
     }
     let channel = Arc::new(place.link.channel().await?);
     let what = format!("cannot read queue {}", place.queue);
