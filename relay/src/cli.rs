@@ -55,6 +55,20 @@ pub struct Global {
 /// A command.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Show a message's whole way, and what goes wrong on it, with nothing to install.
+    ///
+    /// A shop's orders go through outbox, relay and broker to a payment service that fails in several ways. Relay and
+    /// consumer are the real ones; database and broker live in this process. The exit status says whether the ledger
+    /// balances at the end.
+    Demo(Demo),
+    /// Any other command.
+    #[command(flatten)]
+    Configured(ConfiguredCommand),
+}
+
+/// A command that needs a configuration file.
+#[derive(Debug, Subcommand)]
+pub enum ConfiguredCommand {
     /// Drain the outbox and, where enabled, collect dead letters, until a signal.
     Run,
     /// Create, upgrade or take back the tables.
@@ -70,6 +84,19 @@ pub enum Command {
     /// The outbox.
     #[command(subcommand)]
     Outbox(OutboxCommand),
+}
+
+/// `demo`
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// How many orders the shop places, from 30 to 10,000.
+    #[arg(long, value_name = "N", default_value_t = 200,
+          value_parser = clap::value_parser!(u32).range(i64::from(crate::demo::FEWEST_EVENTS)..=10_000))]
+    pub events: u32,
+    /// Where to keep the database and the relay's configuration. Unless given, a temporary folder, which is removed
+    /// when all went well.
+    #[arg(long, value_name = "PATH")]
+    pub folder: Option<PathBuf>,
 }
 
 /// `migrate`
@@ -278,7 +305,9 @@ mod tests {
     fn migrate_means_up_and_takes_dry_run_before_and_after() {
         for args in [&["migrate", "--dry-run"][..], &["migrate", "up", "--dry-run"]] {
             let cli = Cli::try_parse_from([&["backstop-relay"], args].concat()).expect("sound");
-            let Command::Migrate(migrate) = cli.command else { panic!("migrate expected") };
+            let Command::Configured(ConfiguredCommand::Migrate(migrate)) = cli.command else {
+                panic!("migrate expected")
+            };
             assert!(migrate.dry_run);
         }
     }

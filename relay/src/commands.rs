@@ -5,12 +5,12 @@ mod config;
 mod dead_letters;
 mod migrate;
 mod outbox;
-mod redrive;
-mod run;
+pub(crate) mod redrive;
+pub(crate) mod run;
 
 use backstop_core::AdapterError;
 
-use crate::cli::{Cli, Command, DeadLettersCommand, Global};
+use crate::cli::{Cli, Command, ConfiguredCommand, DeadLettersCommand, Global};
 use crate::config::{BrokerConfig, Config, DatabaseConfig};
 use crate::database::Database;
 use crate::exit::{Exit, Failure};
@@ -29,7 +29,7 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    fn load(global: Global) -> Result<Self, Failure> {
+    pub(crate) fn load(global: Global) -> Result<Self, Failure> {
         let config = Config::load(&global.config, &|name| std::env::var(name).ok())?;
         let scrubber = config.scrubber();
         Ok(Self { config, global, scrubber })
@@ -72,31 +72,47 @@ pub(crate) fn database(error: AdapterError) -> Failure {
 
 /// Runs the command; a failure comes with what is needed to show it without secrets.
 pub(crate) fn run(cli: Cli) -> Result<Exit, (Failure, Scrubber)> {
-    let context = Context::load(cli.global).map_err(|failure| (failure, Scrubber::default()))?;
-    dispatch(&context, cli.command).map_err(|failure| (failure, context.scrubber))
+    let without_secrets = |failure| (failure, Scrubber::default());
+    match cli.command {
+        Command::Demo(demo) => log(&cli.global, "off", &Scrubber::default())
+            .and_then(|()| on_runtime(crate::demo::run(&cli.global, &demo)))
+            .map_err(without_secrets),
+        Command::Configured(command) => {
+            let context = Context::load(cli.global).map_err(without_secrets)?;
+            dispatch(&context, command).map_err(|failure| (failure, context.scrubber))
+        }
+    }
 }
 
-fn dispatch(context: &Context, command: Command) -> Result<Exit, Failure> {
-    let usual = if matches!(command, Command::Run) { LOG } else { "off" };
-    let filter = context.global.log.as_deref().unwrap_or(usual);
-    crate::logging::init(context.global.log_format, filter, context.scrubber.clone())?;
+fn log(global: &Global, usual: &str, scrubber: &Scrubber) -> Result<(), Failure> {
+    let filter = global.log.as_deref().unwrap_or(usual);
+    crate::logging::init(global.log_format, filter, scrubber.clone())
+}
+
+fn dispatch(context: &Context, command: ConfiguredCommand) -> Result<Exit, Failure> {
+    let usual = if matches!(command, ConfiguredCommand::Run) { LOG } else { "off" };
+    log(&context.global, usual, &context.scrubber)?;
+    on_runtime(async {
+        match command {
+            ConfiguredCommand::Run => run::run(context).await,
+            ConfiguredCommand::Migrate(migrate) => migrate::run(context, migrate).await,
+            ConfiguredCommand::Check => check::run(context).await,
+            ConfiguredCommand::Config(command) => config::run(context, command),
+            ConfiguredCommand::Outbox(command) => outbox::run(context, command).await,
+            ConfiguredCommand::DeadLetters(DeadLettersCommand::Redrive(redrive)) => {
+                redrive::run(context, redrive).await
+            }
+            ConfiguredCommand::DeadLetters(command) => dead_letters::run(context, command).await,
+        }
+    })
+}
+
+fn on_runtime(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
     let runtime = tokio::runtime::Runtime::new().map_err(|error| {
         let what = format!("cannot start threads: {error}");
         Failure::new(Exit::Failed, what, "check the limits of this process")
     })?;
-    let result = runtime.block_on(async {
-        match command {
-            Command::Run => run::run(context).await,
-            Command::Migrate(migrate) => migrate::run(context, migrate).await,
-            Command::Check => check::run(context).await,
-            Command::Config(command) => config::run(context, command),
-            Command::Outbox(command) => outbox::run(context, command).await,
-            Command::DeadLetters(DeadLettersCommand::Redrive(redrive)) => {
-                redrive::run(context, redrive).await
-            }
-            Command::DeadLetters(command) => dead_letters::run(context, command).await,
-        }
-    });
+    let result = runtime.block_on(work);
     // The process ends now. Ending the runtime before it would make threads of the brokers' clients panic aloud.
     std::mem::forget(runtime);
     result

@@ -39,13 +39,15 @@ pub enum Exit {
     BrokerMissing = 9,
     /// Nothing was done, because nobody confirmed it.
     NotConfirmed = 10,
+    /// The demo came to its end, and its ledger does not balance.
+    Unbalanced = 11,
     /// A second signal cut an orderly stop short.
     Interrupted = 130,
 }
 
 impl Exit {
     /// Every code there is.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Ok,
         Self::Failed,
         Self::Usage,
@@ -57,6 +59,7 @@ impl Exit {
         Self::BrokerRefused,
         Self::BrokerMissing,
         Self::NotConfirmed,
+        Self::Unbalanced,
         Self::Interrupted,
     ];
 
@@ -79,6 +82,7 @@ impl Exit {
             Self::BrokerRefused => "broker refused: wrong password or missing permission",
             Self::BrokerMissing => "broker lacks a topic, exchange or queue",
             Self::NotConfirmed => "nothing done, because it was not confirmed",
+            Self::Unbalanced => "the demo's ledger does not balance",
             Self::Interrupted => "a second signal cut an orderly stop short",
         }
     }

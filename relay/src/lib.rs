@@ -30,5 +30,6 @@ pub mod secret;
 pub mod supervise;
 
 mod commands;
+mod demo;
 
 pub use cli::start;

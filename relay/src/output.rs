@@ -12,6 +12,7 @@ use serde::Serialize;
 pub enum Format {
     /// Tables and sentences.
     #[default]
+    #[value(alias = "text")]
     Human,
     /// One JSON document.
     Json,

@@ -25,6 +25,7 @@ fn server_of(url: &str) -> String {
 fn help_is_as_recorded() {
     let commands = [
         "",
+        "demo",
         "run",
         "migrate",
         "migrate down",

@@ -133,7 +133,8 @@ fn report(context: &Context, plan: &Plan, summary: Summary) -> io::Result<()> {
     output::line(text)
 }
 
-fn failure(error: &RedriveError) -> Failure {
+/// How a redrive that stopped ends the program.
+pub(crate) fn failure(error: &RedriveError) -> Failure {
     match error {
         RedriveError::Ledger(error) => Failure::database(error),
         RedriveError::Publish(error) => Failure::publish(error),

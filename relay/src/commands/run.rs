@@ -37,8 +37,8 @@ pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-/// Waits for the servers, then drains and collects until `stop`.
-async fn work(context: &Context, stop: CancellationToken) -> Result<(), Failure> {
+/// Waits for the servers, then drains and collects until `stop`. The demo runs this, too.
+pub(crate) async fn work(context: &Context, stop: CancellationToken) -> Result<(), Failure> {
     let mut supervisor = Supervisor::default();
     if context.config.outbox.enabled {
         let Some(pump) = patiently(&stop, "outbox", || pump(context)).await? else { return Ok(()) };
