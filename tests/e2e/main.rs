@@ -5,6 +5,7 @@ mod duplicates;
 mod examples;
 mod failures;
 mod handlers;
+mod readme;
 mod rebalance;
 mod redrive;
 mod throughout;

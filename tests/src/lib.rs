@@ -11,3 +11,8 @@ pub mod program;
 pub mod servers;
 pub mod wait;
 pub mod workload;
+
+/// The code of the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;
