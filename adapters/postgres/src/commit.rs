@@ -2,7 +2,8 @@
 //!
 //! PostgreSQL answers COMMIT with a rollback when a statement before it failed, and sqlx takes that for success. So
 //! the string that commits first asks whether this very transaction is still alive and well: an error skips the rest
-//! of the string. Three things can be wrong, and each has its own SQLSTATE.
+//! of the string. It chains: a ROLLBACK ends the transaction that follows without the warning that one outside of a
+//! transaction would leave in the server's log, and sqlx's count of open transactions stays right. Three things can be wrong, and each has its own SQLSTATE.
 
 use backstop_core::inbox::CommitError;
 use backstop_core::{AdapterError, FaultKind};
@@ -10,21 +11,23 @@ use sqlx::postgres::PgSeverity;
 use sqlx::{AssertSqlSafe, Executor};
 
 use crate::failure::{code, database_error, failed};
+use crate::scoped::Scoped;
 use crate::transaction::PgTx;
 
 /// Runs `before`, statements each of which ends with a semicolon, and commits, in one round trip; nothing of it
-/// happens unless the transaction is still the one that `tx` began.
-pub(crate) async fn commit(mut tx: PgTx, before: &str) -> Result<(), CommitError> {
+/// happens unless the transaction is still the one that `tx` began. Returns the next transaction on the connection,
+/// which is empty.
+pub(crate) async fn commit(mut tx: PgTx, before: &str) -> Result<Scoped, CommitError> {
     let sql = format!("{}; {before}COMMIT AND CHAIN", probe(&tx.xid));
-    let result = tx.scoped.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await;
-    match result {
-        // The chained transaction is empty; the ROLLBACK of `release` ends it without a warning in the server's log.
-        Ok(_) => {
-            tx.scoped.release();
-            Ok(())
-        }
+    match tx.scoped.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await {
+        Ok(_) => Ok(tx.scoped),
         Err(error) => Err(judge(error, tx)),
     }
+}
+
+/// [`commit`], after which the connection goes back to its pool.
+pub(crate) async fn commit_and_release(tx: PgTx, before: &str) -> Result<(), CommitError> {
+    commit(tx, before).await.map(Scoped::release)
 }
 
 /// Fails with 25P02 in an aborted transaction and with 22012 outside of the transaction `xid`.

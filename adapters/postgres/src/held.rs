@@ -9,7 +9,7 @@ use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Executor, Postgres, Row};
 
-use crate::commit::commit;
+use crate::commit::commit_and_release;
 use crate::envelope::{encode, storable};
 use crate::failure::failed;
 use crate::held_row::{read, seconds, via_name};
@@ -60,14 +60,14 @@ impl HeldMessages for PgInbox {
                 return Ok(Some(ClaimedHead { tx, head, handled }));
             }
             let put_off = self.held.put_off(head.n);
-            commit(tx, &put_off).await.map_err(into_adapter_error)?;
+            commit_and_release(tx, &put_off).await.map_err(into_adapter_error)?;
         }
         Ok(None)
     }
 
     async fn finish(&self, consumer: &str, tx: PgTx, head: &HeldMessage) -> Result<(), CommitError> {
         let before = self.held.finish(consumer, &head.place, &head.ordering_key, head.n);
-        commit(tx, &before).await
+        commit_and_release(tx, &before).await
     }
 
     async fn undo(&self, tx: &mut PgTx) -> Result<(), AdapterError> {
@@ -86,7 +86,7 @@ impl HeldMessages for PgInbox {
         let (attempts_now, due_in) = (attempts(failure.attempts), failure.due_in.as_secs_f64());
         if let Some(tx) = tx {
             let before = self.held.update_head(head.n, attempts_now, class, &error, due_in);
-            return commit(tx, &before).await.map_err(into_adapter_error);
+            return commit_and_release(tx, &before).await.map_err(into_adapter_error);
         }
         sqlx::query(AssertSqlSafe(Arc::clone(&self.held.reschedule)))
             .bind(head.n)

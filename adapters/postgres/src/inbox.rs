@@ -8,36 +8,47 @@ use backstop_core::inbox::{Admission, CommitError, Inbox, Limits, Unit};
 use backstop_core::{AdapterError, Explained, FaultKind, MessageKey};
 use sqlx::{AssertSqlSafe, PgPool, Row};
 
+use crate::chain::Chain;
 use crate::failure::{code, failed};
 use crate::held_sql::HeldSql;
 use crate::scoped::Scoped;
 use crate::tables::PgTables;
 use crate::transaction::PgTx;
 
-/// Writes the inbox row unless the message is handled or its key is held, and gives the session's own lock timeout
-/// back once that is decided: the short one is not for the handler's statements.
+/// Has the server enforce the limits, writes the inbox row unless the message is handled or its key is held, and
+/// gives the session's own lock timeout back once that is decided: the short one is not for the handler's statements.
 const ADMIT: &str = "
-    WITH held AS MATERIALIZED (
+    WITH limits AS MATERIALIZED (
+        SELECT current_setting('lock_timeout') AS lock, set_config('lock_timeout', $5, true),
+               set_config('statement_timeout', $6, true),
+               set_config('idle_in_transaction_session_timeout', $6, true)
+    ), held AS MATERIALIZED (
         SELECT 1 FROM {held}
         WHERE consumer = $1 AND place = $3 AND sha256(ordering_key) = sha256($4) LIMIT 1
     ), ins AS (
         INSERT INTO {inbox} (consumer, message_key)
-        SELECT $1, $2 WHERE NOT EXISTS (SELECT FROM held)
+        SELECT $1, $2 FROM limits WHERE NOT EXISTS (SELECT FROM held)
         ON CONFLICT DO NOTHING
         RETURNING pg_current_xact_id()::text AS xid
     )
-    SELECT EXISTS (SELECT FROM held), xid, set_config('lock_timeout', current_setting('backstop.lock_timeout'), true)
-    FROM (SELECT 1) AS one LEFT JOIN ins ON true";
+    SELECT EXISTS (SELECT FROM held), xid, set_config('lock_timeout', limits.lock, true)
+    FROM limits LEFT JOIN ins ON true";
+
+/// Begins the transaction of a live message; its limits come with the next statement.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
 /// Opens the transactions of a transactional consumer, and keeps its failures.
 ///
-/// The transaction runs at READ COMMITTED, whatever the session's default: the held messages rely on it.
+/// The transaction runs at READ COMMITTED, whatever the session's default: the held messages rely on it. Under load
+/// it is begun by the commit before it on its connection, so that `now()` may be up to 10 ms older than the message's
+/// arrival.
 #[derive(Debug, Clone)]
 pub struct PgInbox {
     pub(crate) pool: PgPool,
     pub(crate) tables: PgTables,
     pub(crate) sql: Arc<InboxSql>,
     pub(crate) held: Arc<HeldSql>,
+    chain: Chain,
 }
 
 #[derive(Debug)]
@@ -74,7 +85,7 @@ impl PgInbox {
             ),
         });
         let held = Arc::new(HeldSql::new(&tables));
-        Self { pool, tables, sql, held }
+        Self { pool, tables, sql, held, chain: Chain::default() }
     }
 
     pub(crate) async fn begin_scoped(&self, limits: Limits) -> Result<Scoped, AdapterError> {
@@ -107,12 +118,19 @@ impl Inbox for PgInbox {
     type Tx = PgTx;
 
     async fn begin(&self, unit: Unit<'_>, limits: Limits) -> Result<Admission<PgTx>, AdapterError> {
-        let mut scoped = self.begin_scoped(limits).await?;
+        let mut scoped = match self.chain.take() {
+            Some(scoped) => scoped,
+            None => {
+                Scoped::begin(&self.pool, BEGIN.to_owned()).await.map_err(failed("begin a transaction"))?
+            }
+        };
         let answer = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.admit)))
             .bind(unit.consumer)
             .bind(unit.message_key.as_str())
             .bind(unit.place)
             .bind(unit.ordering_key)
+            .bind(milliseconds(limits.lock).to_string())
+            .bind(milliseconds(limits.handler).to_string())
             .fetch_one(&mut *scoped)
             .await;
         let read = |row: sqlx::postgres::PgRow| Ok((row.try_get(0)?, row.try_get(1)?));
@@ -131,7 +149,8 @@ impl Inbox for PgInbox {
     }
 
     async fn commit(&self, tx: PgTx) -> Result<(), CommitError> {
-        crate::commit::commit(tx, "").await
+        self.chain.keep(crate::commit::commit(tx, "").await?);
+        Ok(())
     }
 
     async fn rollback(&self, tx: PgTx) {
