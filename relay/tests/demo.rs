@@ -122,13 +122,14 @@ fn a_program_gets_one_document_and_nothing_is_left_behind() {
     assert_eq!((code, stderr.as_str()), (0, ""), "{stdout}");
     let document: Value = serde_json::from_str(&stdout).expect("one JSON document");
     assert_eq!((&document["balanced"], &document["database"]), (&Value::Bool(true), &Value::Null));
-    assert_eq!(document["faults"], serde_json::json!([]));
     let expected = serde_json::json!({
         "placed": 30, "sent": 33, "handled": 30, "duplicates_absorbed": 3, "dead_letters": 1, "redriven": 1,
         "lost": 0, "twice": 0, "poisoned": 1, "handled_after_redrive": 1, "never_placed": 0, "out_of_order": 0,
-        "left_in_outbox": 0,
+        "left_in_outbox": 0, "faults": [],
     });
-    assert_eq!(document["ledger"], expected);
+    for (name, value) in expected.as_object().expect("an object") {
+        assert_eq!(&document[name], value, "{name}");
+    }
     assert_eq!(demo.files(), [""; 0]);
 }
 
@@ -140,8 +141,7 @@ fn several_run_at_the_same_time_under_load() {
         let (stdout, stderr, code) = told(child.wait_with_output().expect("ended"));
         assert_eq!((code, stderr.as_str()), (0, ""), "{stdout}");
         let document: Value = serde_json::from_str(&stdout).expect("one JSON document");
-        let ledger = &document["ledger"];
-        assert_eq!((&ledger["placed"], &ledger["handled"]), (&Value::from(2000), &Value::from(2000)));
+        assert_eq!((&document["placed"], &document["handled"]), (&Value::from(2000), &Value::from(2000)));
     }
 }
 
@@ -184,10 +184,7 @@ async fn a_ledger_that_does_not_balance_has_an_exit_code_of_its_own() {
         );
         if output == "json" {
             let document: Value = serde_json::from_str(&stdout).expect("one JSON document");
-            assert_eq!(
-                (&document["balanced"], &document["ledger"]["twice"]),
-                (&Value::Bool(false), &Value::from(1))
-            );
+            assert_eq!((&document["balanced"], &document["twice"]), (&Value::Bool(false), &Value::from(1)));
         } else {
             assert!(stdout.contains("lost 0   twice 1") && !stdout.contains("balances"), "{stdout}");
         }
@@ -205,6 +202,7 @@ fn a_signal_ends_it_in_order() {
     let expected = "error: stopped by a signal before the ledger was complete\n\
                     hint: let it run to its end to see the ledger\n";
     assert_eq!((code, stderr.as_str()), (1, expected));
+    assert_eq!(demo.files(), [""; 0]);
 }
 
 #[test]

@@ -8,7 +8,8 @@ use backstop_sqlite::{SqliteInbox, SqliteTx};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio_util::sync::CancellationToken;
 
-use crate::demo::shop::{FLAKY, OrderPlaced, Shop, TOPIC};
+use crate::commands::database;
+use crate::demo::shop::{FLAKY, OrderPlaced, TOPIC};
 use crate::exit::{Exit, Failure, with_cause};
 use crate::supervise::Supervisor;
 
@@ -18,6 +19,11 @@ pub(super) const CONSUMER: &str = "payments";
 pub(super) const ATTEMPTS: u32 = 5;
 /// How long a failed message waits for its next attempt.
 pub(super) const RETRY_AFTER: Duration = Duration::from_millis(50);
+/// Messages at once. The file has one writer at a time, and a pool has 8 connections for these and the retries.
+const CONCURRENCY: usize = 4;
+/// How long a message waits for its turn to write, which on a busy machine comes late: shop and relay write to the
+/// same file.
+const TURN: Duration = Duration::from_secs(30);
 /// How many attempts to pay the flaky order fail.
 const FAILURES: u32 = 3;
 
@@ -40,20 +46,23 @@ pub(super) struct Payments {
 
 impl Payments {
     /// Starts the consumer; it runs until `stop` is cancelled.
-    pub(super) fn start(
+    pub(super) async fn start(
         brokers: &str,
-        shop: &Shop,
+        file: &str,
         supervisor: &mut Supervisor,
         stop: &CancellationToken,
-    ) -> Self {
+    ) -> Result<Self, Failure> {
+        let pool = backstop_sqlite::open(file).await.map_err(database)?;
         let (notes, failures) = unbounded_channel();
         let consumer = Consumer::transactional(
             CONSUMER,
             KafkaSource::subscribe(brokers, CONSUMER, &[TOPIC]),
-            SqliteInbox::new(shop.pool().clone()),
+            SqliteInbox::new(pool),
             TakePayment { notes },
         )
         .retry(ErrorClass::Transient, RetryPolicy::fixed(RETRY_AFTER).max_attempts(ATTEMPTS))
+        .concurrency(CONCURRENCY)
+        .lock_timeout(TURN)
         .dead_letter(KafkaDeadLetters::new(KafkaSettings::new(brokers)));
         let stats = consumer.stats();
         let stopped = stop.clone().cancelled_owned();
@@ -64,7 +73,7 @@ impl Payments {
                 Failure::new(Exit::Failed, format!("the payment service ended: {}", with_cause(&error)), hint)
             })
         });
-        Self { failures, stats }
+        Ok(Self { failures, stats })
     }
 
     /// The consumer's own counters.

@@ -36,7 +36,7 @@ impl Story {
     }
 
     /// Prints the ledger for a program.
-    pub(super) fn document(&self, document: &serde_json::Value) -> Result<(), Failure> {
+    pub(super) fn document(&self, document: &impl serde::Serialize) -> Result<(), Failure> {
         unless_closed(output::json(document))
     }
 
