@@ -135,6 +135,11 @@ impl<O: Outbox> Line<O> {
         }
     }
 
+    /// Lets the producer go, sound or not: what it has under way is confirmed as unknown.
+    pub(crate) fn let_go(&self) {
+        *lock(&self.live) = None;
+    }
+
     /// Takes back what still waits in the queue: it is confirmed as unknown.
     pub(crate) fn purge_queue(&self) {
         if let Some(live) = lock(&self.live).as_ref() {

@@ -128,6 +128,11 @@ impl Publisher for KafkaPublisher {
         })
     }
 
+    fn abandon<'a>(&'a mut self) -> BoxFuture<'a, ()> {
+        self.line.let_go();
+        Box::pin(std::future::ready(()))
+    }
+
     fn window(&self) -> usize {
         self.line.options().window
     }

@@ -127,6 +127,15 @@ pub trait Publisher: Send {
     /// is under way.
     fn confirmations<'a>(&'a mut self, into: &'a mut Vec<Confirmation>) -> BoxFuture<'a, ()>;
 
+    /// Gives up on everything under way, as if the connection had been lost: for messages that a broker neither
+    /// confirms nor refuses, such as those for a deleted topic or for a queue without a majority.
+    ///
+    /// Sets it in motion and returns without waiting for the broker; cancel-safe. Whatever was under way is then
+    /// confirmed within seconds, whether or not the broker can be reached, and what the broker has not answered by
+    /// then as a failure of [`Scope::Broker`]. Its fate is unknown: it may be stored, even later. Afterwards the
+    /// publisher works as new. Without anything under way nothing is confirmed.
+    fn abandon<'a>(&'a mut self) -> BoxFuture<'a, ()>;
+
     /// Messages that can be under way at once.
     fn window(&self) -> usize;
 

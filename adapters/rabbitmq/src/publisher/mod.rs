@@ -14,7 +14,7 @@ use backstop_core::sink::{Confirmation, PublishError, Publisher, Refused, Scope}
 use backstop_core::{AdapterError, Envelope, FaultKind};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use self::backlog::Job;
 use self::worker::{Report, Worker};
@@ -48,6 +48,8 @@ pub struct RabbitPublisher {
     link: Arc<Link>,
     workers: Vec<mpsc::UnboundedSender<Job>>,
     reports: mpsc::UnboundedReceiver<Report>,
+    /// Tells the workers to give up what is under way.
+    give_up: watch::Sender<()>,
     /// Failures of each worker that the relay has been told of.
     failures_seen: Vec<u64>,
     hasher: RandomState,
@@ -146,9 +148,11 @@ impl RabbitPublisherBuilder {
         let link = Arc::new(Link::new(self.settings));
         // both queues are bounded by the window
         let (report, reports) = mpsc::unbounded_channel();
+        let give_up = watch::Sender::new(());
         let start = |number| {
             let (jobs, inbox) = mpsc::unbounded_channel();
-            let worker = Worker::new(number, link.clone(), self.window_per_channel, report.clone());
+            let orders = give_up.subscribe();
+            let worker = Worker::new(number, link.clone(), self.window_per_channel, report.clone(), orders);
             tokio::spawn(worker.run(inbox));
             jobs
         };
@@ -156,6 +160,7 @@ impl RabbitPublisherBuilder {
             workers: (0..self.channels).map(start).collect(),
             link,
             reports,
+            give_up,
             failures_seen: vec![0; self.channels],
             hasher: RandomState::new(),
             ordering: self.ordering,
@@ -206,6 +211,11 @@ impl Publisher for RabbitPublisher {
             }
         }
         .boxed()
+    }
+
+    fn abandon<'a>(&'a mut self) -> BoxFuture<'a, ()> {
+        self.give_up.send_replace(());
+        std::future::ready(()).boxed()
     }
 
     fn window(&self) -> usize {

@@ -4,9 +4,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use backstop_core::FaultKind;
 use backstop_core::sink::{Confirmation, Scope};
 use lapin::Channel;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::watch;
 
 use super::backlog::{Backlog, Job};
 use super::flights::{Flights, Landed};
@@ -35,6 +37,8 @@ pub(super) struct Worker {
     link: Arc<Link>,
     window: usize,
     reports: UnboundedSender<Report>,
+    /// Changes when what is under way is to be given up.
+    give_up: watch::Receiver<()>,
     backlog: Backlog,
     flights: Flights,
     /// Were under way when the broker closed the channel; sent one at a time until the culprit is found.
@@ -52,12 +56,14 @@ impl Worker {
         link: Arc<Link>,
         window: usize,
         reports: UnboundedSender<Report>,
+        give_up: watch::Receiver<()>,
     ) -> Self {
         Self {
             number,
             link,
             window,
             reports,
+            give_up,
             backlog: Backlog::default(),
             flights: Flights::default(),
             suspects: VecDeque::new(),
@@ -115,6 +121,10 @@ impl Worker {
                         return Some(());
                     }
                 }
+                Ok(()) = self.give_up.changed() => {
+                    self.give_up_all(channel, inbox);
+                    return Some(());
+                }
                 received = inbox.recv_many(&mut arrived, BATCH) => {
                     if received == 0 {
                         return None;
@@ -124,6 +134,21 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Fails everything that is under way or waits. What the broker says of it later goes to a channel that nobody
+    /// listens to any more.
+    fn give_up_all(&mut self, channel: &Arc<Channel>, inbox: &mut UnboundedReceiver<Job>) {
+        let unknown = self.flights.abandon();
+        while let Ok(job) = inbox.try_recv() {
+            self.admit(job);
+        }
+        let what = "given up, because the broker did not confirm it in time";
+        let failure = Failure::new(Scope::Broker, FaultKind::Unreachable, what);
+        self.fail_everything(unknown, &failure);
+        self.report();
+        let channel = channel.clone();
+        tokio::spawn(async move { channel.close(200, "OK".into()).await });
     }
 
     fn wants_to_send(&self) -> bool {

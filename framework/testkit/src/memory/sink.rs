@@ -43,16 +43,19 @@ impl Sink for MemorySink {
 pub struct MemoryPublisher {
     shared: Arc<Shared>,
     under_way: Vec<(u64, Destination, Envelope)>,
+    /// Tickets that were given up and are not yet told of.
+    abandoned: Vec<u64>,
 }
 
 impl MemoryPublisher {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, under_way: Vec::new() }
+        Self { shared, under_way: Vec::new(), abandoned: Vec::new() }
     }
 
     /// Publishes what is under way, in order. After a failure, what is left of the same destination and key fails
     /// too; after a failure of the broker, everything.
     fn flush(&mut self, into: &mut Vec<Confirmation>) {
+        into.extend(self.abandoned.drain(..).map(|ticket| Confirmation { ticket, result: Err(given_up()) }));
         let mut blocked: BTreeSet<(Destination, Option<Bytes>)> = BTreeSet::new();
         let mut broker_down = false;
         for (ticket, destination, envelope) in self.under_way.drain(..) {
@@ -78,13 +81,18 @@ fn held_back(scope: Scope) -> PublishError {
     PublishError::new(scope, error)
 }
 
+fn given_up() -> PublishError {
+    let error = AdapterError::new(FaultKind::Unreachable, "given up before the broker confirmed it");
+    PublishError::new(Scope::Broker, error)
+}
+
 impl Publisher for MemoryPublisher {
     fn binding(&self) -> Binding {
         Binding::Kafka
     }
 
     fn submit(&mut self, ticket: u64, destination: &Destination, envelope: Envelope) -> Result<(), Refused> {
-        if self.under_way.len() >= PUBLISHER_WINDOW {
+        if self.under_way.len() + self.abandoned.len() >= PUBLISHER_WINDOW {
             return Err(Refused::Full(envelope));
         }
         self.under_way.push((ticket, destination.clone(), envelope));
@@ -93,11 +101,16 @@ impl Publisher for MemoryPublisher {
 
     fn confirmations<'a>(&'a mut self, into: &'a mut Vec<Confirmation>) -> BoxFuture<'a, ()> {
         Box::pin(async move {
-            if self.under_way.is_empty() {
+            if self.under_way.is_empty() && self.abandoned.is_empty() {
                 std::future::pending::<()>().await;
             }
             self.flush(into);
         })
+    }
+
+    fn abandon<'a>(&'a mut self) -> BoxFuture<'a, ()> {
+        self.abandoned.extend(self.under_way.drain(..).map(|(ticket, ..)| ticket));
+        Box::pin(std::future::ready(()))
     }
 
     fn window(&self) -> usize {

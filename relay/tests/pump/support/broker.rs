@@ -24,6 +24,10 @@ pub(crate) struct Rules {
     pub(crate) down: bool,
     /// Nothing is ever confirmed.
     pub(crate) frozen: bool,
+    /// These destinations never confirm.
+    pub(crate) silent: HashSet<String>,
+    /// Giving up what is under way does not help.
+    pub(crate) deaf: bool,
     /// Destinations that are not there.
     pub(crate) missing: HashSet<String>,
     /// Rows that are refused when submitted.
@@ -53,6 +57,7 @@ struct Data {
     rules: Rules,
     log: Vec<Record>,
     submitted: u64,
+    abandons: u64,
     under_way: usize,
     most_under_way: usize,
     random: fastrand::Rng,
@@ -69,6 +74,8 @@ impl Broker {
         let rules = Rules {
             down: false,
             frozen: false,
+            silent: HashSet::new(),
+            deaf: false,
             missing: HashSet::new(),
             invalid: HashSet::new(),
             too_large: HashSet::new(),
@@ -79,7 +86,15 @@ impl Broker {
             probes: true,
         };
         let random = fastrand::Rng::with_seed(seed);
-        let data = Data { rules, log: Vec::new(), submitted: 0, under_way: 0, most_under_way: 0, random };
+        let data = Data {
+            rules,
+            log: Vec::new(),
+            submitted: 0,
+            abandons: 0,
+            under_way: 0,
+            most_under_way: 0,
+            random,
+        };
         Self { data: Arc::new(Mutex::new(data)) }
     }
 
@@ -110,8 +125,19 @@ impl Broker {
         self.data().most_under_way
     }
 
+    /// How often everything under way was given up.
+    pub(crate) fn abandons(&self) -> u64 {
+        self.data().abandons
+    }
+
     pub(crate) fn publisher(&self) -> FakePublisher {
-        FakePublisher { broker: self.clone(), in_flight: BTreeMap::new(), number: 0, last: HashMap::new() }
+        FakePublisher {
+            broker: self.clone(),
+            in_flight: BTreeMap::new(),
+            number: 0,
+            last: HashMap::new(),
+            abandoned: Vec::new(),
+        }
     }
 }
 
@@ -129,12 +155,17 @@ pub(crate) struct FakePublisher {
     in_flight: BTreeMap<u64, InFlight>,
     number: u64,
     last: HashMap<(String, Vec<u8>), Instant>,
+    /// Tickets that were given up and are not yet told of.
+    abandoned: Vec<u64>,
 }
 
 impl FakePublisher {
     fn due(&self) -> Option<u64> {
         let now = Instant::now();
-        let due = self.in_flight.iter().filter(|(_, message)| message.at <= now);
+        let data = self.broker.data();
+        let due = self.in_flight.iter().filter(|(_, message)| {
+            message.at <= now && !data.rules.silent.contains(&message.record.destination)
+        });
         due.min_by_key(|(number, message)| (message.at, **number)).map(|(number, _)| *number)
     }
 
@@ -210,6 +241,11 @@ impl Publisher for FakePublisher {
     fn confirmations<'a>(&'a mut self, into: &'a mut Vec<Confirmation>) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             loop {
+                if !self.abandoned.is_empty() {
+                    let given_up = |ticket| Confirmation { ticket, result: Err(error(Scope::Broker)) };
+                    into.extend(self.abandoned.drain(..).map(given_up));
+                    return;
+                }
                 let frozen = self.broker.data().rules.frozen;
                 if !frozen {
                     while let Some(number) = self.due() {
@@ -225,6 +261,17 @@ impl Publisher for FakePublisher {
                 }
             }
         })
+    }
+
+    fn abandon<'a>(&'a mut self) -> BoxFuture<'a, ()> {
+        let mut data = self.broker.data();
+        data.abandons += 1;
+        if !data.rules.deaf {
+            self.abandoned.extend(self.in_flight.values().map(|message| message.ticket));
+            self.in_flight.clear();
+            data.under_way = 0;
+        }
+        Box::pin(std::future::ready(()))
     }
 
     fn window(&self) -> usize {
