@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use backstop_core::held::{ClaimedHead, Failure, HeldMessage, HeldMessages, HeldSummary, Holding, NewHeld};
 use backstop_core::inbox::{CommitError, Limits};
-use backstop_core::{AdapterError, FaultKind};
+use backstop_core::{AdapterError, DeadReason, FaultKind};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Executor, Postgres, Row};
@@ -12,7 +12,8 @@ use sqlx::{AssertSqlSafe, Executor, Postgres, Row};
 use crate::commit::commit_and_release;
 use crate::envelope::{encode, storable};
 use crate::failure::failed;
-use crate::held_row::{read, seconds, via_name};
+use crate::held_row::{Unreadable, read, seconds, via_name};
+use crate::held_sql::integer;
 use crate::inbox::{PgInbox, is_busy};
 use crate::transaction::PgTx;
 
@@ -27,7 +28,9 @@ type Bound<'q> = Query<'q, Postgres, PgArguments>;
 impl HeldMessages for PgInbox {
     async fn hold(&self, message: NewHeld<'_>, failure: &Failure) -> Result<Holding, AdapterError> {
         let query = bind(&self.held.hold, &message)?
-            .bind(attempts(failure.attempts))
+            .bind(integer(failure.attempts))
+            .bind(integer(failure.throttled))
+            .bind(failure.condemned.map(DeadReason::as_str))
             .bind(failure.class.as_str())
             .bind(storable(&failure.error))
             .bind(failure.due_in.as_secs_f64());
@@ -54,19 +57,27 @@ impl HeldMessages for PgInbox {
                 scoped.release();
                 return Ok(None);
             };
-            let (head, xid) = read(&row)?;
+            let (read, xid) = read(&row)?;
             let mut tx = PgTx { scoped, xid };
+            let head = match read {
+                Ok(head) => head,
+                Err(Unreadable { n, error }) => {
+                    tracing::error!(consumer, n, %error, hint = error.hint(), "a held message is put off for a minute");
+                    commit_and_release(tx, &self.held.put_off(n, 60)).await.map_err(into_adapter_error)?;
+                    continue;
+                }
+            };
             if let Some(handled) = self.admit_head(consumer, &mut tx, &head).await? {
                 return Ok(Some(ClaimedHead { tx, head, handled }));
             }
-            let put_off = self.held.put_off(head.n);
+            let put_off = self.held.put_off(head.n, 1);
             commit_and_release(tx, &put_off).await.map_err(into_adapter_error)?;
         }
         Ok(None)
     }
 
     async fn finish(&self, consumer: &str, tx: PgTx, head: &HeldMessage) -> Result<(), CommitError> {
-        let before = self.held.finish(consumer, &head.place, &head.ordering_key, head.n);
+        let before = self.held.finish(consumer, head);
         commit_and_release(tx, &before).await
     }
 
@@ -82,23 +93,33 @@ impl HeldMessages for PgInbox {
         head: &HeldMessage,
         failure: &Failure,
     ) -> Result<(), AdapterError> {
-        let (class, error) = (failure.class.as_str(), storable(&failure.error));
-        let (attempts_now, due_in) = (attempts(failure.attempts), failure.due_in.as_secs_f64());
+        let error = storable(&failure.error);
         if let Some(tx) = tx {
-            let before = self.held.update_head(head.n, attempts_now, class, &error, due_in);
+            let before = self.held.update_head(head.n, failure, &error);
             return commit_and_release(tx, &before).await.map_err(into_adapter_error);
         }
         sqlx::query(AssertSqlSafe(Arc::clone(&self.held.reschedule)))
             .bind(head.n)
-            .bind(attempts(head.attempts))
-            .bind(attempts_now)
-            .bind(class)
+            .bind(integer(head.attempts))
+            .bind(integer(failure.attempts))
+            .bind(integer(failure.throttled))
+            .bind(failure.condemned.map(DeadReason::as_str))
+            .bind(failure.class.as_str())
             .bind(error)
-            .bind(due_in)
+            .bind(failure.due_in.as_secs_f64())
             .execute(&self.pool)
             .await
             .map_err(failed("reschedule the held message"))?;
         Ok(())
+    }
+
+    async fn give_up(&self, consumer: &str, head: &HeldMessage) -> Result<(), AdapterError> {
+        let mut scoped = self.begin_scoped(Limits::default()).await?;
+        let xid: Result<String, _> =
+            sqlx::query_scalar("SELECT pg_current_xact_id()::text").fetch_one(&mut *scoped).await;
+        let xid = xid.map_err(failed("delete a held message that is given up"))?;
+        let before = self.held.give_up(consumer, head);
+        commit_and_release(PgTx { scoped, xid }, &before).await.map_err(into_adapter_error)
     }
 
     async fn summary(&self, consumer: &str) -> Result<HeldSummary, AdapterError> {
@@ -164,10 +185,6 @@ fn bind<'q>(sql: &Arc<str>, message: &NewHeld<'q>) -> Result<Bound<'q>, AdapterE
         .bind(message.envelope.body.as_deref())
         .bind(origin)
         .bind(via_name(message.via)))
-}
-
-fn attempts(attempts: u32) -> i32 {
-    i32::try_from(attempts).unwrap_or(i32::MAX)
 }
 
 fn into_adapter_error(error: CommitError) -> AdapterError {

@@ -3,22 +3,32 @@
 use std::time::Duration;
 
 use backstop_core::held::HeldMessage;
-use backstop_core::{AdapterError, BoxError, Envelope, ErrorClass, FaultKind, MessageKey, Via};
+use backstop_core::{AdapterError, BoxError, DeadReason, Envelope, ErrorClass, FaultKind, MessageKey, Via};
 use bytes::Bytes;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use crate::envelope;
+use crate::failure::failed;
+
+/// A held message that cannot be read.
+#[derive(Debug)]
+pub(crate) struct Unreadable {
+    pub(crate) n: i64,
+    pub(crate) error: AdapterError,
+}
 
 /// A claimed head and the id of the transaction that claimed it.
-pub(crate) fn read(row: &PgRow) -> Result<(HeldMessage, String), AdapterError> {
+pub(crate) fn read(row: &PgRow) -> Result<(Result<HeldMessage, Unreadable>, String), AdapterError> {
+    let doing = || failed("read a held message");
+    let n = row.try_get(0).map_err(doing())?;
+    let xid = row.try_get(16).map_err(doing())?;
     let head = read_head(row).map_err(|error| {
-        let n = row.try_get::<i64, _>(0).unwrap_or_default();
-        AdapterError::new(FaultKind::Invalid, format!("held message {n} cannot be read"))
+        let error = AdapterError::new(FaultKind::Invalid, format!("held message {n} cannot be read"))
             .with_hint("delete the row if it was not written by Backstop")
-            .with_source(error)
-    })?;
-    let xid = row.try_get(14).map_err(crate::failure::failed("read the id of the transaction"))?;
+            .with_source(error);
+        Unreadable { n, error }
+    });
     Ok((head, xid))
 }
 
@@ -35,6 +45,8 @@ fn read_head(row: &PgRow) -> Result<HeldMessage, BoxError> {
         origin: serde_json::from_str(row.try_get(7)?)?,
         via: if row.try_get::<&str, _>(8)? == via_name(Via::Door) { Via::Door } else { Via::Live },
         attempts: u32::try_from(row.try_get::<i32, _>(9)?)?,
+        throttled: u32::try_from(row.try_get::<i32, _>(14)?)?,
+        condemned: row.try_get::<Option<&str>, _>(15)?.and_then(DeadReason::parse),
         class: class.and_then(ErrorClass::parse),
         error: row.try_get(11)?,
         held_since: row.try_get(12)?,

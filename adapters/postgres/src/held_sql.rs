@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use backstop_core::held::{Failure, HeldMessage};
+
 use crate::tables::PgTables;
 
 /// A first failure. Nothing of the key need be there, and nothing is locked: the row is its own head, or waits for
@@ -10,9 +12,9 @@ const HOLD: &str = "
     WITH known AS MATERIALIZED (SELECT 1 FROM {inbox} WHERE consumer = $1 AND message_key = $4),
     ins AS (
         INSERT INTO {held} (consumer, place, ordering_key, message_key, msg_key, headers, body, origin, via,
-                            state, attempts, class, error, due_at)
+                            state, attempts, throttled, condemned, class, error, due_at)
         SELECT $1, $2, $3, $4, $5, $6, $7, $8::json, $9,
-               'retry', $10, $11, $12, clock_timestamp() + make_interval(secs => $13)
+               'retry', $10, $11, $12, $13, $14, clock_timestamp() + make_interval(secs => $15)
         WHERE NOT EXISTS (SELECT FROM known)
         ON CONFLICT (consumer, message_key) DO NOTHING
         RETURNING n
@@ -58,7 +60,8 @@ const IMPORT: &str = "
 /// runs.
 const CLAIM: &str = "
     SELECT n, place, ordering_key, message_key, msg_key, headers, body, origin::text, via, attempts, class, error,
-           held_since, extract(epoch FROM clock_timestamp() - held_since)::float8, pg_current_xact_id()::text
+           held_since, extract(epoch FROM clock_timestamp() - held_since)::float8, throttled, condemned,
+           pg_current_xact_id()::text
     FROM {held} AS h
     WHERE consumer = $1 AND state = 'retry' AND due_at <= clock_timestamp()
       AND n = (SELECT l.n FROM {held} AS l
@@ -76,8 +79,8 @@ const ADMIT_HEAD: &str = "
     FROM (SELECT 1) AS one LEFT JOIN ins ON true";
 
 const RESCHEDULE: &str = "
-    UPDATE {held} SET state = 'retry', attempts = $3, class = $4, error = $5,
-           due_at = clock_timestamp() + make_interval(secs => $6)
+    UPDATE {held} SET state = 'retry', attempts = $3, throttled = $4, condemned = $5, class = $6, error = $7,
+           due_at = clock_timestamp() + make_interval(secs => $8)
     WHERE n = $1 AND attempts = $2";
 
 const SUMMARY: &str = "
@@ -115,38 +118,50 @@ impl HeldSql {
     /// Deletes a head and promotes its follower. Two statements, because the second must see a follower that was
     /// appended while the first waited. They travel in the string that commits, after its proof: run by themselves
     /// after a handler's ROLLBACK, the DELETE would commit at once and lose the message.
-    pub(crate) fn finish(&self, consumer: &str, place: &str, ordering_key: &[u8], n: i64) -> String {
-        let (table, key) = (&self.table, literal(ordering_key));
-        let (consumer, place) = (text_literal(consumer), text_literal(place));
+    pub(crate) fn finish(&self, consumer: &str, head: &HeldMessage) -> String {
+        self.delete_if("true", consumer, head)
+    }
+
+    /// The same for a head that is still condemned as `head` says.
+    pub(crate) fn give_up(&self, consumer: &str, head: &HeldMessage) -> String {
+        let condition = format!("attempts = {} AND condemned IS NOT NULL", integer(head.attempts));
+        self.delete_if(&condition, consumer, head)
+    }
+
+    fn delete_if(&self, condition: &str, consumer: &str, head: &HeldMessage) -> String {
+        let (table, n, key) = (&self.table, head.n, literal(&head.ordering_key));
+        let (consumer, place) = (text_literal(consumer), text_literal(&head.place));
         format!(
-            "DELETE FROM {table} WHERE n = {n}; \
+            "DELETE FROM {table} WHERE n = {n} AND {condition}; \
              UPDATE {table} SET state = 'retry', due_at = clock_timestamp() WHERE state = 'waiting' AND n = (\
              SELECT n FROM {table} WHERE consumer = {consumer} AND place = {place} \
              AND sha256(ordering_key) = sha256({key}) ORDER BY n LIMIT 1); "
         )
     }
 
-    /// Changes a head inside the string that commits.
-    pub(crate) fn update_head(
-        &self,
-        n: i64,
-        attempts: i32,
-        class: &str,
-        error: &str,
-        seconds: f64,
-    ) -> String {
-        let (table, class, error) = (&self.table, text_literal(class), text_literal(error));
+    /// Changes a head inside the string that commits; `error` is storable text.
+    pub(crate) fn update_head(&self, n: i64, failure: &Failure, error: &str) -> String {
+        let (table, error, class) = (&self.table, text_literal(error), text_literal(failure.class.as_str()));
+        let (attempts, throttled) = (integer(failure.attempts), integer(failure.throttled));
+        let condemned = failure.condemned.map_or_else(|| "NULL".to_owned(), |why| text_literal(why.as_str()));
+        let seconds = failure.due_in.as_secs_f64();
         format!(
-            "UPDATE {table} SET state = 'retry', attempts = {attempts}, class = {class}, error = {error}, \
+            "UPDATE {table} SET state = 'retry', attempts = {attempts}, throttled = {throttled}, \
+             condemned = {condemned}, class = {class}, error = {error}, \
              due_at = clock_timestamp() + make_interval(secs => {seconds:.6}) WHERE n = {n}; "
         )
     }
 
     /// Puts a head off, unchanged otherwise.
-    pub(crate) fn put_off(&self, n: i64) -> String {
+    pub(crate) fn put_off(&self, n: i64, seconds: u32) -> String {
         let table = &self.table;
-        format!("UPDATE {table} SET due_at = clock_timestamp() + interval '1 second' WHERE n = {n}; ")
+        format!("UPDATE {table} SET due_at = clock_timestamp() + interval '{seconds} s' WHERE n = {n}; ")
     }
+}
+
+/// A count as the columns take it.
+pub(crate) fn integer(count: u32) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
 }
 
 /// Bytes as an expression of hexadecimal digits: nothing in it can end it early, whatever the server's settings.
@@ -167,11 +182,29 @@ fn text_literal(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use backstop_core::{Envelope, MessageKey, Origin, Via};
+
     use super::*;
 
     #[test]
     fn no_text_ends_a_literal() {
-        let sql = HeldSql::new(&PgTables::default()).finish("c'; drop table x; --", "p\\'", b"\0'", 7);
+        let head = HeldMessage {
+            n: 7,
+            place: "p\\'".to_owned(),
+            ordering_key: b"\0'".to_vec(),
+            message_key: MessageKey::new("/tests", b"1"),
+            envelope: Envelope::default(),
+            origin: Origin::Kafka { topic: "p".into(), partition: 0, offset: 0, timestamp: None },
+            via: Via::Live,
+            attempts: 1,
+            throttled: 0,
+            condemned: None,
+            class: None,
+            error: None,
+            held_since: chrono::Utc::now(),
+            age: std::time::Duration::ZERO,
+        };
+        let sql = HeldSql::new(&PgTables::default()).finish("c'; drop table x; --", &head);
         assert!(!sql.contains("drop"), "{sql}");
         assert_eq!(sql.matches('\'').count() % 2, 0);
     }

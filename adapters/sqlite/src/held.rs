@@ -5,7 +5,7 @@
 
 use backstop_core::held::{ClaimedHead, Failure, HeldMessage, HeldMessages, HeldSummary, Holding, NewHeld};
 use backstop_core::inbox::{CommitError, Limits};
-use backstop_core::{AdapterError, FaultKind};
+use backstop_core::{AdapterError, DeadReason, FaultKind};
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use crate::commit::{commit, prove};
@@ -71,9 +71,9 @@ impl SqliteInbox {
             AdapterError::new(FaultKind::Invalid, "the message's origin cannot be written").with_source(error)
         })?;
         let sql = format!(
-            "INSERT INTO {} (consumer, place, ordering_key, message_key, via, state, due_at, attempts, class, error, \
-             msg_key, headers, body, origin, held_since) \
-             VALUES (?, ?, ?, ?, ?, ?, {NOW} + ?, ?, ?, ?, ?, ?, ?, ?, {NOW}) ON CONFLICT DO NOTHING",
+            "INSERT INTO {} (consumer, place, ordering_key, message_key, via, state, due_at, attempts, throttled, \
+             condemned, class, error, msg_key, headers, body, origin, held_since) \
+             VALUES (?, ?, ?, ?, ?, ?, {NOW} + ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {NOW}) ON CONFLICT DO NOTHING",
             self.database.tables.held()
         );
         sqlx::query(AssertSqlSafe(sql))
@@ -85,6 +85,8 @@ impl SqliteInbox {
             .bind(state)
             .bind(failure.map_or(0, |failure| millis(failure.due_in)))
             .bind(failure.map_or(0, |failure| failure.attempts))
+            .bind(failure.map_or(0, |failure| failure.throttled))
+            .bind(failure.and_then(|failure| failure.condemned).map(DeadReason::as_str))
             .bind(failure.map(|failure| failure.class.as_str()))
             .bind(failure.map(|failure| &*failure.error))
             .bind(envelope.key.as_deref())
@@ -125,11 +127,22 @@ impl SqliteInbox {
     ) -> Result<(), sqlx::Error> {
         let held = self.database.tables.held();
         let delete = format!("DELETE FROM {held} WHERE n = ? AND consumer = ?");
+        sqlx::query(AssertSqlSafe(delete)).bind(head.n).bind(consumer).execute(&mut *connection).await?;
+        self.promote(connection, consumer, head).await
+    }
+
+    /// Makes the lowest one of the head's key the head, if it is not the head already.
+    async fn promote(
+        &self,
+        connection: &mut SqliteConnection,
+        consumer: &str,
+        head: &HeldMessage,
+    ) -> Result<(), sqlx::Error> {
+        let held = self.database.tables.held();
         let promote = format!(
             "UPDATE {held} SET state = 'retry', due_at = {NOW} WHERE state = 'waiting' AND n = \
              (SELECT min(n) FROM {held} WHERE consumer = ? AND place = ? AND ordering_key = ?)"
         );
-        sqlx::query(AssertSqlSafe(delete)).bind(head.n).bind(consumer).execute(&mut *connection).await?;
         sqlx::query(AssertSqlSafe(promote))
             .bind(consumer)
             .bind(&head.place)
@@ -147,13 +160,15 @@ impl SqliteInbox {
         failure: &Failure,
     ) -> Result<(), AdapterError> {
         let sql = format!(
-            "UPDATE {} SET due_at = {NOW} + ?, attempts = ?, class = ?, error = ? \
+            "UPDATE {} SET due_at = {NOW} + ?, attempts = ?, throttled = ?, condemned = ?, class = ?, error = ? \
              WHERE n = ? AND consumer = ? AND attempts = ?",
             self.database.tables.held()
         );
         sqlx::query(AssertSqlSafe(sql))
             .bind(millis(failure.due_in))
             .bind(failure.attempts)
+            .bind(failure.throttled)
+            .bind(failure.condemned.map(DeadReason::as_str))
             .bind(failure.class.as_str())
             .bind(&failure.error)
             .bind(head.n)
@@ -232,6 +247,23 @@ impl HeldMessages for SqliteInbox {
             None => self.database.write("cannot write the failed attempt").await?,
         };
         self.write_failure(&mut tx, consumer, head, failure).await?;
+        commit(tx).await.map_err(plain)
+    }
+
+    async fn give_up(&self, consumer: &str, head: &HeldMessage) -> Result<(), AdapterError> {
+        let doing = "cannot delete the held message";
+        let mut tx = self.database.write(doing).await?;
+        let delete = format!(
+            "DELETE FROM {} WHERE n = ? AND consumer = ? AND attempts = ? AND condemned IS NOT NULL",
+            self.database.tables.held()
+        );
+        let delete = sqlx::query(AssertSqlSafe(delete))
+            .bind(head.n)
+            .bind(consumer)
+            .bind(head.attempts)
+            .execute(&mut *tx);
+        delete.await.map_err(|error| adapter(doing, error))?;
+        self.promote(&mut tx, consumer, head).await.map_err(|error| adapter(doing, error))?;
         commit(tx).await.map_err(plain)
     }
 

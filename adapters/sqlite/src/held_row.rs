@@ -1,7 +1,7 @@
 //! Held messages as rows.
 
 use backstop_core::held::HeldMessage;
-use backstop_core::{AdapterError, Envelope, ErrorClass, FaultKind, MessageKey, Origin, Via};
+use backstop_core::{AdapterError, DeadReason, Envelope, ErrorClass, FaultKind, MessageKey, Origin, Via};
 use chrono::DateTime;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
@@ -12,8 +12,8 @@ use crate::time::{NOW, duration};
 /// The columns that [`held_message`] reads.
 pub(crate) fn columns() -> String {
     format!(
-        "h.n, h.place, h.ordering_key, h.message_key, h.via, h.attempts, h.class, h.error, h.msg_key, h.headers, \
-         h.body, h.origin, h.held_since, {NOW} - h.held_since AS age"
+        "h.n, h.place, h.ordering_key, h.message_key, h.via, h.attempts, h.throttled, h.condemned, h.class, h.error, \
+         h.msg_key, h.headers, h.body, h.origin, h.held_since, {NOW} - h.held_since AS age"
     )
 }
 
@@ -31,7 +31,10 @@ fn read(row: &SqliteRow, n: i64) -> Result<HeldMessage, &'static str> {
     let bytes = |name: &'static str| row.try_get::<Option<Vec<u8>>, _>(name).map_err(|_| name);
     let class: Option<String> = row.try_get("class").map_err(|_| "class")?;
     let held_since: i64 = row.try_get("held_since").map_err(|_| "held_since")?;
-    let attempts: i64 = row.try_get("attempts").map_err(|_| "attempts")?;
+    let count = |name: &'static str| {
+        row.try_get::<i64, _>(name).ok().and_then(|count| u32::try_from(count).ok()).ok_or(name)
+    };
+    let condemned: Option<String> = row.try_get("condemned").map_err(|_| "condemned")?;
     let origin: Origin = serde_json::from_str(&text("origin")?).map_err(|_| "origin")?;
     Ok(HeldMessage {
         n,
@@ -45,7 +48,9 @@ fn read(row: &SqliteRow, n: i64) -> Result<HeldMessage, &'static str> {
         },
         origin,
         via: via(&text("via")?).ok_or("via")?,
-        attempts: u32::try_from(attempts).map_err(|_| "attempts")?,
+        attempts: count("attempts")?,
+        throttled: count("throttled")?,
+        condemned: condemned.as_deref().and_then(DeadReason::parse),
         class: match class {
             Some(class) => Some(ErrorClass::parse(&class).ok_or("class")?),
             None => None,

@@ -55,6 +55,20 @@ impl DeadReason {
             Self::Refused => "refused",
         }
     }
+
+    /// The reason that the header spells so.
+    pub fn parse(text: &str) -> Option<Self> {
+        const ALL: [DeadReason; 7] = [
+            DeadReason::Exhausted,
+            DeadReason::Permanent,
+            DeadReason::Undecodable,
+            DeadReason::MissingId,
+            DeadReason::CrashedProcess,
+            DeadReason::Expired,
+            DeadReason::Refused,
+        ];
+        ALL.into_iter().find(|reason| reason.as_str() == text)
+    }
 }
 
 impl fmt::Display for DeadReason {
@@ -285,6 +299,12 @@ pub trait DeadLetters: Send + Sync + 'static {
     /// # Errors
     /// The message must stay unsettled or held then, and is tried again.
     fn quarantine(&self, letter: &DeadLetter) -> impl Future<Output = Result<(), PublishError>> + Send;
+
+    /// Whether there is no destination at all, so that what would be given up is kept and tried again. Defaults to
+    /// false.
+    fn keeps(&self) -> bool {
+        false
+    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use crate::adapter_error::AdapterError;
+use crate::dead_letter::DeadReason;
 use crate::error::ErrorClass;
 use crate::identity::MessageKey;
 use crate::inbox::{CommitError, Inbox, Limits, Unit};
@@ -38,12 +39,16 @@ pub fn ordering_key(
 pub struct Failure {
     /// Charged attempts so far, this one included if it was charged.
     pub attempts: u32,
+    /// How many of them were throttled, which have a limit of their own.
+    pub throttled: u32,
     /// Class of the last error.
     pub class: ErrorClass,
     /// Text of the last error, escaped and redacted.
     pub error: String,
     /// How long to wait before the next attempt, from now by the database's clock.
     pub due_in: Duration,
+    /// Why the message is given up: there is no next attempt, only its letter must still be published.
+    pub condemned: Option<DeadReason>,
 }
 
 /// A message to be held.
@@ -89,6 +94,10 @@ pub struct HeldMessage {
     pub via: Via,
     /// Charged attempts so far.
     pub attempts: u32,
+    /// How many of them were throttled.
+    pub throttled: u32,
+    /// Why it is given up, if it is.
+    pub condemned: Option<DeadReason>,
     /// Class of the last error; `None` before the first attempt.
     pub class: Option<ErrorClass>,
     /// Text of the last error.
@@ -154,8 +163,8 @@ pub trait HeldMessages: Inbox {
         limits: Limits,
     ) -> impl Future<Output = Result<Option<ClaimedHead<Self::Tx>>, AdapterError>> + Send;
 
-    /// Deletes a claimed head, makes its follower the head, and commits with proof: after success, after a
-    /// duplicate, and after a confirmed quarantine (then [`undo`](HeldMessages::undo) came before).
+    /// Deletes a claimed head, makes its follower the head, and commits with proof: after success and after a
+    /// duplicate.
     ///
     /// # Errors
     /// As [`Inbox::commit`].
@@ -184,6 +193,18 @@ pub trait HeldMessages: Inbox {
         tx: Option<Self::Tx>,
         head: &HeldMessage,
         failure: &Failure,
+    ) -> impl Future<Output = Result<(), AdapterError>> + Send;
+
+    /// Deletes a condemned head whose letter is confirmed, in a transaction of its own, and makes its follower the
+    /// head. The inbox does not know it afterwards, so that a redrive runs it. Nothing changes unless the row still
+    /// is as `head` says: condemned, with as many attempts.
+    ///
+    /// # Errors
+    /// When the database cannot be asked; the head comes again then, and its letter with it.
+    fn give_up(
+        &self,
+        consumer: &str,
+        head: &HeldMessage,
     ) -> impl Future<Output = Result<(), AdapterError>> + Send;
 
     /// How much the consumer holds.

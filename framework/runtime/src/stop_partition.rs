@@ -4,10 +4,11 @@ use backstop_core::sink::{PublishError, Scope};
 use backstop_core::source::SourceInfo;
 use backstop_core::{AdapterError, DeadLetter, DeadLetters, FaultKind};
 
-/// In place of a dead-letter destination: what is given up stays where it is, and its key waits, until somebody
-/// mends the cause and restarts the consumer.
+/// In place of a dead-letter destination: what would be given up stays where it is, and its key waits until the cause
+/// is mended.
 ///
-/// A transactional consumer keeps such messages in its held table; a plain one stops at them.
+/// A transactional consumer keeps such messages in its held table and tries them again every minute; a plain one
+/// stops at them.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct StopPartition;
 
@@ -20,5 +21,9 @@ impl DeadLetters for StopPartition {
         let error = AdapterError::new(FaultKind::Missing, "the consumer has no dead-letter destination")
             .with_hint("mend the cause, or give the consumer one with `.dead_letter(…)`");
         Err(PublishError::new(Scope::Destination, error))
+    }
+
+    fn keeps(&self) -> bool {
+        true
     }
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use backstop::sink::Scope;
 use backstop::{
-    Consumer, Delivery, ErrorClass, Handler, HandlerError, Message, RetryPolicy, Snapshot, names,
+    Codec, Consumer, DecodeError, Delivery, ErrorClass, Handler, HandlerError, Json, Message, RetryPolicy,
+    Snapshot, StopPartition, names,
 };
 use backstop_testkit::memory::{Broker, CommitFault, MemoryTx, Store};
 use serde::{Deserialize, Serialize};
@@ -252,6 +253,71 @@ async fn a_letter_that_is_not_confirmed_keeps_its_message() {
     scene.run_until(|scene| scene.letters().len() == 1 && scene.store.applied() == ["b1"]).await;
     assert_eq!(scene.handler.0.load(Ordering::SeqCst), 2, "what is given up is not run again");
     assert_eq!(scene.letters()[0].headers.get_str(names::REASON), Some("permanent"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_destination_a_key_waits_until_its_cause_is_mended() {
+    let scene = Scene::new();
+    scene.publish("a", "a1", Trouble::Permanent);
+    scene.publish("a", "a2", Trouble::None);
+    let mended = Arc::new(AtomicU32::new(0));
+    let handler = Mendable { apply: scene.handler.clone(), mended: mended.clone() };
+    let source = scene.broker.source("stock", ["orders"]);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let consumer = Consumer::transactional("stock", source, scene.store.clone(), handler);
+    let run = tokio::spawn(consumer.dead_letter(StopPartition).run(async {
+        let _ = stopped.await;
+    }));
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let tries = scene.handler.0.load(Ordering::SeqCst);
+    assert!((5..20).contains(&tries), "tried now and then: {tries}");
+    assert!(scene.store.applied().is_empty() && scene.letters().is_empty());
+    mended.store(1, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(scene.store.applied(), ["a1", "a2"]);
+    stop.send(()).expect("the consumer runs");
+    run.await.expect("no panic").expect("an orderly end");
+}
+
+/// Fails as orders ask until it is mended.
+struct Mendable {
+    apply: Apply,
+    mended: Arc<AtomicU32>,
+}
+
+impl Handler<MemoryTx> for Mendable {
+    type Message = Order;
+
+    async fn handle(&self, delivery: &Delivery<Order>, tx: &mut MemoryTx) -> Result<(), HandlerError> {
+        if self.mended.load(Ordering::SeqCst) == 0 {
+            return self.apply.handle(delivery, tx).await;
+        }
+        tx.apply(&delivery.body().name);
+        Ok(())
+    }
+}
+
+/// A codec that cannot cope.
+struct Panicking;
+
+impl Codec<Order> for Panicking {
+    fn decode(&self, message: &Message) -> Result<Order, DecodeError> {
+        assert_ne!(message.id, "a1", "a codec's own fault");
+        Json.decode(message)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_codec_that_panics_has_not_decoded() {
+    let scene = Scene::new();
+    scene.publish("a", "a1", Trouble::None);
+    scene.publish("a", "a2", Trouble::None);
+    let source = scene.broker.source("stock", ["orders"]).ends_when_idle();
+    let consumer = Consumer::transactional("stock", source, scene.store.clone(), scene.handler.clone());
+    let consumer = consumer.codec(Panicking).dead_letter(scene.broker.dead_letters());
+    consumer.run(std::future::pending()).await.expect("an orderly end");
+    assert_eq!(scene.letters()[0].headers.get_str(names::REASON), Some("undecodable"));
+    assert_eq!(scene.store.applied(), ["a2"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -108,7 +108,14 @@ pub(crate) fn new_held<'a>(unit: Unit<'a>, envelope: &'a Envelope, origin: &'a O
 }
 
 pub(crate) fn failure(attempts: u32, due_in: Duration) -> Failure {
-    Failure { attempts, class: ErrorClass::Transient, error: "it's \\ broken".to_owned(), due_in }
+    Failure {
+        attempts,
+        throttled: 0,
+        class: ErrorClass::Transient,
+        error: "it's \\ broken".to_owned(),
+        due_in,
+        condemned: None,
+    }
 }
 
 /// Asks until `done` says so, for at most 20 s.

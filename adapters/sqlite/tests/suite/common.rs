@@ -100,7 +100,14 @@ pub(crate) fn new_held<'a>(unit: Unit<'a>, envelope: &'a Envelope, origin: &'a O
 }
 
 pub(crate) fn failure(attempts: u32, due_in: Duration) -> Failure {
-    Failure { attempts, class: ErrorClass::Transient, error: "out of stock".into(), due_in }
+    Failure {
+        attempts,
+        throttled: 0,
+        class: ErrorClass::Transient,
+        error: "out of stock".into(),
+        due_in,
+        condemned: None,
+    }
 }
 
 pub(crate) async fn fresh(inbox: &SqliteInbox, unit: Unit<'_>) -> SqliteTx {

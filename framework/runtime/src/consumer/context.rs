@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use backstop_core::classify::causes;
+use backstop_core::held::Failure;
 use backstop_core::message::Message;
 use backstop_core::{
     Classifier, DeadLetter, DeadLetters, DeadReason, Disposition, ErrorReport, Explained, HandlerError,
@@ -14,12 +15,21 @@ use backstop_core::{
 use chrono::Utc;
 use tokio_util::sync::CancellationToken;
 
-use crate::consumer::policy::Policies;
+use crate::consumer::policy::{Charged, Policies};
 use crate::run_error::RunError;
 use crate::stats::{Stats, count};
 
 /// Tries of a publish before the failure is made durable instead.
 const QUARANTINE_TRIES: u32 = 3;
+/// How long publishing a letter may take, its tries together.
+const LETTER_LIMIT: Duration = Duration::from_secs(25);
+/// For how long a letter is the business of whoever condemned its message; longer than [`LETTER_LIMIT`], so that two
+/// instances do not publish it at once.
+pub(crate) const LETTER_LEASE: Duration = Duration::from_secs(30);
+/// After how long a letter that could not be published is tried again.
+pub(crate) const LETTER_AGAIN: Duration = Duration::from_secs(5);
+/// After how long a message without a dead-letter destination is tried again.
+pub(crate) const KEPT_AGAIN: Duration = Duration::from_secs(60);
 /// Waits between tries grow to this.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
@@ -46,6 +56,30 @@ pub(crate) struct Context<D> {
 pub(crate) struct Judged {
     pub(crate) disposition: Disposition,
     pub(crate) report: ErrorReport,
+}
+
+impl Judged {
+    /// What is written down of a failure after which the message is tried again.
+    pub(crate) fn retried(&self, charged: Charged, due_in: Duration) -> Failure {
+        Failure {
+            attempts: charged.attempts,
+            throttled: charged.throttled,
+            class: self.disposition.class(),
+            error: self.report.one_line(),
+            due_in,
+            condemned: None,
+        }
+    }
+
+    /// The same for a message that is given up; `due_in` is when somebody else may publish its letter.
+    pub(crate) fn condemned(&self, reason: DeadReason, charged: Charged, due_in: Duration) -> Failure {
+        Failure { condemned: Some(reason), ..self.retried(charged, due_in) }
+    }
+
+    /// The same where there is no dead-letter destination: tried again now and then, until it is mended.
+    pub(crate) fn kept(&self, attempts: u32) -> Failure {
+        self.retried(Charged { attempts, throttled: 0 }, KEPT_AGAIN)
+    }
 }
 
 /// A message that failed: what it was, where it was, and since when.
@@ -88,11 +122,23 @@ impl<D: DeadLetters> Context<D> {
         attempts: u32,
     ) -> bool {
         let letter = self.letter(subject, judged, reason, attempts);
+        match tokio::time::timeout(LETTER_LIMIT, self.publish(&letter, judged)).await {
+            Ok(published) => published,
+            Err(_) => {
+                let consumer = &self.consumer;
+                tracing::error!(%consumer, origin = %letter.origin, "dead letter not confirmed in time; the message is kept");
+                false
+            }
+        }
+    }
+
+    async fn publish(&self, letter: &DeadLetter, judged: &Judged) -> bool {
         for attempt in 1..=QUARANTINE_TRIES {
-            match self.dead_letters.quarantine(&letter).await {
+            match self.dead_letters.quarantine(letter).await {
                 Ok(()) => {
                     count(&self.stats.quarantined);
                     let (consumer, error) = (&self.consumer, &judged.report.message);
+                    let (reason, attempts) = (letter.reason, letter.attempts);
                     tracing::warn!(%consumer, origin = %letter.origin, %reason, attempts, %error, "message quarantined");
                     backstop_core::crash_point!("consumer.quarantined");
                     return true;
@@ -107,6 +153,11 @@ impl<D: DeadLetters> Context<D> {
             }
         }
         false
+    }
+
+    /// Whether there is nowhere to publish letters to.
+    pub(crate) fn keeps(&self) -> bool {
+        self.dead_letters.keeps()
     }
 
     fn letter(&self, subject: Subject<'_>, judged: &Judged, reason: DeadReason, attempts: u32) -> DeadLetter {

@@ -10,8 +10,9 @@ use backstop_core::{
 };
 use tokio::sync::Notify;
 
-use crate::consumer::context::{Judged, Subject};
-use crate::consumer::policy::Next;
+use crate::consumer::context::{Judged, LETTER_AGAIN, LETTER_LEASE, Subject};
+use crate::consumer::invoke::decode;
+use crate::consumer::policy::{Charged, Next};
 use crate::consumer::transactional::Transactional;
 use crate::stats::count;
 
@@ -76,37 +77,31 @@ where
             return self.finish(tx, &head, &self.context.stats.duplicates).await;
         }
         let (message, _) = cloudevents::decode(head.envelope.clone(), &head.origin, head.via, None);
-        if let Some(reason) = self.context.policies.condemned(head.class, head.attempts) {
+        if let Some(reason) = head.condemned {
             let judged = self.sentence(&head);
-            return self.give_up(tx, &head, &message, &judged, reason, head.attempts).await;
+            let charged = Charged::of(&head);
+            return self.condemn(Some(tx), head, &message, &judged, reason, charged).await;
         }
-        match self.codec.decode(&message) {
+        match decode(&self.codec, &message) {
             Ok(body) => {
                 let key = head.message_key.clone();
                 let attempt = head.attempts.saturating_add(1);
                 let delivery = Delivery::new(body, message, key, head.origin.clone(), head.via, attempt);
-                self.run_delivery(tx, &head, &delivery).await;
+                self.run_delivery(tx, head, &delivery).await;
             }
-            Err(error) => {
-                self.failed_head(Some(tx), &head, &message, &HandlerError::undecodable(error)).await
-            }
+            Err(error) => self.failed_head(Some(tx), head, &message, &error).await,
         }
     }
 
-    async fn run_delivery(&self, mut tx: I::Tx, head: &HeldMessage, delivery: &Delivery<H::Message>) {
+    async fn run_delivery(&self, mut tx: I::Tx, head: HeldMessage, delivery: &Delivery<H::Message>) {
         match self.invocation().run(&self.handler, delivery, &mut tx).await {
-            Ok(()) => match self.inbox.finish(&self.context.consumer, tx, head).await {
+            Ok(()) => match self.inbox.finish(&self.context.consumer, tx, &head).await {
                 Ok(()) => count(&self.context.stats.handled),
                 Err(error) => self.uncertain_head(head, delivery.message(), error).await,
             },
             Err(failed) => {
-                let tx = if failed.tx_is_sound {
-                    self.undone(tx).await
-                } else {
-                    // Before anything is written about it: the claim would be in the way.
-                    drop(tx);
-                    None
-                };
+                // Where it is not sound, it is dropped here, before anything is written: the claim would be in the way.
+                let tx = Some(tx).filter(|_| failed.tx_is_sound);
                 self.failed_head(tx, head, delivery.message(), &failed.error).await;
             }
         }
@@ -125,7 +120,7 @@ where
 
     /// A commit that did not simply succeed. Where it is in the database all the same, the next claim finds the inbox
     /// row and deletes the head.
-    async fn uncertain_head(&self, head: &HeldMessage, message: &Message, error: CommitError) {
+    async fn uncertain_head(&self, head: HeldMessage, message: &Message, error: CommitError) {
         match &error {
             CommitError::Unknown(_) => {
                 tracing::warn!(consumer = self.context.consumer, n = head.n, %error, "will be claimed again");
@@ -145,42 +140,43 @@ where
     async fn failed_head(
         &self,
         tx: Option<I::Tx>,
-        head: &HeldMessage,
+        head: HeldMessage,
         message: &Message,
         error: &HandlerError,
     ) {
         count(&self.context.stats.failures);
         let judged = self.judge(error);
-        let next = self.context.policies.after(judged.disposition, head.attempts, head.age, fastrand::f64());
-        match (next, tx) {
-            (Next::Retry { attempts, due_in }, tx) => {
-                self.put_back(tx, head, &judged, attempts, due_in).await
+        let charged = Charged::of(&head);
+        match self.context.policies.after(judged.disposition, charged, head.age, fastrand::f64()) {
+            Next::Retry { charged, due_in } => {
+                self.put_back(tx, &head, &judged.retried(charged, due_in)).await;
             }
-            (Next::Quarantine(reason), Some(tx)) => {
-                let tx = self.undone(tx).await;
-                let attempts = head.attempts.saturating_add(1);
-                match tx {
-                    Some(tx) => self.give_up(tx, head, message, &judged, reason, attempts).await,
-                    None => self.condemn(None, head, &judged, reason, Duration::ZERO).await,
-                }
+            Next::Quarantine(_) if self.context.keeps() => {
+                self.put_back(tx, &head, &judged.kept(head.attempts.saturating_add(1))).await;
             }
-            (Next::Quarantine(reason), None) => {
-                self.condemn(None, head, &judged, reason, Duration::ZERO).await
+            Next::Quarantine(reason) => {
+                let charged = charged.with_one_more();
+                self.condemn(tx, head, message, &judged, reason, charged).await;
             }
         }
     }
 
-    /// Publishes the letter, then deletes the head; the letter comes first, so that a crash between repeats it.
-    async fn give_up(
+    /// Gives a head up, in three steps that each may be the last: that it is given up is written down, which keeps
+    /// other instances away for as long as the letter may take; the letter is published, with no transaction open;
+    /// the head is deleted. Whoever finds a condemned head that is due publishes its letter again, under the same id.
+    async fn condemn(
         &self,
-        tx: I::Tx,
-        head: &HeldMessage,
+        tx: Option<I::Tx>,
+        head: HeldMessage,
         message: &Message,
         judged: &Judged,
         reason: DeadReason,
-        attempts: u32,
+        charged: Charged,
     ) {
-        let Some(tx) = self.undone(tx).await else { return };
+        if !self.put_back(tx, &head, &judged.condemned(reason, charged, LETTER_LEASE)).await {
+            return;
+        }
+        let head = HeldMessage { attempts: charged.attempts, condemned: Some(reason), ..head };
         let subject = Subject {
             message,
             message_key: Some(&head.message_key),
@@ -188,48 +184,34 @@ where
             via: head.via,
             age: head.age,
         };
-        if !self.context.quarantine(subject, judged, reason, attempts).await {
-            return self.condemn(Some(tx), head, judged, reason, Duration::from_secs(5)).await;
+        if !self.context.quarantine(subject, judged, reason, head.attempts).await {
+            self.put_back(None, &head, &judged.condemned(reason, charged, LETTER_AGAIN)).await;
+            return;
         }
         crash_point!("consumer.held.quarantined");
-        if let Err(error) = self.inbox.finish(&self.context.consumer, tx, head).await {
-            tracing::warn!(consumer = self.context.consumer, n = head.n, %error, "quarantined, but still held; will be repeated");
+        match self.inbox.give_up(&self.context.consumer, &head).await {
+            Ok(()) => self.held_work.arrived(),
+            Err(error) => {
+                tracing::warn!(consumer = self.context.consumer, n = head.n, %error, "quarantined, but still held; will be repeated");
+            }
         }
     }
 
-    /// Writes down that the head is to be given up without another attempt.
-    async fn condemn(
-        &self,
-        tx: Option<I::Tx>,
-        head: &HeldMessage,
-        judged: &Judged,
-        reason: DeadReason,
-        due_in: Duration,
-    ) {
-        let class = judged.disposition.class();
-        let attempts = match reason {
-            DeadReason::Exhausted | DeadReason::Expired => self.context.policies.most_attempts(),
-            _ => head.attempts.saturating_add(1),
+    /// Writes a failed attempt down; `false` where that cannot be done.
+    async fn put_back(&self, tx: Option<I::Tx>, head: &HeldMessage, failure: &Failure) -> bool {
+        let tx = match tx {
+            Some(tx) => self.undone(tx).await,
+            None => None,
         };
-        let class = if class == ErrorClass::Unavailable { ErrorClass::Transient } else { class };
-        let judged = Judged { disposition: Disposition::Fail(class), report: judged.report.clone() };
-        self.put_back(tx, head, &judged, attempts, due_in).await;
-    }
-
-    async fn put_back(
-        &self,
-        tx: Option<I::Tx>,
-        head: &HeldMessage,
-        judged: &Judged,
-        attempts: u32,
-        due_in: Duration,
-    ) {
         let consumer = &self.context.consumer;
-        let failure =
-            Failure { attempts, class: judged.disposition.class(), error: judged.report.one_line(), due_in };
-        tracing::info!(%consumer, origin = %head.origin, attempts, ?due_in, error = %failure.error, "held message failed");
-        if let Err(error) = self.inbox.reschedule(consumer, tx, head, &failure).await {
-            tracing::warn!(%consumer, n = head.n, %error, hint = error.hint(), "a failed attempt could not be written down");
+        let Failure { attempts, due_in, error, .. } = failure;
+        tracing::info!(%consumer, origin = %head.origin, attempts, ?due_in, %error, "held message failed");
+        match self.inbox.reschedule(consumer, tx, head, failure).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(%consumer, n = head.n, %error, hint = error.hint(), "a failed attempt could not be written down");
+                false
+            }
         }
     }
 

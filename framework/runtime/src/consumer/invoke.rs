@@ -5,7 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use backstop_core::context::{Cause, scope};
-use backstop_core::{Delivery, Handler, HandlerError, trace};
+use backstop_core::{Codec, Delivery, Handler, HandlerError, Message, trace};
 use futures_util::FutureExt;
 use tracing::{Instrument, Span};
 
@@ -22,9 +22,9 @@ pub(crate) struct Failed {
 #[error("the handler took longer than {0:?}")]
 struct TimedOut(Duration);
 
-/// A handler panicked.
+/// A handler or a codec panicked.
 #[derive(Debug, thiserror::Error)]
-#[error("the handler panicked: {0}")]
+#[error("panicked: {0}")]
 struct Panicked(String);
 
 /// Who handles, and how the span is tied to the producer's.
@@ -86,6 +86,14 @@ impl Invocation<'_> {
         }
         span
     }
+}
+
+/// Reads the body; a codec that panics has not read it.
+pub(crate) fn decode<M, C: Codec<M>>(codec: &C, message: &Message) -> Result<M, HandlerError> {
+    let decoded = std::panic::catch_unwind(AssertUnwindSafe(|| codec.decode(message)));
+    decoded
+        .map_err(|panic| HandlerError::undecodable(Panicked(panic_text(&*panic))))?
+        .map_err(HandlerError::undecodable)
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> String {

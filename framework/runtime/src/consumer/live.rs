@@ -12,8 +12,9 @@ use backstop_core::{
 use std::error::Error;
 use std::time::Duration;
 
-use crate::consumer::context::{Judged, Subject};
-use crate::consumer::policy::Next;
+use crate::consumer::context::{Judged, LETTER_AGAIN, Subject};
+use crate::consumer::invoke::decode;
+use crate::consumer::policy::{Charged, Next};
 use crate::consumer::transactional::Transactional;
 use crate::run_error::RunError;
 use crate::settings::MissingId;
@@ -109,10 +110,10 @@ where
         if via == Via::Door {
             return self.import(unit, &message, origin).await;
         }
-        let body = match self.codec.decode(&message) {
+        let body = match decode(&self.codec, &message) {
             Ok(body) => body,
             Err(error) => {
-                let judged = self.judge(&HandlerError::undecodable(error));
+                let judged = self.judge(&error);
                 return self.failed(unit, &message, origin, &judged).await;
             }
         };
@@ -228,15 +229,20 @@ where
             via: Via::Live,
             age: Duration::ZERO,
         };
-        let (attempts, due_in) =
-            match self.context.policies.after(judged.disposition, 0, Duration::ZERO, fastrand::f64()) {
-                Next::Retry { attempts, due_in } => (attempts, due_in),
-                Next::Quarantine(reason) if self.context.quarantine(subject, judged, reason, 1).await => {
+        let (none, random) = (Charged::default(), fastrand::f64());
+        let failure = match self.context.policies.after(judged.disposition, none, Duration::ZERO, random) {
+            Next::Retry { charged, due_in } => judged.retried(charged, due_in),
+            Next::Quarantine(reason) => {
+                if self.context.keeps() {
+                    judged.kept(1)
+                } else if self.context.quarantine(subject, judged, reason, 1).await {
                     return true;
+                } else {
+                    judged.condemned(reason, Charged { attempts: 1, throttled: 0 }, LETTER_AGAIN)
                 }
-                Next::Quarantine(_) => (1, Duration::from_secs(1)),
-            };
-        self.hold(unit, subject, judged, attempts, due_in).await
+            }
+        };
+        self.hold(unit, subject, &failure).await
     }
 
     /// Another instance is at it: held, uncharged; when it is due, the inbox tells whether it is done.
@@ -249,24 +255,17 @@ where
             via: Via::Live,
             age: Duration::ZERO,
         };
-        self.hold(unit, subject, &judged, 0, Duration::from_millis(500)).await
+        let failure = judged.retried(Charged::default(), Duration::from_millis(500));
+        self.hold(unit, subject, &failure).await
     }
 
-    async fn hold(
-        &self,
-        unit: Unit<'_>,
-        subject: Subject<'_>,
-        judged: &Judged,
-        attempts: u32,
-        due_in: Duration,
-    ) -> bool {
+    async fn hold(&self, unit: Unit<'_>, subject: Subject<'_>, failure: &Failure) -> bool {
         let envelope = subject.message.envelope();
         let new = NewHeld { unit, envelope: &envelope, origin: subject.origin, via: subject.via };
-        let failure =
-            Failure { attempts, class: judged.disposition.class(), error: judged.report.one_line(), due_in };
-        let (consumer, origin, error) = (unit.consumer, subject.origin, &failure.error);
+        let (consumer, origin) = (unit.consumer, subject.origin);
+        let Failure { attempts, due_in, error, .. } = failure;
         tracing::info!(%consumer, %origin, attempts, ?due_in, %error, "message held");
-        let held = self.until_answered(|| self.inbox.hold(new.clone(), &failure)).await;
+        let held = self.until_answered(|| self.inbox.hold(new.clone(), failure)).await;
         self.note(held, &self.context.stats.held)
     }
 

@@ -8,8 +8,8 @@ use backstop_core::{Codec, DeadLetters, DeadReason, Delivery, Handler, HandlerEr
 use tokio::time::Instant;
 
 use crate::consumer::context::{Context, Judged, Subject};
-use crate::consumer::invoke::Invocation;
-use crate::consumer::policy::Next;
+use crate::consumer::invoke::{Invocation, decode};
+use crate::consumer::policy::{Charged, Next};
 use crate::consumer::run::Process;
 use crate::stats::count;
 
@@ -63,9 +63,9 @@ where
     /// Tries until the message is handled or quarantined; `false` when the consumer stops before.
     async fn attempts(&self, received: &Received<()>) -> bool {
         let began = Instant::now();
-        let mut charged = 0;
+        let mut charged = Charged::default();
         loop {
-            let Err(error) = self.attempt(received, charged + 1).await else {
+            let Err(error) = self.attempt(received, charged.attempts + 1).await else {
                 count(&self.context.stats.handled);
                 return true;
             };
@@ -73,24 +73,25 @@ where
             let judged = self.context.judge(&error, |_| None);
             let age = began.elapsed();
             match self.context.policies.after(judged.disposition, charged, age, fastrand::f64()) {
-                Next::Retry { attempts, due_in } if age + due_in <= self.in_place_max => {
-                    charged = attempts;
+                Next::Retry { charged: now, due_in } if age + due_in <= self.in_place_max => {
+                    charged = now;
                     if !self.context.sleep(due_in).await {
                         return false;
                     }
                 }
                 Next::Retry { .. } => {
-                    return self.give_up(received, &judged, DeadReason::Exhausted, charged + 1, age).await;
+                    let attempts = charged.attempts + 1;
+                    return self.give_up(received, &judged, DeadReason::Exhausted, attempts, age).await;
                 }
                 Next::Quarantine(reason) => {
-                    return self.give_up(received, &judged, reason, charged + 1, age).await;
+                    return self.give_up(received, &judged, reason, charged.attempts + 1, age).await;
                 }
             }
         }
     }
 
     async fn attempt(&self, received: &Received<()>, attempt: u32) -> Result<(), HandlerError> {
-        let body = self.codec.decode(&received.message).map_err(HandlerError::undecodable)?;
+        let body = decode(&self.codec, &received.message)?;
         let key = received.identity.key().cloned().unwrap_or_else(|| MessageKey::new("", b""));
         let (message, origin) = (received.message.clone(), received.origin.clone());
         let delivery = Delivery::new(body, message, key, origin, received.via, attempt);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use backstop_core::held::HeldMessage;
 use backstop_core::{DeadReason, Disposition, ErrorClass, RetryPolicy};
 
 /// Longest wait that a handler may ask for.
@@ -27,63 +28,73 @@ impl Default for Policies {
     }
 }
 
+/// What a message has been charged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Charged {
+    /// Attempts of all classes.
+    pub(crate) attempts: u32,
+    /// How many of them were throttled, which have a limit of their own.
+    pub(crate) throttled: u32,
+}
+
+impl Charged {
+    /// What is written down of a held message.
+    pub(crate) fn of(head: &HeldMessage) -> Self {
+        Self { attempts: head.attempts, throttled: head.throttled }
+    }
+
+    /// With the attempt after which it is given up.
+    pub(crate) fn with_one_more(self) -> Self {
+        self.transient()
+    }
+
+    fn transient(self) -> Self {
+        Self { attempts: self.attempts.saturating_add(1), ..self }
+    }
+
+    fn throttled(self) -> Self {
+        Self { throttled: self.throttled.saturating_add(1), ..self.transient() }
+    }
+}
+
 /// What to do with a message that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// Again after a while; `attempts` is what is charged then.
-    Retry { attempts: u32, due_in: Duration },
+    /// Again after a while, with so much charged.
+    Retry { charged: Charged, due_in: Duration },
     /// Give up.
     Quarantine(DeadReason),
 }
 
 impl Policies {
-    /// Decides. `charged` counts attempts charged before this failure, `age` is how long the message has been
-    /// failing, `random` is a number from 0 to 1.
-    pub(crate) fn after(&self, failure: Disposition, charged: u32, age: Duration, random: f64) -> Next {
-        let attempt = charged.saturating_add(1);
+    /// Decides. `before` is what was charged before this failure, `age` is how long the message has been failing,
+    /// `random` is a number from 0 to 1.
+    pub(crate) fn after(&self, failure: Disposition, before: Charged, age: Duration, random: f64) -> Next {
+        let (transient, throttled) = (before.transient(), before.throttled());
+        let of_transient = || self.transient.delay_after(transient.attempts - transient.throttled, random);
+        let of_throttled = || self.throttled.delay_after(throttled.throttled, random);
         let retry = match failure {
-            Disposition::Snooze(wait) => Some((charged, wait.min(MAX_WAIT))),
+            Disposition::Snooze(wait) => Some((before, wait.min(MAX_WAIT))),
             Disposition::Conflict | Disposition::Fail(ErrorClass::Transient) => {
-                self.transient.delay_after(attempt, random).map(|wait| (attempt, wait))
-            }
-            Disposition::RetryAfter(ErrorClass::Throttled, wait) => {
-                self.throttled.delay_after(attempt, random).map(|_| (attempt, wait.min(MAX_WAIT)))
-            }
-            Disposition::Fail(ErrorClass::Throttled) => {
-                self.throttled.delay_after(attempt, random).map(|wait| (attempt, wait))
+                of_transient().map(|wait| (transient, wait))
             }
             Disposition::RetryAfter(ErrorClass::Transient, wait) => {
-                self.transient.delay_after(attempt, random).map(|_| (attempt, wait.min(MAX_WAIT)))
+                of_transient().map(|_| (transient, wait.min(MAX_WAIT)))
             }
-            Disposition::Fail(ErrorClass::Unavailable) => Some((charged, unavailable_wait(age, random))),
-            Disposition::RetryAfter(ErrorClass::Unavailable, wait) => Some((charged, wait.min(MAX_WAIT))),
+            Disposition::Fail(ErrorClass::Throttled) => of_throttled().map(|wait| (throttled, wait)),
+            Disposition::RetryAfter(ErrorClass::Throttled, wait) => {
+                of_throttled().map(|_| (throttled, wait.min(MAX_WAIT)))
+            }
+            Disposition::Fail(ErrorClass::Unavailable) => Some((before, unavailable_wait(age, random))),
+            Disposition::RetryAfter(ErrorClass::Unavailable, wait) => Some((before, wait.min(MAX_WAIT))),
             Disposition::Fail(ErrorClass::Undecodable) => return Next::Quarantine(DeadReason::Undecodable),
             _ => return Next::Quarantine(DeadReason::Permanent),
         };
         match retry {
             Some(_) if age >= self.max_age => Next::Quarantine(DeadReason::Expired),
-            Some((attempts, due_in)) => Next::Retry { attempts, due_in },
+            Some((charged, due_in)) => Next::Retry { charged, due_in },
             None => Next::Quarantine(DeadReason::Exhausted),
         }
-    }
-
-    /// Why a held message must be given up without another attempt, if it must: it was condemned before, and only its
-    /// letter could not be published then.
-    pub(crate) fn condemned(&self, class: Option<ErrorClass>, attempts: u32) -> Option<DeadReason> {
-        match class? {
-            ErrorClass::Permanent => Some(DeadReason::Permanent),
-            ErrorClass::Undecodable => Some(DeadReason::Undecodable),
-            ErrorClass::Transient if attempts >= self.transient.attempts() => Some(DeadReason::Exhausted),
-            ErrorClass::Throttled if attempts >= self.throttled.attempts() => Some(DeadReason::Exhausted),
-            _ => None,
-        }
-    }
-}
-
-impl Policies {
-    /// Attempts after which every class is exhausted.
-    pub(crate) fn most_attempts(&self) -> u32 {
-        self.transient.attempts().max(self.throttled.attempts())
     }
 }
 
@@ -102,25 +113,48 @@ mod tests {
         Policies::default()
     }
 
+    fn charged(attempts: u32, throttled: u32) -> Charged {
+        Charged { attempts, throttled }
+    }
+
     #[test]
     fn transient_failures_are_charged_until_they_are_exhausted() {
         let fail = Disposition::Fail(ErrorClass::Transient);
         assert_eq!(
-            policies().after(fail, 0, NOW, 1.0),
-            Next::Retry { attempts: 1, due_in: Duration::from_secs(1) }
+            policies().after(fail, charged(0, 0), NOW, 1.0),
+            Next::Retry { charged: charged(1, 0), due_in: Duration::from_secs(1) }
         );
-        assert_eq!(policies().after(fail, 5, NOW, 1.0), Next::Quarantine(DeadReason::Exhausted));
+        assert_eq!(policies().after(fail, charged(5, 0), NOW, 1.0), Next::Quarantine(DeadReason::Exhausted));
+    }
+
+    #[test]
+    fn throttled_attempts_have_an_account_of_their_own() {
+        let (fail, throttle) =
+            (Disposition::Fail(ErrorClass::Transient), Disposition::Fail(ErrorClass::Throttled));
+        let next = policies().after(fail, charged(19, 19), NOW, 1.0);
+        assert!(
+            matches!(next, Next::Retry { charged: Charged { attempts: 20, throttled: 19 }, .. }),
+            "{next:?}"
+        );
+        let next = policies().after(throttle, charged(5, 0), NOW, 1.0);
+        assert!(
+            matches!(next, Next::Retry { charged: Charged { attempts: 6, throttled: 1 }, .. }),
+            "{next:?}"
+        );
+        let exhausted = Next::Quarantine(DeadReason::Exhausted);
+        assert_eq!(policies().after(throttle, charged(19, 19), NOW, 1.0), exhausted);
+        assert_eq!(policies().after(fail, charged(24, 19), NOW, 1.0), exhausted);
     }
 
     #[test]
     fn an_outage_is_never_charged() {
         let down = Disposition::Fail(ErrorClass::Unavailable);
         for minutes in [0, 1, 60, 23 * 60] {
-            let next = policies().after(down, 3, Duration::from_secs(minutes * 60), 0.5);
-            assert!(matches!(next, Next::Retry { attempts: 3, .. }), "{next:?}");
+            let next = policies().after(down, charged(3, 1), Duration::from_secs(minutes * 60), 0.5);
+            assert!(matches!(next, Next::Retry { charged: Charged { attempts: 3, .. }, .. }), "{next:?}");
         }
         let day = Duration::from_secs(24 * 60 * 60);
-        assert_eq!(policies().after(down, 3, day, 0.5), Next::Quarantine(DeadReason::Expired));
+        assert_eq!(policies().after(down, charged(3, 1), day, 0.5), Next::Quarantine(DeadReason::Expired));
     }
 
     #[test]
@@ -129,17 +163,17 @@ mod tests {
             (ErrorClass::Permanent, DeadReason::Permanent),
             (ErrorClass::Undecodable, DeadReason::Undecodable),
         ] {
-            assert_eq!(policies().after(Disposition::Fail(class), 0, NOW, 0.0), Next::Quarantine(reason));
-            assert_eq!(policies().condemned(Some(class), 0), Some(reason));
+            let next = policies().after(Disposition::Fail(class), charged(0, 0), NOW, 0.0);
+            assert_eq!(next, Next::Quarantine(reason));
         }
-        assert_eq!(policies().condemned(None, 99), None, "redriven messages start afresh");
-        assert_eq!(policies().condemned(Some(ErrorClass::Transient), 5), None);
     }
 
     #[test]
     fn waits_asked_for_are_bounded() {
         let for_ever = Disposition::RetryAfter(ErrorClass::Throttled, Duration::MAX);
-        let Next::Retry { due_in, .. } = policies().after(for_ever, 0, NOW, 0.0) else { panic!("a retry") };
+        let Next::Retry { due_in, .. } = policies().after(for_ever, charged(0, 0), NOW, 0.0) else {
+            panic!("a retry")
+        };
         assert_eq!(due_in, MAX_WAIT);
     }
 }

@@ -60,6 +60,7 @@ macro_rules! store_conformance {
                 undo_mends_a_failed_statement,
                 undo_of_an_ended_transaction_fails,
                 a_quarantined_head_is_not_handled,
+                a_head_that_is_not_condemned_is_not_given_up,
                 a_rescheduled_head_waits,
                 reschedule_without_a_claim,
                 a_late_failure_after_a_success,

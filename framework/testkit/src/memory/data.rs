@@ -6,7 +6,7 @@ use std::time::Duration;
 use backstop_core::held::{Failure, HeldMessage, NewHeld};
 use backstop_core::ledger::{Letter, LetterEvent};
 use backstop_core::outbox::{BuriedRow, OutboxRow};
-use backstop_core::{AdapterError, Envelope, ErrorClass, FaultKind, MessageKey, Origin, Via};
+use backstop_core::{AdapterError, DeadReason, Envelope, ErrorClass, FaultKind, MessageKey, Origin, Via};
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 
@@ -54,6 +54,8 @@ pub(super) struct HeldRow {
     /// When to try again; `None` for a follower.
     pub(super) due: Option<Instant>,
     pub(super) attempts: u32,
+    pub(super) throttled: u32,
+    pub(super) condemned: Option<DeadReason>,
     pub(super) class: Option<ErrorClass>,
     pub(super) error: Option<String>,
     pub(super) envelope: Envelope,
@@ -122,6 +124,8 @@ impl Data {
             message_key: new.unit.message_key.clone(),
             due,
             attempts: failure.map_or(0, |failure| failure.attempts),
+            throttled: failure.map_or(0, |failure| failure.throttled),
+            condemned: failure.and_then(|failure| failure.condemned),
             class: failure.map(|failure| failure.class),
             error: failure.map(|failure| failure.error.clone()),
             envelope: new.envelope.clone(),
@@ -167,6 +171,8 @@ impl HeldRow {
             origin: self.origin.clone(),
             via: self.via,
             attempts: self.attempts,
+            throttled: self.throttled,
+            condemned: self.condemned,
             class: self.class,
             error: self.error.clone(),
             held_since: self.held_since,
@@ -176,6 +182,8 @@ impl HeldRow {
 
     pub(super) fn charge(&mut self, failure: &Failure, now: Instant) {
         self.attempts = failure.attempts;
+        self.throttled = failure.throttled;
+        self.condemned = failure.condemned;
         self.class = Some(failure.class);
         self.error = Some(failure.error.clone());
         self.due = Some(now + failure.due_in);

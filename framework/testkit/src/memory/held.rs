@@ -151,6 +151,17 @@ impl HeldMessages for Store {
         })
     }
 
+    async fn give_up(&self, _consumer: &str, head: &HeldMessage) -> Result<(), AdapterError> {
+        self.shared.change(|data| {
+            data.reachable()?;
+            let row = data.held.get(&head.n);
+            if row.is_some_and(|row| row.attempts == head.attempts && row.condemned.is_some()) {
+                data.finish_held(head.n);
+            }
+            Ok(())
+        })
+    }
+
     async fn summary(&self, consumer: &str) -> Result<HeldSummary, AdapterError> {
         self.shared.look(|data| {
             data.reachable()?;

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use backstop_core::ErrorClass;
-use backstop_core::held::{ClaimedHead, HeldMessages};
+use backstop_core::held::{ClaimedHead, Failure, HeldMessage, HeldMessages};
 use backstop_core::inbox::Inbox;
+use backstop_core::{DeadReason, ErrorClass};
 
 use super::sample::*;
 use super::{StoreHarness, TxOf};
@@ -54,6 +54,22 @@ pub async fn undo_mends_a_failed_statement<H: StoreHarness>(harness: &H) {
     assert_eq!(claim(&store).await.head.attempts, 2);
 }
 
+/// Only a head that is still condemned is given up: what somebody else has changed meanwhile stays.
+pub async fn a_head_that_is_not_condemned_is_not_given_up<H: StoreHarness>(harness: &H) {
+    let (store, message) = (harness.store(), sample("tea", "1"));
+    hold(&store, &message).await;
+    let claimed = claim(&store).await;
+    store.rollback(claimed.tx).await;
+    let head = HeldMessage { condemned: Some(DeadReason::Exhausted), ..claimed.head };
+    store.give_up(CONSUMER, &head).await.expect("nothing is deleted, which is no error");
+    let claimed = claim(&store).await;
+    let condemned = Failure { condemned: Some(DeadReason::Permanent), ..failure(3, NOW) };
+    let tx = Some(claimed.tx);
+    store.reschedule(CONSUMER, tx, &claimed.head, &condemned).await.expect("it is written");
+    store.give_up(CONSUMER, &head).await.expect("nothing is deleted: it has other attempts");
+    assert_eq!(claim(&store).await.head.attempts, 3);
+}
+
 /// Undo of a transaction that the handler has ended says that the claim is lost.
 pub async fn undo_of_an_ended_transaction_fails<H: StoreHarness>(harness: &H) {
     needs!(H::CAPABILITIES, handler_can_commit);
@@ -64,7 +80,7 @@ pub async fn undo_of_an_ended_transaction_fails<H: StoreHarness>(harness: &H) {
     assert!(store.undo(&mut claimed.tx).await.is_err());
 }
 
-/// After a confirmed quarantine (undo, then finish) the head is gone and not handled, so that a redrive runs it.
+/// A head whose letter is confirmed is gone and not handled, so that a redrive runs it; its follower is the head.
 pub async fn a_quarantined_head_is_not_handled<H: StoreHarness>(harness: &H) {
     let (store, message) = (harness.store(), sample("tea", "1"));
     hold(&store, &message).await;
@@ -72,7 +88,14 @@ pub async fn a_quarantined_head_is_not_handled<H: StoreHarness>(harness: &H) {
     let mut claimed = claim(&store).await;
     harness.write_effect(&mut claimed.tx, "tea").await;
     store.undo(&mut claimed.tx).await.expect("the claim is kept");
-    store.finish(CONSUMER, claimed.tx, &claimed.head).await.expect("the commit is proved");
+    let condemned = Failure { condemned: Some(DeadReason::Exhausted), throttled: 1, ..failure(2, NOW) };
+    let tx = Some(claimed.tx);
+    store.reschedule(CONSUMER, tx, &claimed.head, &condemned).await.expect("it is written");
+    let claimed = claim(&store).await;
+    let head = claimed.head;
+    assert_eq!((head.attempts, head.throttled, head.condemned), (2, 1, Some(DeadReason::Exhausted)));
+    store.rollback(claimed.tx).await;
+    store.give_up(CONSUMER, &head).await.expect("it is deleted");
     assert_eq!(harness.effects("tea").await, 0);
     assert!(!is_handled(&store, &message).await);
     run_head(&store, &sample("tea", "2")).await;

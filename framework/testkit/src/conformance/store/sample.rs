@@ -70,7 +70,7 @@ impl Sample {
 /// A failure after `attempts`, due again after `due_in`.
 pub(super) fn failure(attempts: u32, due_in: Duration) -> Failure {
     let error = format!("attempt {attempts} failed");
-    Failure { attempts, class: ErrorClass::Transient, error, due_in }
+    Failure { attempts, throttled: 0, class: ErrorClass::Transient, error, due_in, condemned: None }
 }
 
 /// Due at once.
