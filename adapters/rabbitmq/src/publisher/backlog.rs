@@ -5,9 +5,9 @@ use std::collections::{HashMap, VecDeque};
 use backstop_core::Envelope;
 use bytes::Bytes;
 use lapin::BasicProperties;
-use lapin::message::BasicReturnMessage;
 use lapin::types::ShortString;
 
+use super::returns::Returned;
 use crate::address::Address;
 use crate::error::Failure;
 use crate::wire;
@@ -60,12 +60,13 @@ impl Job {
         self.envelope.body.clone().unwrap_or_default()
     }
 
-    /// Whether this is the message that the broker has returned.
-    pub(super) fn is(&self, returned: &BasicReturnMessage) -> bool {
-        returned.delivery.exchange == self.address.exchange
-            && returned.delivery.routing_key == self.address.routing_key
-            && *returned.delivery.properties.message_id() == self.message_id
-            && returned.delivery.data == self.body()
+    /// Whether this is the message that the broker has sent back, and is not known for it yet.
+    pub(super) fn is(&self, piece: &Returned) -> bool {
+        !self.returned
+            && piece.message_id == self.message_id
+            && piece.routing_key == self.address.routing_key
+            && piece.exchange == self.address.exchange
+            && piece.body == self.body()
     }
 }
 

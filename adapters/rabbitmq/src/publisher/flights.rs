@@ -2,15 +2,17 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
-use lapin::message::BasicReturnMessage;
 use lapin::options::BasicPublishOptions;
 use lapin::{Channel, Confirmation};
 
 use super::backlog::Job;
+use super::returns::{Returns, Word};
 use crate::error::Failure;
 use crate::sink::not_confirming;
 
@@ -32,14 +34,17 @@ pub(super) struct Landed {
 pub(super) struct Flights {
     futures: FuturesUnordered<Flight>,
     jobs: HashMap<u64, Job>,
+    returns: Returns,
     next: u64,
 }
 
 impl Flights {
+    /// Messages whose outcome is not certain yet.
     pub(super) fn len(&self) -> usize {
-        self.jobs.len()
+        self.jobs.len() + self.returns.len()
     }
 
+    /// Whether there is nothing to wait for. Nothing is held back then, either.
     pub(super) fn is_empty(&self) -> bool {
         self.jobs.is_empty()
     }
@@ -67,67 +72,56 @@ impl Flights {
     pub(super) async fn land(&mut self) -> Landed {
         let mut words = Vec::new();
         words.extend(self.futures.next().await);
-        while let Some(Some(word)) = self.futures.next().now_or_never() {
-            words.push(word);
-        }
+        self.complete(&mut words);
         self.sort(words)
     }
 
-    fn sort(&mut self, words: Vec<(u64, lapin::Result<Confirmation>)>) -> Landed {
+    /// Completes a batch: whatever lapin has resolved before one of its words is in it, too.
+    ///
+    /// lapin resolves one confirm after the other and wakes each at once, so that with a word everything resolved
+    /// before it has been woken. The stream has polled all that has been woken when it is pending and has not asked
+    /// to be polled again; it does that, for fairness, while there is more.
+    fn complete(&mut self, words: &mut Vec<(u64, lapin::Result<Confirmation>)>) {
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        let mut context = Context::from_waker(&waker);
+        loop {
+            match self.futures.poll_next_unpin(&mut context) {
+                Poll::Ready(Some(word)) => words.push(word),
+                Poll::Ready(None) => return,
+                Poll::Pending if woken.0.swap(false, Ordering::AcqRel) => {}
+                Poll::Pending => return,
+            }
+        }
+    }
+
+    fn sort(&mut self, results: Vec<(u64, lapin::Result<Confirmation>)>) -> Landed {
         let mut landed = Landed::default();
-        let mut acked = Vec::with_capacity(words.len());
-        let mut returned = Vec::new();
-        for (number, word) in words {
+        let mut words = Vec::with_capacity(results.len());
+        for (number, result) in results {
             let Some(job) = self.jobs.remove(&number) else { continue };
-            match word {
-                Ok(Confirmation::Ack(message)) => {
-                    acked.push(job);
-                    returned.extend(message.map(|message| (acked.len() - 1, message)));
+            let (stored, carried) = match result {
+                Ok(Confirmation::Ack(message)) => (true, message),
+                Ok(Confirmation::Nack(message)) => (false, message),
+                Ok(Confirmation::NotRequested) => {
+                    landed.settled.push((job, Err(not_confirming())));
+                    continue;
                 }
-                Ok(Confirmation::Nack(message)) => {
-                    let failure = Failure::refused(&job.address.describe());
-                    landed.settled.push((job, Err(failure)));
-                    returned.extend(message.map(|message| (usize::MAX, message)));
-                }
-                Ok(Confirmation::NotRequested) => landed.settled.push((job, Err(not_confirming()))),
                 Err(error) => {
                     // the broker's own words say more than "the channel is closed", which the others say
                     if landed.error.as_ref().is_none_or(|known| !known.is_amqp_error()) {
                         landed.error = Some(error);
                     }
                     landed.unknown.push(job);
+                    continue;
                 }
-            }
+            };
+            words.push(Word { job, stored, carried: carried.map(Into::into) });
         }
-        for (carrier, message) in returned {
-            self.attribute(carrier, &message, &mut acked);
-        }
-        for job in acked {
-            let word = if job.returned { Err(Failure::unroutable(&job.address.describe())) } else { Ok(()) };
-            landed.settled.push((job, word));
-        }
+        // a lost channel resolves what is under way without handing anything out
+        let complete = landed.error.is_none() && self.jobs.is_empty();
+        self.returns.sort(words, &mut self.jobs, complete, &mut landed.settled);
         landed
-    }
-
-    /// Marks the message that the broker has returned.
-    ///
-    /// lapin hands a returned message to whichever confirm is resolved next, which is another one's when the broker
-    /// confirms several messages with one `multiple` ack. The true owner is resolved at the same moment or later, so
-    /// it is in this batch or still under way.
-    fn attribute(&mut self, carrier: usize, message: &BasicReturnMessage, acked: &mut [Job]) {
-        let is_owner = |job: &&mut Job| !job.returned && job.is(message);
-        let owner = match acked.get(carrier).is_some_and(|job| !job.returned && job.is(message)) {
-            true => acked.get_mut(carrier),
-            false => acked.iter_mut().find(is_owner).or_else(|| self.jobs.values_mut().find(is_owner)),
-        };
-        match owner {
-            Some(job) => job.returned = true,
-            None => tracing::debug!(
-                exchange = %message.delivery.exchange,
-                routing_key = %message.delivery.routing_key,
-                "the broker returned a message that is no longer under way"
-            ),
-        }
     }
 
     /// Takes out everything; nobody knows what becomes of it.
@@ -135,6 +129,18 @@ impl Flights {
         self.futures = FuturesUnordered::new();
         let mut jobs: Vec<_> = self.jobs.drain().collect();
         jobs.sort_unstable_by_key(|(number, _)| *number);
-        jobs.into_iter().map(|(_, job)| job).collect()
+        let mut all = self.returns.take_all();
+        all.extend(jobs.into_iter().map(|(_, job)| job));
+        all
+    }
+}
+
+/// Whether the stream has asked to be polled again.
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Release);
     }
 }

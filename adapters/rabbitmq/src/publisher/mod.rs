@@ -3,6 +3,7 @@
 mod backlog;
 mod flights;
 mod grudges;
+mod returns;
 mod worker;
 
 use std::hash::{BuildHasher, RandomState};

@@ -7,6 +7,9 @@ use lapin::types::AMQPValue;
 
 use crate::support::{Client, confirmed, envelope, settings, submit, unique, url, within};
 
+/// How often what hangs on the moment is tried.
+const ROUNDS: usize = 10;
+
 fn publisher() -> RabbitPublisher {
     RabbitPublisher::builder(settings()).start().unwrap()
 }
@@ -50,6 +53,47 @@ async fn returned_messages_are_told_from_stored_ones() {
         .collect();
     assert!(wrong.is_empty(), "{} of 3000 are wrong: {:?}", wrong.len(), &wrong[..wrong.len().min(10)]);
     assert_eq!(Client::connect().await.drain(&queue, 2_000).await.len(), 2_000);
+    delete_queue(&settings(), &queue).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_returned_message_passes_for_stored() {
+    let mut publisher = RabbitPublisher::builder(settings()).channels(3).start().unwrap();
+    let missing = Destination::new(unique("missing"));
+    for round in 0..ROUNDS {
+        for ticket in 0..3_000 {
+            submit(&mut publisher, ticket, &missing, None);
+        }
+        let stored = confirmed(&mut publisher, 3_000).await.values().filter(|scope| scope.is_none()).count();
+        assert_eq!(stored, 0, "of 3000 returned messages pass for stored, in round {round}");
+    }
+}
+
+/// Refills the window all the time, so that returns and confirms never stand still.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn returned_and_stored_are_told_apart_while_the_window_is_refilled() {
+    const TICKETS: u64 = 20_000;
+    let queue = unique("publisher");
+    declare_queue(&settings(), &queue).await.unwrap();
+    let mut publisher =
+        RabbitPublisher::builder(settings()).channels(2).window_per_channel(300).start().unwrap();
+    let (routed, missing) = (Destination::new(&queue), Destination::new(unique("missing")));
+    // runs of either kind, of all lengths, so that one `multiple` ack covers both
+    let is_missing = |ticket: u64| (ticket / 7).is_multiple_of(3) || ticket % 1_000 < 400;
+    let (mut next, mut confirmations) = (0, Vec::new());
+    while confirmations.len() < usize::try_from(TICKETS).unwrap() {
+        while next < TICKETS && next < (confirmations.len() + publisher.window()) as u64 {
+            submit(&mut publisher, next, if is_missing(next) { &missing } else { &routed }, None);
+            next += 1;
+        }
+        within("confirmations", publisher.confirmations(&mut confirmations)).await;
+    }
+    let wrong: Vec<_> = confirmations
+        .iter()
+        .filter(|confirmation| confirmation.result.is_err() != is_missing(confirmation.ticket))
+        .map(|confirmation| confirmation.ticket)
+        .collect();
+    assert!(wrong.is_empty(), "{} are wrong: {:?}", wrong.len(), &wrong[..wrong.len().min(10)]);
     delete_queue(&settings(), &queue).await.unwrap();
 }
 
