@@ -11,6 +11,7 @@
 //! Nothing connects before it is used. Properties of librdkafka can be set as they are, except the few on which a
 //! promise of Backstop rests; those are refused by name.
 
+mod absence;
 mod assignment;
 mod context;
 mod dead_letters;

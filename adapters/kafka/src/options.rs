@@ -148,6 +148,11 @@ impl Options {
         }
         self.settings.client_config(&defaults, &fixed)
     }
+
+    /// The topics that have a name of their own.
+    pub(crate) fn named_topics(&self) -> impl Iterator<Item = &str> {
+        self.topics.iter().map(String::as_str).filter(|topic| !is_pattern(topic))
+    }
 }
 
 /// Whether librdkafka reads this topic as a regular expression.

@@ -12,13 +12,15 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use rdkafka::{Message, TopicPartitionList};
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::absence::Absence;
 use crate::assignment::{Flow, KafkaSettlement};
 use crate::context::lock;
 use crate::decode;
 use crate::fault::{code_of, ends_a_source};
 use crate::group::{Member, Slot};
 use crate::options::Options;
-use crate::start::{await_topics, ended};
+use crate::start::{QUESTION, ended};
+use crate::topics::presence;
 
 /// Messages in one batch at most.
 const BATCH: usize = 256;
@@ -31,8 +33,6 @@ const STANDING: Duration = Duration::from_millis(20);
 /// How long a full window is given before its partition is paused: librdkafka throws away what it has fetched of a
 /// paused partition and fetches it again, which a handler that is only a little slower is not worth.
 const GRACE: Duration = Duration::from_millis(10);
-/// How long a topic must stay missing before that ends a running source.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What goes to the consumer loop.
 pub(crate) type Batch = Result<Vec<Received<KafkaSettlement>>, AdapterError>;
@@ -47,6 +47,7 @@ pub(crate) struct Poller {
     next_commit: Instant,
     paused: usize,
     crowded: bool,
+    absence: Absence,
 }
 
 impl Poller {
@@ -57,7 +58,16 @@ impl Poller {
         out: UnboundedSender<Batch>,
     ) -> Self {
         let next_commit = Instant::now() + options.commit_interval;
-        Self { member, options, flow, out, next_commit, paused: 0, crowded: false }
+        Self {
+            member,
+            options,
+            flow,
+            out,
+            next_commit,
+            paused: 0,
+            crowded: false,
+            absence: Absence::default(),
+        }
     }
 
     /// Polls until the source is closed or something ends it, then gives everything back.
@@ -81,6 +91,10 @@ impl Poller {
             self.member.context().commit_moved(&self.member);
             self.next_commit = Instant::now() + self.options.commit_interval;
         }
+        let (member, options) = (&self.member, &self.options);
+        self.absence.look(Instant::now(), options.named_topics(), |topic| {
+            presence(member.client(), topic, QUESTION)
+        })?;
         let pace = self.regulate()?;
         self.collect(pace)
     }
@@ -196,13 +210,14 @@ impl Poller {
     }
 
     /// Whether an error ends the source.
-    fn judge(&self, error: &KafkaError) -> Result<(), AdapterError> {
+    fn judge(&mut self, error: &KafkaError) -> Result<(), AdapterError> {
         let fatal = matches!(error, KafkaError::MessageConsumptionFatal(_));
         match code_of(error) {
             Some(code) if fatal || ends_a_source(code) => Err(ended(&self.member, error, code)),
             Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownTopicId) => {
                 // A door that is missing was told at start-up; a topic that is missing ends the source.
-                await_topics(&self.member, &self.options, &self.flow, PATIENCE).map(|_| ())
+                self.absence.suspect();
+                Ok(())
             }
             _ => {
                 self.member.context().voice.warn("the consumer waits", &error.to_string());

@@ -10,16 +10,15 @@ use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
+use crate::absence::{PATIENCE, missing, unreadable};
 use crate::assignment::Flow;
 use crate::fault::{code_of, coded, ends_a_source, fault};
 use crate::group::{Group, Member};
-use crate::options::{Options, is_pattern};
+use crate::options::Options;
 use crate::topics::{Presence, Steward, Wanted, check_name, presence};
 
-/// A missing topic may be on its way: it is looked for again for so long.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// One question for a topic.
-const QUESTION: Duration = Duration::from_secs(1);
+pub(crate) const QUESTION: Duration = Duration::from_secs(1);
 /// How long a door may take to be made and seen.
 const DOOR: Duration = Duration::from_secs(5);
 
@@ -35,7 +34,7 @@ pub(crate) fn start(options: &Options, flow: &Arc<Flow>) -> Result<Option<Member
         .consumer_config()?
         .create_with_context(group)
         .map_err(|error| fault("the Kafka consumer could not be made", &error))?;
-    let Some(partitions) = await_topics(&member, options, flow, PATIENCE)? else { return Ok(None) };
+    let Some(partitions) = await_topics(&member, options, flow)? else { return Ok(None) };
     let mut topics: Vec<&str> = options.topics.iter().map(String::as_str).collect();
     for (door, partitions) in doors.iter().zip(partitions) {
         if open_door(&member, options, door, partitions) {
@@ -51,8 +50,7 @@ fn door_names(options: &Options) -> Result<Vec<String>, AdapterError> {
     if !options.door {
         return Ok(Vec::new());
     }
-    let named = options.topics.iter().filter(|topic| !is_pattern(topic));
-    let doors: Vec<_> = named.map(|topic| kafka_door(topic, &options.group)).collect();
+    let doors: Vec<_> = options.named_topics().map(|topic| kafka_door(topic, &options.group)).collect();
     for door in &doors {
         check_name(door).map_err(|error| {
             AdapterError::new(
@@ -66,18 +64,14 @@ fn door_names(options: &Options) -> Result<Vec<String>, AdapterError> {
     Ok(doors)
 }
 
-/// Waits until every named topic is there; their partition counts. `None` when the source is closing.
+/// Waits until every named topic is there; their partition counts. `None` when the source is closing. Only for a
+/// member that has not subscribed yet: it polls.
 ///
 /// Brokers that do not answer are waited for without end; an answer that a topic is missing is believed when it is
-/// the same for `patience`.
-pub(crate) fn await_topics(
-    member: &Member,
-    options: &Options,
-    flow: &Flow,
-    patience: Duration,
-) -> Result<Option<Vec<i32>>, AdapterError> {
+/// the same for [`PATIENCE`].
+fn await_topics(member: &Member, options: &Options, flow: &Flow) -> Result<Option<Vec<i32>>, AdapterError> {
     let mut counts = Vec::new();
-    for topic in options.topics.iter().filter(|topic| !is_pattern(topic)) {
+    for topic in options.named_topics() {
         let mut missing_since = None;
         loop {
             match presence(member.client(), topic, QUESTION) {
@@ -85,19 +79,11 @@ pub(crate) fn await_topics(
                     counts.push(count);
                     break;
                 }
-                Ok(Presence::Denied) => {
-                    return Err(coded(
-                        format!("topic {topic} may not be read"),
-                        Code::TopicAuthorizationFailed,
-                    ));
-                }
+                Ok(Presence::Denied) => return Err(unreadable(topic)),
                 Ok(Presence::Missing) => {
                     let since = *missing_since.get_or_insert_with(Instant::now);
-                    if since.elapsed() >= patience {
-                        return Err(coded(
-                            format!("topic {topic} does not exist"),
-                            Code::UnknownTopicOrPartition,
-                        ));
+                    if since.elapsed() >= PATIENCE {
+                        return Err(missing(topic));
                     }
                 }
                 Err(error) => member.context().voice.warn("waiting for the brokers", &error.to_string()),
@@ -112,7 +98,8 @@ pub(crate) fn await_topics(
     Ok(Some(counts))
 }
 
-/// Refused credentials show up only among the events; a question for a topic just times out.
+/// Refused credentials show up only among the events; a question for a topic just times out. There are no messages
+/// among them, because nothing is subscribed to yet.
 fn refusals(member: &Member) -> Result<(), AdapterError> {
     while let Some(event) = member.poll(Duration::ZERO) {
         if let Err(error) = event

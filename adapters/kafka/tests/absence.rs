@@ -1,0 +1,90 @@
+//! What a running source does while a topic or the coordinator is away: on librdkafka's mock cluster, which can be
+//! told to be wrong.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use backstop_core::sink::Sink;
+use backstop_core::source::Source;
+use backstop_core::{Destination, FaultKind};
+use backstop_kafka::{KafkaSettings, KafkaSink, KafkaSource};
+use common::{body, envelope, read, settle, unique, within};
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::DefaultProducerContext;
+use rdkafka::types::RDKafkaRespErr;
+
+const GONE: RDKafkaRespErr = RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
+const HERE: RDKafkaRespErr = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR;
+const MESSAGES: usize = 1_000;
+
+fn cluster(topics: &[&str]) -> MockCluster<'static, DefaultProducerContext> {
+    let cluster = MockCluster::new(1).expect("started");
+    for topic in topics {
+        cluster.create_topic(topic, 1, 1).expect("made");
+    }
+    cluster
+}
+
+/// A source that looks at its topics often.
+fn source(brokers: &str, topics: &[&str]) -> KafkaSource {
+    KafkaSource::subscribe(brokers, unique("g"), topics)
+        .door(false)
+        .property("topic.metadata.refresh.interval.ms", "100")
+}
+
+async fn publish(sink: &KafkaSink, topic: &str, number: usize) {
+    let sent = sink.publish(&Destination::new(topic), envelope("k", number.to_string())).await;
+    sent.unwrap_or_else(|error| panic!("{error:?}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_gone_for_a_moment_costs_no_message_of_another() {
+    let cluster = cluster(&["steady", "flickering"]);
+    let brokers = cluster.bootstrap_servers();
+    let sink = KafkaSink::new(KafkaSettings::new(&brokers));
+    let mut source = source(&brokers, &["flickering", "steady"]);
+    publish(&sink, "steady", 0).await;
+    // Its partitions are assigned now.
+    read(&mut source, 1).await.into_iter().for_each(|received| assert!(settle(received)));
+    let reading = tokio::spawn(async move {
+        let mut seen = BTreeSet::new();
+        while !seen.contains(&(MESSAGES - 1)) {
+            let batch = within("more messages", source.next()).await.expect("no error").expect("not ended");
+            for received in batch {
+                seen.insert(body(&received).parse::<usize>().expect("a number"));
+                settle(received);
+            }
+        }
+        within("close", source.close()).await.expect("closed");
+        seen
+    });
+    for number in 1..MESSAGES {
+        // Away and back in turn, for the time of 200 messages: well below the patience of 5 s.
+        let error = if number / 200 % 2 == 1 { GONE } else { HERE };
+        if number % 200 == 0 {
+            cluster.topic_error("flickering", error).expect("taken");
+        }
+        publish(&sink, "steady", number).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let seen = reading.await.expect("no panic");
+    let lost: Vec<_> = (1..MESSAGES).filter(|number| !seen.contains(number)).collect();
+    assert!(lost.is_empty(), "{} messages were lost: {lost:?}", lost.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_stays_away_ends_a_running_source() {
+    let cluster = cluster(&["steady", "deleted"]);
+    let brokers = cluster.bootstrap_servers();
+    let sink = KafkaSink::new(KafkaSettings::new(&brokers));
+    let mut source = source(&brokers, &["steady", "deleted"]);
+    publish(&sink, "steady", 0).await;
+    drop(read(&mut source, 1).await);
+    cluster.topic_error("deleted", RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART).expect("taken");
+    let error = within("the error", source.next()).await.expect_err("the topic is gone");
+    assert_eq!(error.kind(), FaultKind::Missing, "{error:?}");
+    assert!(error.to_string().contains("deleted"), "{error:?}");
+    within("close", source.close()).await.expect("closed");
+}
