@@ -1,9 +1,9 @@
 //! Connections on which the next transaction is open already.
 //!
 //! A commit that chains saves the next message its BEGIN, and the two checks that the pool makes when a connection
-//! goes back and comes out again: three round trips instead of six. A connection that nobody takes within [`FRESH`]
-//! goes back to its pool, so that an application that shares the pool never waits for long, and `now()` is never
-//! older than that.
+//! goes back and comes out again: three round trips instead of six. A connection goes back to its pool when nobody
+//! takes it within [`FRESH`], so that `now()` is never older than that, and after [`TURNS`] messages in any case, so
+//! that whoever waits for a connection of the pool gets one.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,6 +12,9 @@ use crate::scoped::Scoped;
 
 /// How long an open, empty transaction may wait for a message.
 const FRESH: Duration = Duration::from_millis(10);
+
+/// Messages in a row on one connection.
+const TURNS: u8 = 32;
 
 /// The connections of one inbox that wait for their next message.
 #[derive(Debug, Clone, Default)]
@@ -33,7 +36,10 @@ impl Chain {
     }
 
     /// Keeps a transaction that has just begun and in which nothing has happened.
-    pub(crate) fn keep(&self, transaction: Scoped) {
+    pub(crate) fn keep(&self, mut transaction: Scoped) {
+        if transaction.turn() >= TURNS {
+            return transaction.release();
+        }
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.transactions.push((Instant::now(), transaction));
         if !waiting.swept {

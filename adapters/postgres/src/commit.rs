@@ -9,8 +9,10 @@ use backstop_core::inbox::CommitError;
 use backstop_core::{AdapterError, FaultKind};
 use sqlx::postgres::PgSeverity;
 use sqlx::{AssertSqlSafe, Executor};
+use tokio::time::timeout;
 
 use crate::failure::{code, database_error, failed};
+use crate::patience::{PATIENCE, silent};
 use crate::scoped::Scoped;
 use crate::transaction::PgTx;
 
@@ -19,9 +21,10 @@ use crate::transaction::PgTx;
 /// which is empty.
 pub(crate) async fn commit(mut tx: PgTx, before: &str) -> Result<Scoped, CommitError> {
     let sql = format!("{}; {before}COMMIT AND CHAIN", probe(&tx.xid));
-    match tx.scoped.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await {
-        Ok(_) => Ok(tx.scoped),
-        Err(error) => Err(judge(error, tx)),
+    match timeout(PATIENCE, tx.scoped.execute(sqlx::raw_sql(AssertSqlSafe(sql)))).await {
+        Ok(Ok(_)) => Ok(tx.scoped),
+        Ok(Err(error)) => Err(judge(error, tx)),
+        Err(_) => Err(CommitError::Unknown(silent("learn what became of the commit"))),
     }
 }
 

@@ -15,6 +15,7 @@ use crate::failure::failed;
 use crate::held_row::{Unreadable, read, seconds, via_name};
 use crate::held_sql::integer;
 use crate::inbox::{PgInbox, is_busy};
+use crate::patience::within;
 use crate::transaction::PgTx;
 
 const SAVEPOINT: &str = "SAVEPOINT backstop_claim";
@@ -48,11 +49,11 @@ impl HeldMessages for PgInbox {
     async fn claim(&self, consumer: &str, limits: Limits) -> Result<Option<ClaimedHead<PgTx>>, AdapterError> {
         for _ in 0..MAX_BUSY {
             let mut scoped = self.begin_scoped(limits).await?;
-            let found = sqlx::query(AssertSqlSafe(Arc::clone(&self.held.claim)))
-                .bind(consumer)
-                .fetch_optional(&mut *scoped)
-                .await
-                .map_err(failed("claim a held message"))?;
+            let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.held.claim))).bind(consumer);
+            let doing = "claim a held message";
+            let found =
+                within(doing, async { query.fetch_optional(&mut *scoped).await.map_err(failed(doing)) })
+                    .await?;
             let Some(row) = found else {
                 scoped.release();
                 return Ok(None);
@@ -98,7 +99,7 @@ impl HeldMessages for PgInbox {
             let before = self.held.update_head(head.n, failure, &error);
             return commit_and_release(tx, &before).await.map_err(into_adapter_error);
         }
-        sqlx::query(AssertSqlSafe(Arc::clone(&self.held.reschedule)))
+        let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.held.reschedule)))
             .bind(head.n)
             .bind(integer(head.attempts))
             .bind(integer(failure.attempts))
@@ -106,10 +107,9 @@ impl HeldMessages for PgInbox {
             .bind(failure.condemned.map(DeadReason::as_str))
             .bind(failure.class.as_str())
             .bind(error)
-            .bind(failure.due_in.as_secs_f64())
-            .execute(&self.pool)
-            .await
-            .map_err(failed("reschedule the held message"))?;
+            .bind(failure.due_in.as_secs_f64());
+        let doing = "reschedule the held message";
+        within(doing, async { query.execute(&self.pool).await.map_err(failed(doing)) }).await?;
         Ok(())
     }
 
@@ -123,12 +123,10 @@ impl HeldMessages for PgInbox {
     }
 
     async fn summary(&self, consumer: &str) -> Result<HeldSummary, AdapterError> {
+        let query = sqlx::query_as(AssertSqlSafe(Arc::clone(&self.held.summary))).bind(consumer);
+        let doing = "count the held messages";
         let (messages, oldest): (i64, Option<f64>) =
-            sqlx::query_as(AssertSqlSafe(Arc::clone(&self.held.summary)))
-                .bind(consumer)
-                .fetch_one(&self.pool)
-                .await
-                .map_err(failed("count the held messages"))?;
+            within(doing, async { query.fetch_one(&self.pool).await.map_err(failed(doing)) }).await?;
         Ok(HeldSummary { messages: u64::try_from(messages).unwrap_or(0), oldest: oldest.map(seconds) })
     }
 }
@@ -136,7 +134,9 @@ impl HeldMessages for PgInbox {
 impl PgInbox {
     async fn store(&self, query: Bound<'_>, doing: &str) -> Result<Holding, AdapterError> {
         let read = |row: PgRow| Ok((row.try_get(0)?, row.try_get(1)?));
-        let (known, key_held) = query.fetch_one(&self.pool).await.and_then(read).map_err(failed(doing))?;
+        let (known, key_held) =
+            within(doing, async { query.fetch_one(&self.pool).await.and_then(read).map_err(failed(doing)) })
+                .await?;
         Ok(match (known, key_held) {
             (true, _) => Holding::AlreadyHandled,
             (false, true) => Holding::Stored,

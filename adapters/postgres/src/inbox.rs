@@ -13,6 +13,7 @@ use sqlx::{AssertSqlSafe, PgPool, Postgres, Row};
 use crate::chain::Chain;
 use crate::failure::{code, failed};
 use crate::held_sql::HeldSql;
+use crate::patience::within;
 use crate::scoped::Scoped;
 use crate::tables::PgTables;
 use crate::transaction::PgTx;
@@ -104,6 +105,29 @@ impl PgInbox {
             .bind(unit.ordering_key)
     }
 
+    async fn admit(
+        &self,
+        mut scoped: Scoped,
+        unit: Unit<'_>,
+        limits: Limits,
+    ) -> Result<Admission<PgTx>, AdapterError> {
+        let admitted = self
+            .about(&self.sql.admit, unit)
+            .bind(milliseconds(limits.lock).to_string())
+            .bind(milliseconds(limits.handler).to_string())
+            .fetch_optional(&mut *scoped)
+            .await;
+        match admitted.and_then(|row| row.map(|row| row.try_get(0)).transpose()) {
+            Ok(Some(xid)) => Ok(Admission::Fresh(PgTx { scoped, xid })),
+            Ok(None) => self.refusal(unit, scoped).await,
+            Err(error) if is_busy(&error) => {
+                scoped.release();
+                Ok(Admission::Busy)
+            }
+            Err(error) => Err(failed("write the inbox row")(error)),
+        }
+    }
+
     async fn refusal(&self, unit: Unit<'_>, mut scoped: Scoped) -> Result<Admission<PgTx>, AdapterError> {
         let row = self.about(&self.sql.refusal, unit).fetch_one(&mut *scoped).await;
         let read = |row: PgRow| Ok::<(bool, bool), sqlx::Error>((row.try_get(0)?, row.try_get(1)?));
@@ -114,7 +138,10 @@ impl PgInbox {
     }
 
     pub(crate) async fn begin_scoped(&self, limits: Limits) -> Result<Scoped, AdapterError> {
-        Scoped::begin(&self.pool, begin(limits)).await.map_err(failed("begin a transaction"))
+        within("begin a transaction", async {
+            Scoped::begin(&self.pool, begin(limits)).await.map_err(failed("begin a transaction"))
+        })
+        .await
     }
 }
 
@@ -143,27 +170,18 @@ impl Inbox for PgInbox {
     type Tx = PgTx;
 
     async fn begin(&self, unit: Unit<'_>, limits: Limits) -> Result<Admission<PgTx>, AdapterError> {
-        let mut scoped = match self.chain.take() {
-            Some(scoped) => scoped,
-            None => {
-                Scoped::begin(&self.pool, BEGIN.to_owned()).await.map_err(failed("begin a transaction"))?
-            }
-        };
-        let admitted = self
-            .about(&self.sql.admit, unit)
-            .bind(milliseconds(limits.lock).to_string())
-            .bind(milliseconds(limits.handler).to_string())
-            .fetch_optional(&mut *scoped)
-            .await;
-        match admitted.and_then(|row| row.map(|row| row.try_get(0)).transpose()) {
-            Ok(Some(xid)) => Ok(Admission::Fresh(PgTx { scoped, xid })),
-            Ok(None) => self.refusal(unit, scoped).await,
-            Err(error) if is_busy(&error) => {
-                scoped.release();
-                Ok(Admission::Busy)
-            }
-            Err(error) => Err(failed("write the inbox row")(error)),
+        // A chained transaction may have become read-only by its predecessor's will, or lost its server: that says
+        // nothing about this message.
+        if let Some(chained) = self.chain.take()
+            && let Ok(admission) = within("write the inbox row", self.admit(chained, unit, limits)).await
+        {
+            return Ok(admission);
         }
+        within("write the inbox row", async {
+            let begun = Scoped::begin(&self.pool, BEGIN.to_owned()).await;
+            self.admit(begun.map_err(failed("begin a transaction"))?, unit, limits).await
+        })
+        .await
     }
 
     async fn commit(&self, tx: PgTx) -> Result<(), CommitError> {
@@ -176,22 +194,24 @@ impl Inbox for PgInbox {
     }
 
     async fn is_handled(&self, consumer: &str, message_key: &MessageKey) -> Result<bool, AdapterError> {
-        sqlx::query_scalar(AssertSqlSafe(Arc::clone(&self.sql.is_handled)))
+        let query = sqlx::query_scalar(AssertSqlSafe(Arc::clone(&self.sql.is_handled)))
             .bind(consumer)
-            .bind(message_key.as_str())
-            .fetch_one(&self.pool)
-            .await
-            .map_err(failed("read the inbox"))
+            .bind(message_key.as_str());
+        within("read the inbox", async {
+            query.fetch_one(&self.pool).await.map_err(failed("read the inbox"))
+        })
+        .await
     }
 
     async fn prune(&self, consumer: &str, age: Duration, limit: u32) -> Result<u64, AdapterError> {
         let done = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.prune)))
             .bind(consumer)
             .bind(age.as_secs_f64())
-            .bind(i64::from(limit))
-            .execute(&self.pool)
-            .await
-            .map_err(failed("prune the inbox"))?;
+            .bind(i64::from(limit));
+        let done = within("prune the inbox", async {
+            done.execute(&self.pool).await.map_err(failed("prune the inbox"))
+        })
+        .await?;
         Ok(done.rows_affected())
     }
 

@@ -29,6 +29,7 @@ mod ledger_row;
 mod open;
 mod outbox;
 mod outbox_row;
+mod patience;
 mod reader;
 mod schema;
 mod scoped;

@@ -16,15 +16,22 @@ type Manager = <Postgres as Database>::TransactionManager;
 pub(crate) struct Scoped {
     connection: PoolConnection<Postgres>,
     done: bool,
+    turns: u8,
 }
 
 impl Scoped {
     /// Takes a connection and runs `begin`, a string of statements that begins a transaction, in one round trip.
     pub(crate) async fn begin(pool: &PgPool, begin: String) -> Result<Self, sqlx::Error> {
         // Marked as unfinished before BEGIN is sent: a caller that is cancelled in between closes the connection.
-        let mut scoped = Self { connection: pool.acquire().await?, done: false };
+        let mut scoped = Self { connection: pool.acquire().await?, done: false, turns: 0 };
         Manager::begin(&mut scoped.connection, Some(AssertSqlSafe(begin).into_sql_str())).await?;
         Ok(scoped)
+    }
+
+    /// Counts the transactions since the connection came from its pool.
+    pub(crate) fn turn(&mut self) -> u8 {
+        self.turns = self.turns.saturating_add(1);
+        self.turns
     }
 
     /// Ends the transaction that is open now with a ROLLBACK and gives the connection back. The ROLLBACK travels
