@@ -13,7 +13,7 @@ use support::{CONSUMER, Db, fresh, key, url};
 
 /// A pool of one connection, so that every message is handled on the same one.
 async fn single(db: &Db) -> PgPool {
-    let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(Duration::from_secs(20));
+    let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(Duration::from_secs(10));
     let options: sqlx::postgres::PgConnectOptions = url().parse().expect("a URL");
     pool.connect_with(options.options([("search_path", db.schema.as_str())])).await.expect("PostgreSQL")
 }
@@ -57,7 +57,9 @@ async fn whoever_waits_for_a_connection_gets_one() {
     let db = Db::new().await;
     let pool = single(&db).await;
     let inbox = PgInbox::with_tables(pool.clone(), db.tables.clone());
+    let first = fresh(&inbox, "first").await;
     let busy = async {
+        inbox.commit(first).await.expect("committed");
         for n in 0.. {
             let tx = fresh(&inbox, &format!("{n}")).await;
             inbox.commit(tx).await.expect("committed");
