@@ -5,14 +5,15 @@
 //! door. Its identity is derived, so that reading it twice does not make two of it:
 //!
 //! - Kafka: from topic, partition and offset;
-//! - RabbitMQ, which has no coordinates: from the queue and the content. Two letters of strangers that are equal in
-//!   headers, key and body therefore count as one.
+//! - RabbitMQ, which has no coordinates: from the queue and the content, without what the broker says of the delivery.
+//!   Two letters of strangers that are equal in headers, key and body therefore count as one.
 
 use backstop_core::dead_letter::{self, original_origin};
 use backstop_core::ledger::Letter;
 use backstop_core::names::{self, kip1191};
 use backstop_core::report::{cut, escaped};
 use backstop_core::{Envelope, Headers, Message, MessageKey, Origin};
+use backstop_rabbitmq::properties;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
@@ -47,6 +48,11 @@ const ERRORS: [&str; 5] = [
 /// Headers in which others say of which type the error was.
 const ERROR_TYPES: [&str; 3] =
     ["kafka_dlt-exception-fqcn", "kafka_exception-fqcn", "__connect.errors.exception.class.name"];
+
+/// Headers that differ from one delivery of the same letter to the next: RabbitMQ's counts, and the exact types of
+/// all headers, these counts included. `x-death` is none of them: it changes only when a message dies once more, and
+/// keeps apart letters of equal content.
+const OF_A_DELIVERY: [&str; 3] = ["x-delivery-count", "x-acquired-count", properties::TYPED];
 
 /// The letter that `message`, found at `origin`, is.
 ///
@@ -125,7 +131,8 @@ fn derived_id(envelope: &Envelope, origin: &Origin) -> Uuid {
             part(&mut name, Some(other.place().as_bytes()));
             part(&mut name, envelope.key.as_deref());
             part(&mut name, envelope.body.as_deref());
-            for (header, value) in envelope.headers.iter() {
+            let content = envelope.headers.iter().filter(|(header, _)| !OF_A_DELIVERY.contains(header));
+            for (header, value) in content {
                 part(&mut name, Some(header.as_bytes()));
                 part(&mut name, value.map(AsRef::as_ref));
             }
@@ -148,6 +155,13 @@ fn part(name: &mut Vec<u8>, part: Option<&[u8]>) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use backstop_core::message::Destination;
+    use backstop_core::sink::Sink;
+    use backstop_core::source::Source;
+    use backstop_rabbitmq::{RabbitSettings, RabbitSink, RabbitSource};
+
     use super::*;
 
     fn kafka(offset: i64) -> Origin {
@@ -215,6 +229,48 @@ mod tests {
         let different =
             [of("a.dlq", &[]), of("b.dlq", &[]), of("a.dlq", &[("x", b"1")]), of("a.dlq", &[("x1", b"")])];
         assert_eq!(different.iter().collect::<std::collections::HashSet<_>>().len(), 4);
+    }
+
+    /// A broker that delivers again says so in headers, which do not make another letter of it.
+    #[test]
+    fn how_often_it_was_delivered_is_no_part_of_a_strangers_identity() {
+        let of = |headers: &[(&str, &[u8])]| letter(message(headers), &rabbit("a.dlq")).id;
+        let first = of(&[("x", b"1")]);
+        let typed = br#"{"x-delivery-count":{"l":1}}"#;
+        assert_eq!(of(&[("x", b"1"), ("x-delivery-count", b"1"), ("amqp:typed", typed)]), first);
+        assert_eq!(of(&[("x-acquired-count", b"2"), ("x", b"1"), ("x-delivery-count", b"2")]), first);
+        let died = |time: &[u8]| of(&[("x", b"1"), ("x-death", time)]);
+        assert_ne!(died(b"[{time: 1}]"), died(b"[{time: 2}]"), "the same content, dead twice");
+    }
+
+    #[tokio::test]
+    async fn a_strangers_letter_that_is_delivered_again_is_the_same_letter() {
+        let variable = "BACKSTOP_TEST_AMQP_URL";
+        let url = std::env::var(variable)
+            .unwrap_or_else(|_| panic!("{variable} is not set; run: eval \"$(tests/servers env)\""));
+        let settings = RabbitSettings::parse(&url).expect("a URL");
+        let queue = format!("backstop-test-letters-{}", Uuid::now_v7().simple());
+        backstop_rabbitmq::declare_queue(&settings, &queue).await.expect("declared");
+        let typed = br#"{"tries":{"I":3}}"#.to_vec();
+        let headers = [("tries", Some(b"3".to_vec())), ("amqp:typed", Some(typed))];
+        let envelope = Envelope { headers: headers.into_iter().collect(), ..Envelope::default() };
+        let sink = RabbitSink::new(settings.clone());
+        sink.publish(&Destination::new(&queue), envelope).await.expect("published");
+
+        let mut source =
+            RabbitSource::with_settings(settings.clone(), &queue).door(false).build().expect("a source");
+        let mut letters = Vec::new();
+        for _ in 0..3 {
+            let next = tokio::time::timeout(Duration::from_secs(60), source.next());
+            let batch = next.await.expect("delivered").expect("no error").expect("not the end");
+            // dropped unsettled, it comes again
+            letters.extend(batch.into_iter().map(|received| letter(received.message, &received.origin)));
+        }
+        let counts: Vec<_> =
+            letters.iter().map(|letter| letter.envelope.headers.get_str("x-delivery-count")).collect();
+        assert_eq!(counts[1..], [Some("1"), Some("2")], "the broker counts deliveries");
+        assert!(letters.iter().all(|letter| letter.id == letters[0].id), "{letters:?}");
+        backstop_rabbitmq::delete_queue(&settings, &queue).await.expect("deleted");
     }
 
     #[test]
