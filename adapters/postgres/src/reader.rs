@@ -123,6 +123,7 @@ impl Batch {
                 Some(error) => {
                     claimed.unreadable.push(DeadRow {
                         seq: row.seq,
+                        id: row.message.id.as_str().into(),
                         reason: "invalid-row".to_owned(),
                         error,
                     });

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use backstop_core::AdapterError;
 use backstop_core::lease::{Lease, Leases};
-use backstop_core::outbox::{BuriedRow, DeadRow, OutboxReader, OutboxStatus, OutboxStore};
+use backstop_core::outbox::{BuriedRow, DeadRow, OutboxReader, OutboxStatus, OutboxStore, RowId};
 use futures_core::future::BoxFuture;
 use sqlx::{AssertSqlSafe, Executor, PgPool, Row};
 
@@ -24,8 +24,9 @@ const BURY: &str = "
     WITH l AS MATERIALIZED (
         SELECT 1 FROM {lease} WHERE name = $1 AND owner = $2 AND token = $3 FOR SHARE
     ), d AS (
-        DELETE FROM {outbox} AS o USING unnest($4::bigint[], $5::text[], $6::text[]) AS w (seq, reason, error)
-        WHERE o.seq = w.seq AND EXISTS (SELECT FROM l)
+        DELETE FROM {outbox} AS o USING unnest($4::bigint[], $5::text[], $6::text[], $7::text[])
+            AS w (seq, id, reason, error)
+        WHERE o.seq = w.seq AND o.id = w.id AND EXISTS (SELECT FROM l)
         RETURNING o.*, w.reason, w.error
     ), i AS (
         INSERT INTO {dead} (seq, id, source, destination, routing_key, key, kind, subject, event_time, content_type,
@@ -63,14 +64,17 @@ impl PgOutboxStore {
         self
     }
 
-    async fn delete_some(&self, seqs: &[i64]) -> Result<(), AdapterError> {
-        let numbers: Vec<String> = seqs.iter().map(i64::to_string).collect();
+    async fn delete_some(&self, rows: &[RowId]) -> Result<(), AdapterError> {
+        let numbers = rows.iter().map(|row| row.seq.to_string()).collect::<Vec<_>>().join(",");
+        // In hexadecimal, because any writer may choose them: there is nothing to escape.
+        let ids = rows.iter().map(|row| hex(&row.id)).collect::<Vec<_>>().join(",");
         // One string, so one round trip and one transaction, and planned for these very numbers: a plan that was
         // cached while the table was empty would scan it.
         let sql = format!(
-            "SET LOCAL enable_seqscan = off; DELETE FROM {} WHERE seq = ANY('{{{}}}'::bigint[])",
+            "SET LOCAL enable_seqscan = off; DELETE FROM {} WHERE seq = ANY('{{{numbers}}}'::bigint[]) \
+             AND (seq, id) IN (SELECT seq, convert_from(decode(id, 'hex'), 'UTF8') \
+             FROM unnest('{{{numbers}}}'::bigint[], '{{{ids}}}'::text[]) AS w (seq, id))",
             self.tables.outbox(),
-            numbers.join(",")
         );
         self.pool
             .execute(sqlx::raw_sql(AssertSqlSafe(sql)))
@@ -81,6 +85,7 @@ impl PgOutboxStore {
 
     async fn move_to_dead(&self, lease: &Lease, rows: &[DeadRow]) -> Result<bool, AdapterError> {
         let seqs: Vec<i64> = rows.iter().map(|row| row.seq).collect();
+        let ids: Vec<&str> = rows.iter().map(|row| &*row.id).collect();
         let reasons: Vec<String> = rows.iter().map(|row| storable(&row.reason)).collect();
         let errors: Vec<String> = rows.iter().map(|row| storable(&row.error)).collect();
         sqlx::query_scalar(AssertSqlSafe(self.tables.fill(BURY)))
@@ -88,6 +93,7 @@ impl PgOutboxStore {
             .bind(&lease.owner)
             .bind(lease.token)
             .bind(seqs)
+            .bind(ids)
             .bind(reasons)
             .bind(errors)
             .fetch_one(&self.pool)
@@ -111,6 +117,12 @@ impl PgOutboxStore {
     }
 }
 
+fn hex(text: &str) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digits = |byte: u8| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
+    text.bytes().flat_map(digits).map(char::from).collect()
+}
+
 impl Leases for PgOutboxStore {
     fn acquire<'a>(
         &'a self,
@@ -131,10 +143,10 @@ impl OutboxStore for PgOutboxStore {
         Box::new(PgOutboxReader::new(self.pool.clone(), Arc::clone(&self.reader_sql), self.full_scan))
     }
 
-    fn delete<'a>(&'a self, seqs: &'a [i64]) -> BoxFuture<'a, Result<(), AdapterError>> {
+    fn delete<'a>(&'a self, rows: &'a [RowId]) -> BoxFuture<'a, Result<(), AdapterError>> {
         Box::pin(async move {
-            for seqs in seqs.chunks(DELETE_AT_ONCE) {
-                self.delete_some(seqs).await?;
+            for rows in rows.chunks(DELETE_AT_ONCE) {
+                self.delete_some(rows).await?;
             }
             Ok(())
         })

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use backstop_core::lease::Leases;
-use backstop_core::outbox::{Claimed, DeadRow, OutboxReader, OutboxStatus, OutboxStore, Reread};
+use backstop_core::outbox::{
+    Claimed, DeadRow, OutboxReader, OutboxRow, OutboxStatus, OutboxStore, Reread, RowId,
+};
 use backstop_core::{Destination, FaultKind, Message, Outgoing};
 use backstop_postgres::{PgOutbox, PgOutboxStore};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
@@ -30,6 +32,11 @@ async fn seqs(reader: &mut Box<dyn OutboxReader>) -> Vec<i64> {
 
 fn insert(key: &str) -> String {
     format!("INSERT INTO backstop_outbox (destination, key, payload) VALUES ('orders', '{key}', 'x')")
+}
+
+fn dead_row(row: &OutboxRow) -> [DeadRow; 1] {
+    let RowId { seq, id } = row.row_id();
+    [DeadRow { seq, id, reason: "too-large".to_owned(), error: "9 MB".to_owned() }]
 }
 
 async fn lease(store: &PgOutboxStore, owner: &str) -> Option<backstop_core::lease::Lease> {
@@ -220,6 +227,31 @@ async fn a_sequence_that_goes_backwards_starts_over() {
 }
 
 #[tokio::test]
+async fn rows_that_came_under_old_numbers_are_not_deleted() {
+    let db = Db::new().await;
+    let store = store(&db);
+    let odd = "it's \\ \"{,}\" ключ \u{1f375}";
+    let write_odd = || async {
+        let insert = sqlx::query("INSERT INTO backstop_outbox (id, destination) VALUES ($1, 'orders')");
+        insert.bind(odd).execute(&db.pool).await.expect("written");
+    };
+    db.run(&insert("a")).await;
+    write_odd().await;
+    let old = read(&mut store.reader()).await.rows;
+    db.run("TRUNCATE backstop_outbox RESTART IDENTITY").await;
+    db.run(&insert("new")).await;
+    write_odd().await;
+    store.delete(&old.iter().map(OutboxRow::row_id).collect::<Vec<_>>()).await.expect("deleted");
+    let left = read(&mut store.reader()).await.rows;
+    assert_eq!(left.iter().map(|row| row.seq).collect::<Vec<_>>(), [1], "row 2 has the same name");
+    assert_ne!(left[0].message.id, old[0].message.id);
+    let lease = lease(&store, "me").await.expect("granted");
+    assert!(store.bury(&lease, &dead_row(&old[0])).await.expect("asked"));
+    assert_eq!(db.number("SELECT count(*) FROM backstop_outbox").await, 1);
+    db.drop().await;
+}
+
+#[tokio::test]
 async fn rows_are_read_again_by_destination_and_key() {
     let db = Db::new().await;
     let mut late = db.pool.begin().await.expect("begun");
@@ -278,7 +310,8 @@ async fn only_the_owner_buries() {
     for _ in 0..3 {
         db.run(&insert("a")).await;
     }
-    let dead = |seq| vec![DeadRow { seq, reason: "too-large".to_owned(), error: "9 MB".to_owned() }];
+    let rows = read(&mut store.reader()).await.rows;
+    let dead = dead_row(&rows[0]);
     let stale =
         store.acquire("outbox", "old", Duration::from_millis(1)).await.expect("asked").expect("granted");
     let mut taken = None;
@@ -287,9 +320,9 @@ async fn only_the_owner_buries() {
     }
     let taken = taken.expect("granted");
     assert!(taken.token > stale.token);
-    assert!(!store.bury(&stale, &dead(1)).await.expect("asked"));
-    assert!(store.bury(&taken, &dead(1)).await.expect("asked"));
-    store.delete(&[2, 99]).await.expect("deleted");
+    assert!(!store.bury(&stale, &dead).await.expect("asked"));
+    assert!(store.bury(&taken, &dead).await.expect("asked"));
+    store.delete(&[rows[1].row_id(), RowId { seq: 99, id: "99".into() }]).await.expect("deleted");
     store.delete(&[]).await.expect("nothing to do");
     let OutboxStatus { pending, oldest, dead } = store.status().await.expect("asked");
     assert_eq!((pending, oldest.is_some(), dead), (1, true, 1));
@@ -302,6 +335,7 @@ async fn a_takeover_waits_for_an_open_move_and_then_the_stale_owner_moves_nothin
     let db = Db::new().await;
     let store = store(&db);
     db.run(&insert("a")).await;
+    let dead = dead_row(&read(&mut store.reader()).await.rows[0]);
     let stale = lease(&store, "old").await.expect("granted");
     let mut takeover = db.pool.begin().await.expect("begun");
     takeover
@@ -310,10 +344,7 @@ async fn a_takeover_waits_for_an_open_move_and_then_the_stale_owner_moves_nothin
         .expect("taken");
     let burying = tokio::spawn({
         let store = store.clone();
-        async move {
-            let dead = [DeadRow { seq: 1, reason: "x".to_owned(), error: "x".to_owned() }];
-            store.bury(&stale, &dead).await.expect("asked")
-        }
+        async move { store.bury(&stale, &dead).await.expect("asked") }
     });
     let waits = format!(
         "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%{}%'",
@@ -447,7 +478,7 @@ async fn no_committed_row_is_missed_while_writers_come_and_go() {
             let key = row.message.key.as_ref().expect("a key").to_vec();
             let before = last_of_key.insert(key, row.seq);
             disorder += usize::from(before.is_some_and(|before| before > row.seq));
-            published.push(row.seq);
+            published.push(row.row_id());
         }
         store.delete(&published).await.expect("deleted");
         if tokio::time::Instant::now() > end {

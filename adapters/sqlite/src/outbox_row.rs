@@ -22,7 +22,11 @@ pub(crate) const SIZE: &str = "coalesce(octet_length(payload), 0) + coalesce(oct
 /// The row as a message, or why it cannot be one.
 pub(crate) fn outbox_row(row: &SqliteRow) -> Result<OutboxRow, DeadRow> {
     let seq = row.get("seq");
-    read(row, seq).map_err(|error| DeadRow { seq, reason: "invalid-row".into(), error })
+    read(row, seq).map_err(|error| {
+        let id = bytes(row, "id").ok().flatten().unwrap_or_default();
+        let id = String::from_utf8_lossy(&id).into();
+        DeadRow { seq, id, reason: "invalid-row".into(), error }
+    })
 }
 
 fn read(row: &SqliteRow, seq: i64) -> Result<OutboxRow, String> {
@@ -38,6 +42,9 @@ fn read(row: &SqliteRow, seq: i64) -> Result<OutboxRow, String> {
         if value.is_empty() {
             return Err(format!("column {name} is empty"));
         }
+    }
+    if row.message.id.contains('\0') {
+        return Err("column id holds a NUL".to_owned());
     }
     Ok(OutboxRow { message: with_time(row.message, time), ..row })
 }

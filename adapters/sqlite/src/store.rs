@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use backstop_core::AdapterError;
 use backstop_core::lease::{Lease, Leases};
-use backstop_core::outbox::{BuriedRow, DeadRow, OutboxReader, OutboxStatus, OutboxStore};
+use backstop_core::outbox::{BuriedRow, DeadRow, OutboxReader, OutboxStatus, OutboxStore, RowId};
 use futures_core::future::BoxFuture;
-use sqlx::{AssertSqlSafe, SqlitePool};
+use sqlx::{AssertSqlSafe, SqliteConnection, SqlitePool};
 
 use crate::commit::commit;
 use crate::database::{Database, plain};
@@ -42,12 +42,17 @@ impl SqliteOutboxStore {
         self
     }
 
-    async fn delete_chunk(&self, seqs: &[i64]) -> Result<(), AdapterError> {
+    async fn delete_chunk(&self, rows: &[RowId]) -> Result<(), AdapterError> {
         let outbox = self.database.tables.outbox();
-        let sql = format!("DELETE FROM {outbox} WHERE seq IN (SELECT value FROM json_each(?))");
+        // The cross join keeps the order: a look-up of the number for each row that is named.
+        let sql = format!(
+            "DELETE FROM {outbox} WHERE seq IN (SELECT o.seq FROM json_each(?) AS w CROSS JOIN {outbox} AS o \
+             ON o.seq = w.value ->> 0 AND CAST(o.id AS TEXT) = w.value ->> 1)"
+        );
+        let rows: Vec<(i64, &str)> = rows.iter().map(|row| (row.seq, &*row.id)).collect();
         let mut tx = self.database.write("cannot delete published rows").await?;
         sqlx::query(AssertSqlSafe(sql))
-            .bind(serde_json::json!(seqs).to_string())
+            .bind(serde_json::json!(rows).to_string())
             .execute(&mut *tx)
             .await
             .map_err(|error| adapter("cannot delete published rows", error))?;
@@ -69,6 +74,9 @@ impl SqliteOutboxStore {
         );
         let delete = format!("DELETE FROM {outbox} WHERE seq = ?");
         for row in rows {
+            if !self.is_there(&mut tx, row).await? {
+                continue;
+            }
             let insert =
                 sqlx::query(AssertSqlSafe(insert.clone())).bind(&row.reason).bind(&row.error).bind(row.seq);
             insert.execute(&mut *tx).await.map_err(failed)?;
@@ -77,6 +85,19 @@ impl SqliteOutboxStore {
         }
         commit(tx).await.map_err(plain)?;
         Ok(true)
+    }
+
+    /// Whether the row of that number has that id. Compared here, because the id may be no text at all.
+    async fn is_there(&self, connection: &mut SqliteConnection, row: &DeadRow) -> Result<bool, AdapterError> {
+        let outbox = self.database.tables.outbox();
+        let id =
+            sqlx::query_scalar(AssertSqlSafe(format!("SELECT CAST(id AS BLOB) FROM {outbox} WHERE seq = ?")));
+        let id: Option<Vec<u8>> = id
+            .bind(row.seq)
+            .fetch_optional(connection)
+            .await
+            .map_err(|error| adapter("cannot move rows to the dead", error))?;
+        Ok(id.is_some_and(|id| String::from_utf8_lossy(&id) == *row.id))
     }
 
     async fn read_status(&self) -> Result<OutboxStatus, AdapterError> {
@@ -131,9 +152,9 @@ impl OutboxStore for SqliteOutboxStore {
         Box::new(Reader::new(Arc::clone(&self.database), self.full_scan))
     }
 
-    fn delete<'a>(&'a self, seqs: &'a [i64]) -> BoxFuture<'a, Result<(), AdapterError>> {
+    fn delete<'a>(&'a self, rows: &'a [RowId]) -> BoxFuture<'a, Result<(), AdapterError>> {
         Box::pin(async move {
-            for chunk in seqs.chunks(CHUNK) {
+            for chunk in rows.chunks(CHUNK) {
                 self.delete_chunk(chunk).await?;
             }
             Ok(())

@@ -1,5 +1,6 @@
 //! The outbox as the relay sees it. How an application writes to it is each database adapter's `enqueue`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +23,11 @@ pub struct OutboxRow {
 }
 
 impl OutboxRow {
+    /// The row's name.
+    pub fn row_id(&self) -> RowId {
+        RowId { seq: self.seq, id: self.message.id.as_str().into() }
+    }
+
     /// What the row weighs against a bound in bytes: body, key and headers.
     pub fn size(&self) -> usize {
         let message = &self.message;
@@ -31,11 +37,23 @@ impl OutboxRow {
     }
 }
 
+/// Names a row. A number alone does not: a fail-over that lost the newest numbers, or a sequence that was set back,
+/// gives them to other rows.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RowId {
+    /// The row's number.
+    pub seq: i64,
+    /// The id of its message.
+    pub id: Arc<str>,
+}
+
 /// A row that can never be sent, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadRow {
     /// The row's number.
     pub seq: i64,
+    /// The id of its message; U+FFFD stands for what is not UTF-8 of it.
+    pub id: Arc<str>,
     /// Short reason, such as `too-large` or `invalid-row`.
     pub reason: String,
     /// The error in one line.
@@ -189,13 +207,15 @@ pub trait OutboxStore: Leases {
     /// A reader that begins at the lowest pending row.
     fn reader(&self) -> Box<dyn OutboxReader>;
 
-    /// Deletes rows that the broker has confirmed. Harmless from a stale owner: they are published.
+    /// Deletes rows that the broker has confirmed. Harmless from a stale owner: they are published. A row that has
+    /// the number of one of them and another id is another row, and stays.
     ///
     /// # Errors
     /// When the database cannot be asked; the rows are published again then, and absorbed by the inbox.
-    fn delete<'a>(&'a self, seqs: &'a [i64]) -> BoxFuture<'a, Result<(), AdapterError>>;
+    fn delete<'a>(&'a self, rows: &'a [RowId]) -> BoxFuture<'a, Result<(), AdapterError>>;
 
-    /// Moves rows to the dead table; `false` when the lease is no longer ours, and then nothing is moved.
+    /// Moves rows to the dead table; `false` when the lease is no longer ours, and then nothing is moved. Number and id
+    /// name a row, as for [`delete`](OutboxStore::delete).
     ///
     /// # Errors
     /// When the database cannot be asked.

@@ -11,6 +11,8 @@ use std::collections::HashSet;
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
     pub(super) seq: i64,
+    /// The message's id: a number alone does not name a row.
+    pub(super) id: Arc<str>,
     /// Which rows must not overtake one another: equal for rows of one destination and key, and no two rows without
     /// a key share it.
     pub(super) order: u64,
@@ -124,7 +126,8 @@ mod tests {
     use super::*;
 
     fn entry(seq: i64) -> Entry {
-        Entry { seq, order: 0, destination: Arc::new(Destination::new("orders")), bytes: 10 }
+        let destination = Arc::new(Destination::new("orders"));
+        Entry { seq, id: "".into(), order: 0, destination, bytes: 10 }
     }
 
     #[test]

@@ -133,7 +133,7 @@ impl Engine {
         match self.settings.on_unsendable {
             OnUnsendable::Dead => {
                 let (reason, error) = ("unsendable".to_owned(), error.to_string());
-                self.settling.dead(DeadRow { seq: row.seq, reason, error });
+                self.settling.dead(DeadRow { seq: row.seq, id: row.id, reason, error });
             }
             OnUnsendable::BlockKey => self.block(destination, &row, &error),
             OnUnsendable::Stop => {

@@ -35,6 +35,8 @@ pub(super) enum PauseId {
 #[derive(Debug, Clone)]
 pub(super) struct Alone {
     pub(super) seq: i64,
+    /// The message's id.
+    pub(super) id: Arc<str>,
     pub(super) order: u64,
     pub(super) key: Option<Bytes>,
 }

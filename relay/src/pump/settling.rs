@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backstop_core::lease::Lease;
-use backstop_core::outbox::{DeadRow, OutboxStore};
+use backstop_core::outbox::{DeadRow, OutboxStore, RowId};
 use backstop_core::{AdapterError, FaultKind};
 use futures_util::FutureExt;
 use tokio::task::JoinSet;
@@ -128,15 +128,16 @@ impl Settling {
     fn start_delete(&mut self, limit: Duration) {
         let rest = self.confirmed.split_off(self.confirmed.len().min(LARGEST));
         let entries = std::mem::replace(&mut self.confirmed, rest);
-        let mut seqs: Vec<i64> = entries.iter().map(|entry| entry.seq).collect();
-        seqs.sort_unstable();
+        let mut rows: Vec<RowId> =
+            entries.iter().map(|entry| RowId { seq: entry.seq, id: entry.id.clone() }).collect();
+        rows.sort_unstable();
         let batch = self.next_batch;
         self.next_batch += 1;
         self.deleting_rows += entries.len();
         self.deleting.insert(batch, entries);
         let store = self.store.clone();
         self.tasks.spawn(async move {
-            let result = guarded(limit, "deleting", store.delete(&seqs)).await;
+            let result = guarded(limit, "deleting", store.delete(&rows)).await;
             Written::Deleted { batch, result }
         });
     }

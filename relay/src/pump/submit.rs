@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use backstop_core::outbox::OutboxRow;
+use backstop_core::outbox::{OutboxRow, RowId};
 use backstop_core::sink::{PublishError, Refused, Scope};
 use backstop_core::{Destination, Envelope, cloudevents, crash_point};
 use bytes::Bytes;
@@ -19,6 +19,7 @@ const CHUNK: usize = 1_024;
 /// A row in the broker's form.
 pub(super) struct Ready {
     seq: i64,
+    id: Arc<str>,
     order: u64,
     destination: Arc<Destination>,
     /// The pause whose round it belongs to.
@@ -93,24 +94,30 @@ impl Engine {
             if !self.pauses.is_empty() && self.pauses.stops(&destination, order, seq, round.as_ref()) {
                 continue;
             }
-            self.remember_if_alone(round.as_ref(), seq, order, message.key.as_ref());
+            let id = Arc::<str>::from(message.id.as_str());
+            self.remember_if_alone(
+                round.as_ref(),
+                RowId { seq, id: id.clone() },
+                order,
+                message.key.as_ref(),
+            );
             let envelope = cloudevents::encode(message, self.publisher.binding());
-            return Some(Ready { seq, order, destination, round, envelope });
+            return Some(Ready { seq, id, order, destination, round, envelope });
         }
     }
 
-    fn remember_if_alone(&mut self, round: Option<&PauseId>, seq: i64, order: u64, key: Option<&Bytes>) {
+    fn remember_if_alone(&mut self, round: Option<&PauseId>, row: RowId, order: u64, key: Option<&Bytes>) {
         if self.slot.alone
             && let Some(round) = round
             && let Some(pause) = self.pauses.get(round)
         {
-            pause.alone = Some(Alone { seq, order, key: key.cloned() });
+            pause.alone = Some(Alone { seq: row.seq, id: row.id, order, key: key.cloned() });
         }
     }
 
     /// Submits one row; `false` when no other may follow now.
     fn send(&mut self, ready: Ready) -> bool {
-        let Ready { seq, order, destination, round, envelope } = ready;
+        let Ready { seq, id, order, destination, round, envelope } = ready;
         let bytes = envelope.size();
         let block = self.settings.on_unsendable == OnUnsendable::BlockKey;
         let key = if block { envelope.key.clone() } else { None };
@@ -120,19 +127,19 @@ impl Engine {
                 if self.flight.under_way() == 0 {
                     self.progress = self.now;
                 }
-                let entry = Entry { seq, order, destination, bytes };
+                let entry = Entry { seq, id, order, destination, bytes };
                 self.pauses.departed(&entry);
                 self.flight.depart(entry);
                 crash_point!("relay.submitted");
                 true
             }
             Err(Refused::Full(envelope)) => {
-                self.held_back = Some(Ready { seq, order, destination, round, envelope });
+                self.held_back = Some(Ready { seq, id, order, destination, round, envelope });
                 self.full();
                 false
             }
             Err(Refused::Failed(error)) => {
-                self.refused(Alone { seq, order, key }, &destination, error);
+                self.refused(Alone { seq, id, order, key }, &destination, error);
                 self.phase == Phase::Running && self.stop.is_none()
             }
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::common::{File, fresh, key, unit};
 use backstop_core::lease::{Lease, Leases};
-use backstop_core::outbox::{Claimed, DeadRow, OutboxReader, OutboxRow, OutboxStore, Reread};
+use backstop_core::outbox::{Claimed, DeadRow, OutboxReader, OutboxRow, OutboxStore, Reread, RowId};
 use backstop_core::{Destination, FaultKind, Message, Outgoing, names};
 use backstop_sqlite::{SqliteInbox, SqliteOutbox, SqliteOutboxStore, SqliteTables};
 
@@ -28,6 +28,11 @@ async fn run(file: &File, sql: &'static str) {
 
 async fn read(reader: &mut Box<dyn OutboxReader>) -> Claimed {
     reader.read(100, 1 << 20).await.expect("read")
+}
+
+/// Rows by number and id.
+fn named(rows: &[(i64, &str)]) -> Vec<RowId> {
+    rows.iter().map(|(seq, id)| RowId { seq: *seq, id: (*id).into() }).collect()
 }
 
 fn ids(rows: &[OutboxRow]) -> Vec<&str> {
@@ -147,7 +152,8 @@ async fn rows_that_are_no_messages_are_told_apart() {
         "INSERT INTO backstop_outbox (destination, headers) VALUES ('orders', '{'), ('orders', '[1]'), \
          ('orders', '{\"n\": 7}'), ('orders', x'ff');
          INSERT INTO backstop_outbox (destination, event_time) VALUES ('orders', 'yesterday');
-         INSERT INTO backstop_outbox (destination, kind) VALUES ('orders', x'ff'), (x'ff', 'k')",
+         INSERT INTO backstop_outbox (destination, kind) VALUES ('orders', x'ff'), (x'ff', 'k');
+         INSERT INTO backstop_outbox (destination, id) VALUES ('orders', x'ff'), ('orders', 'a' || char(0))",
     )
     .await;
     enqueue(&file, "also good").await;
@@ -165,17 +171,19 @@ async fn rows_that_are_no_messages_are_told_apart() {
             "column event_time is not RFC 3339",
             "column kind is not UTF-8",
             "column destination is not UTF-8",
+            "column id is not UTF-8",
+            "column id holds a NUL",
         ]
     );
     let store = store(&file);
     let lease = store.acquire("outbox", "a", TTL).await.expect("acquire").expect("granted");
     assert!(store.bury(&lease, &claimed.unreadable).await.expect("bury"));
     let buried = store.buried(100).await.expect("buried");
-    assert_eq!(buried.len(), 7);
+    assert_eq!(buried.len(), 9);
     assert!(buried.iter().all(|row| row.reason == "invalid-row" && !row.row.message.id.is_empty()));
     assert_eq!(store.buried(2).await.expect("buried").len(), 2);
     let status = store.status().await.expect("status");
-    assert_eq!((status.pending, status.dead), (2, 7));
+    assert_eq!((status.pending, status.dead), (2, 9));
 }
 
 #[tokio::test]
@@ -195,10 +203,13 @@ async fn rows_come_in_order_once_and_within_bounds() {
     reader.reset();
     assert_eq!(ids(&read(&mut reader).await.rows), ["1", "2", "3", "4", "5"], "until it is reset");
     let store = store(&file);
-    store.delete(&[1, 2, 4, 999]).await.expect("delete");
+    store.delete(&named(&[(1, "1"), (2, "2"), (4, "4"), (999, "999"), (3, "1")])).await.expect("delete");
     reader.reset();
     assert_eq!(ids(&read(&mut reader).await.rows), ["3", "5"]);
-    store.delete(&(0..2_500).collect::<Vec<i64>>()).await.expect("delete in several transactions");
+    store
+        .delete(&(0..2_500).map(|seq| RowId { seq, id: seq.to_string().into() }).collect::<Vec<_>>())
+        .await
+        .expect("delete in several transactions");
     assert_eq!(store.status().await.expect("status").pending, 0);
 }
 
@@ -264,10 +275,10 @@ async fn with_many_writers_no_committed_row_is_skipped() {
     loop {
         let finished = writers.iter().all(tokio::task::JoinHandle::is_finished);
         let claimed = read(&mut reader).await;
-        let seqs: Vec<i64> = claimed.rows.iter().map(|row| row.seq).collect();
-        store.delete(&seqs).await.expect("delete");
+        let published: Vec<RowId> = claimed.rows.iter().map(OutboxRow::row_id).collect();
+        store.delete(&published).await.expect("delete");
         seen.extend(claimed.rows.into_iter().map(|row| (row.seq, row.message.id)));
-        if finished && seqs.is_empty() {
+        if finished && published.is_empty() {
             break;
         }
     }
@@ -292,7 +303,7 @@ async fn the_full_scan_catches_and_counts_what_was_numbered_by_hand() {
     let store = store(&file);
     let mut net = store.clone().full_scan(Some(Duration::ZERO)).reader();
     let mut bare = store.reader();
-    store.delete(&[2]).await.expect("delete");
+    store.delete(&named(&[(2, "2")])).await.expect("delete");
     assert_eq!(ids(&read(&mut net).await.rows), ["1", "3"]);
     assert_eq!(ids(&read(&mut bare).await.rows), ["1", "3"]);
     run(
@@ -309,7 +320,7 @@ async fn the_full_scan_catches_and_counts_what_was_numbered_by_hand() {
     assert_eq!((ids(&claimed.rows), claimed.stragglers), (vec!["4"], 0));
     assert!(read(&mut net).await.rows.is_empty());
     // a number that was returned, deleted, and written by hand again
-    store.delete(&[1]).await.expect("delete");
+    store.delete(&named(&[(1, "1")])).await.expect("delete");
     assert!(read(&mut net).await.rows.is_empty());
     run(&file, "INSERT INTO backstop_outbox (seq, id, destination) VALUES (1, 'again', 'orders')").await;
     assert_eq!(ids(&read(&mut net).await.rows), ["again"]);
@@ -328,10 +339,10 @@ async fn a_sequence_that_went_backwards_resets_the_reader() {
     let store = store(&file);
     let mut reader = store.reader();
     assert_eq!(read(&mut reader).await.rows.len(), 3);
-    store.delete(&[1, 2, 3]).await.expect("delete");
+    store.delete(&named(&[(1, "1"), (2, "2"), (3, "3")])).await.expect("delete");
     assert!(read(&mut reader).await.rows.is_empty());
     enqueue(&file, "4").await;
-    store.delete(&[4]).await.expect("delete");
+    store.delete(&named(&[(4, "4")])).await.expect("delete");
     enqueue(&file, "5").await;
     assert_eq!(read(&mut reader).await.rows[0].seq, 5, "numbers of deleted rows are not given again");
     run(&file, "DELETE FROM backstop_outbox; DELETE FROM sqlite_sequence WHERE name = 'backstop_outbox'")
@@ -404,8 +415,8 @@ async fn a_stale_owner_buries_nothing() {
         store.acquire("outbox", "b", TTL).await.expect("acquire").expect("the other one has expired");
     assert!(current.token > stale.token);
     let dead = [
-        DeadRow { seq: 1, reason: "too-large".into(), error: "2 MiB".into() },
-        DeadRow { seq: 99, reason: "r".into(), error: "e".into() },
+        DeadRow { seq: 1, id: "1".into(), reason: "too-large".into(), error: "2 MiB".into() },
+        DeadRow { seq: 99, id: "99".into(), reason: "r".into(), error: "e".into() },
     ];
     assert!(!store.bury(&stale, &dead).await.expect("bury"));
     assert_eq!(store.status().await.expect("status").pending, 1);

@@ -115,6 +115,7 @@ macro_rules! store_conformance {
                 a_stale_owner_moves_nothing,
                 an_old_token_moves_nothing,
                 a_stale_owner_may_delete,
+                a_row_under_an_old_number_stays,
             ],
             lease: [
                 one_owner,

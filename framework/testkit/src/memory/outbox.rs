@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use backstop_core::AdapterError;
 use backstop_core::lease::{Lease, Leases};
-use backstop_core::outbox::{BuriedRow, Claimed, DeadRow, OutboxReader, OutboxStatus, OutboxStore, Reread};
+use backstop_core::outbox::{
+    BuriedRow, Claimed, DeadRow, OutboxReader, OutboxStatus, OutboxStore, Reread, RowId,
+};
 use chrono::Utc;
 use futures_core::future::BoxFuture;
 
@@ -46,12 +48,18 @@ impl Data {
             return Ok(false);
         }
         for dead in rows {
-            if let Some(entry) = self.outbox.remove(&dead.seq) {
+            if let Some(entry) = self.take_row(dead.seq, &dead.id) {
                 let (reason, error) = (dead.reason.clone(), dead.error.clone());
                 self.dead.push(BuriedRow { row: entry.row, reason, error, died_at: Utc::now() });
             }
         }
         Ok(true)
+    }
+
+    /// Removes the row of that number and id.
+    fn take_row(&mut self, seq: i64, id: &str) -> Option<OutboxEntry> {
+        let there = self.outbox.get(&seq).is_some_and(|entry| entry.row.message.id == id);
+        if there { self.outbox.remove(&seq) } else { None }
     }
 
     fn outbox_status(&self) -> Result<OutboxStatus, AdapterError> {
@@ -91,10 +99,12 @@ impl OutboxStore for Store {
         Box::new(MemoryReader { shared: self.shared.clone(), returned: BTreeSet::new() })
     }
 
-    fn delete<'a>(&'a self, seqs: &'a [i64]) -> BoxFuture<'a, Result<(), AdapterError>> {
+    fn delete<'a>(&'a self, rows: &'a [RowId]) -> BoxFuture<'a, Result<(), AdapterError>> {
         now(self.shared.change(|data| {
             data.reachable()?;
-            data.outbox.retain(|seq, _| !seqs.contains(seq));
+            for row in rows {
+                data.take_row(row.seq, &row.id);
+            }
             Ok(())
         }))
     }
@@ -146,6 +156,7 @@ impl MemoryReader {
                 match &entry.unreadable {
                     Some(why) => claimed.unreadable.push(DeadRow {
                         seq: entry.row.seq,
+                        id: entry.row.message.id.as_str().into(),
                         reason: "invalid-row".to_owned(),
                         error: why.clone(),
                     }),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use backstop_core::lease::{Lease, Leases};
 use backstop_core::outbox::{
-    BuriedRow, Claimed, DeadRow, OutboxReader, OutboxRow, OutboxStatus, OutboxStore, Reread,
+    BuriedRow, Claimed, DeadRow, OutboxReader, OutboxRow, OutboxStatus, OutboxStore, Reread, RowId,
 };
 use backstop_core::{AdapterError, Destination, FaultKind, Message};
 use futures_core::future::BoxFuture;
@@ -177,13 +177,14 @@ impl OutboxStore for Store {
         Box::new(Reader { store: self.clone(), returned: HashSet::new(), broken: false })
     }
 
-    fn delete<'a>(&'a self, seqs: &'a [i64]) -> BoxFuture<'a, Result<(), AdapterError>> {
+    fn delete<'a>(&'a self, rows: &'a [RowId]) -> BoxFuture<'a, Result<(), AdapterError>> {
         Box::pin(async move {
             let delay = self.data().delete_delay;
             sleep(delay).await;
             let mut data = self.data();
             fault(data.write_faults.pop_front())?;
-            for seq in seqs {
+            for RowId { seq, id } in rows {
+                assert_eq!(**id, seq.to_string(), "the id that the row came with");
                 data.rows.remove(seq);
                 data.deleted.push(*seq);
             }
@@ -205,6 +206,7 @@ impl OutboxStore for Store {
                 return Ok(false);
             }
             for row in rows {
+                assert_eq!(*row.id, row.seq.to_string(), "the id that the row came with");
                 if data.rows.remove(&row.seq).is_some() {
                     data.dead.push(row.clone());
                 }
@@ -248,7 +250,12 @@ impl Reader {
             }
             if data.unreadable.contains(seq) {
                 let (reason, error) = ("invalid-row".to_owned(), "no message".to_owned());
-                claimed.unreadable.push(DeadRow { seq: *seq, reason, error });
+                claimed.unreadable.push(DeadRow {
+                    seq: *seq,
+                    id: row.message.id.as_str().into(),
+                    reason,
+                    error,
+                });
             } else {
                 claimed.rows.push(row.clone());
             }
