@@ -186,6 +186,10 @@ impl Group {
         } else {
             self.positions(member, partitions)
         };
+        // librdkafka keeps a pause beyond the assignment that it was made in, and the windows are empty now.
+        if let Err(error) = member.resume(partitions) {
+            tracing::warn!(%error, "kafka: partitions could not be resumed");
+        }
         let result = match member.rebalance_protocol() {
             Mode::Cooperative => member.incremental_assign(&positions),
             _ => member.assign(&positions),

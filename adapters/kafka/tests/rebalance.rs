@@ -171,6 +171,54 @@ async fn a_revoke_waits_for_what_has_begun_and_refuses_the_rest() {
     within("close", first.close()).await.expect("closed");
 }
 
+/// A partition that is paused because its window is full goes to another member and comes back.
+async fn a_paused_partition_that_comes_back_is_read(protocol: RebalanceProtocol) {
+    let topic = Topic::new("paused", 2).await;
+    let group = unique("g");
+    for key in 0..16 {
+        publish_numbers(&topic.name, &format!("key-{key}"), 0..2).await;
+    }
+    let mut first = source(&topic, &group, protocol).window(3, usize::MAX);
+    let mut taken = read(&mut first, 6).await;
+    let full = tokio::time::timeout(Duration::from_secs(1), first.next()).await;
+    assert!(full.is_err(), "both windows are full");
+
+    let mut second = source(&topic, &group, protocol).window(3, usize::MAX);
+    let batch = within("the second member", second.next()).await.expect("no error").expect("not ended");
+    let moved = batch[0].origin.partition();
+    drop(batch);
+    within("close", second.close()).await.expect("closed");
+    // What the first member took before still counts against the partition that has stayed.
+    let came_back = |received: &backstop_core::source::Received<_>| received.origin.partition() == moved;
+    let again = taken.iter().filter(|received| came_back(received)).count();
+    assert_eq!(again, 3);
+    loop {
+        let batch = within("the partition that came back", first.next()).await;
+        let batch = batch.expect("no error").expect("not ended");
+        if batch.iter().any(came_back) {
+            break;
+        }
+        taken.extend(batch);
+    }
+    drop(taken);
+    within("close", first.close()).await.expect("closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_partition_that_comes_back_is_read_by_a_cooperative_member() {
+    a_paused_partition_that_comes_back_is_read(RebalanceProtocol::CooperativeSticky).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_partition_that_comes_back_is_read_by_an_eager_member() {
+    a_paused_partition_that_comes_back_is_read(RebalanceProtocol::Eager).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_partition_that_comes_back_is_read_by_a_kip_848_member() {
+    a_paused_partition_that_comes_back_is_read(RebalanceProtocol::Kip848).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revoke_does_not_wait_for_ever() {
     let topic = Topic::new("bound", 1).await;
