@@ -1,6 +1,7 @@
 //! The relay's pipeline: many messages under way over several channels.
 
 mod backlog;
+mod crew;
 mod flights;
 mod grudges;
 mod returns;
@@ -15,10 +16,9 @@ use backstop_core::sink::{Confirmation, PublishError, Publisher, Refused, Scope}
 use backstop_core::{AdapterError, Envelope, FaultKind};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::sync::{mpsc, watch};
 
 use self::backlog::Job;
-use self::worker::{Report, Worker};
+use self::crew::Crew;
 use crate::address::Address;
 use crate::error::Failure;
 use crate::link::Link;
@@ -47,16 +47,10 @@ pub enum Ordering {
 #[derive(Debug)]
 pub struct RabbitPublisher {
     link: Arc<Link>,
-    workers: Vec<mpsc::UnboundedSender<Job>>,
-    reports: mpsc::UnboundedReceiver<Report>,
-    /// Tells the workers to give up what is under way.
-    give_up: watch::Sender<()>,
-    /// Failures of each worker that the relay has been told of.
-    failures_seen: Vec<u64>,
+    crew: Crew,
     hasher: RandomState,
     ordering: Ordering,
     window: usize,
-    under_way: usize,
     unordered_turn: usize,
     max_message_bytes: usize,
 }
@@ -97,12 +91,6 @@ impl RabbitPublisher {
         check_size(&envelope, self.max_message_bytes, self.link.frame_max())?;
         Job::new(ticket, self.lane(destination, &envelope), address, envelope)
     }
-
-    fn take(&mut self, report: Report, into: &mut Vec<Confirmation>) {
-        self.under_way -= report.confirmations.len();
-        self.failures_seen[report.worker] = report.failures;
-        into.extend(report.confirmations);
-    }
 }
 
 impl RabbitPublisherBuilder {
@@ -137,36 +125,21 @@ impl RabbitPublisherBuilder {
     /// Starts the publisher, which connects in the background.
     ///
     /// # Errors
-    /// [`FaultKind::Invalid`] without a channel or a window.
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime.
+    /// [`FaultKind::Invalid`] without a channel or a window, and outside of a tokio runtime.
     pub fn start(self) -> Result<RabbitPublisher, AdapterError> {
         if self.channels == 0 || self.window_per_channel == 0 {
             return Err(AdapterError::new(FaultKind::Invalid, "a publisher needs a channel and a window")
                 .with_hint("set both to at least 1"));
         }
         let link = Arc::new(Link::new(self.settings));
-        // both queues are bounded by the window
-        let (report, reports) = mpsc::unbounded_channel();
-        let give_up = watch::Sender::new(());
-        let start = |number| {
-            let (jobs, inbox) = mpsc::unbounded_channel();
-            let orders = give_up.subscribe();
-            let worker = Worker::new(number, link.clone(), self.window_per_channel, report.clone(), orders);
-            tokio::spawn(worker.run(inbox));
-            jobs
-        };
+        let mut crew = Crew::new(link.clone(), self.channels, self.window_per_channel);
+        crew.start_all()?;
         Ok(RabbitPublisher {
-            workers: (0..self.channels).map(start).collect(),
             link,
-            reports,
-            give_up,
-            failures_seen: vec![0; self.channels],
+            crew,
             hasher: RandomState::new(),
             ordering: self.ordering,
             window: self.channels * self.window_per_channel,
-            under_way: 0,
             unordered_turn: 0,
             max_message_bytes: self.max_message_bytes,
         })
@@ -179,43 +152,27 @@ impl Publisher for RabbitPublisher {
     }
 
     fn submit(&mut self, ticket: u64, destination: &Destination, envelope: Envelope) -> Result<(), Refused> {
-        if self.under_way >= self.window {
+        if self.crew.under_way() >= self.window {
             return Err(Refused::Full(envelope));
         }
         let refuse = |failure: Failure| Refused::Failed(failure.to_error());
-        let mut job = self.prepare(ticket, destination, envelope).map_err(refuse)?;
+        let job = self.prepare(ticket, destination, envelope).map_err(refuse)?;
         let number = match job.lane {
-            Some(lane) => usize::try_from(lane % self.workers.len() as u64).unwrap_or(0),
+            Some(lane) => usize::try_from(lane % self.crew.len() as u64).unwrap_or(0),
             None => {
-                self.unordered_turn = (self.unordered_turn + 1) % self.workers.len();
+                self.unordered_turn = (self.unordered_turn + 1) % self.crew.len();
                 self.unordered_turn
             }
         };
-        job.failures_seen = self.failures_seen[number];
-        if self.workers[number].send(job).is_err() {
-            let what = "the publisher's background task has ended with the runtime";
-            return Err(refuse(Failure::new(Scope::Broker, FaultKind::Other, what)));
-        }
-        self.under_way += 1;
-        Ok(())
+        self.crew.assign(number, job).map_err(refuse)
     }
 
     fn confirmations<'a>(&'a mut self, into: &'a mut Vec<Confirmation>) -> BoxFuture<'a, ()> {
-        async move {
-            match self.reports.recv().await {
-                Some(report) => self.take(report, into),
-                // Only when the runtime shuts down; nothing will ever be confirmed then.
-                None => std::future::pending().await,
-            }
-            while let Ok(report) = self.reports.try_recv() {
-                self.take(report, into);
-            }
-        }
-        .boxed()
+        self.crew.hear(into).boxed()
     }
 
     fn abandon<'a>(&'a mut self) -> BoxFuture<'a, ()> {
-        self.give_up.send_replace(());
+        self.crew.give_up();
         std::future::ready(()).boxed()
     }
 

@@ -7,10 +7,11 @@ use std::time::Duration;
 use backstop_core::FaultKind;
 use backstop_core::sink::{Confirmation, Scope};
 use lapin::Channel;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 
 use super::backlog::{Backlog, Job};
+use super::crew::Reporter;
 use super::flights::{Flights, Landed};
 use super::grudges::Grudges;
 use crate::error::Failure;
@@ -25,7 +26,6 @@ const MAX_TRIES: u32 = 4;
 /// What a worker tells the publisher.
 #[derive(Debug)]
 pub(super) struct Report {
-    pub(super) worker: usize,
     pub(super) confirmations: Vec<Confirmation>,
     /// Failures of this worker so far, these included.
     pub(super) failures: u64,
@@ -33,10 +33,9 @@ pub(super) struct Report {
 
 /// Owns one channel and everything that is sent on it.
 pub(super) struct Worker {
-    number: usize,
     link: Arc<Link>,
     window: usize,
-    reports: UnboundedSender<Report>,
+    reporter: Reporter,
     /// Changes when what is under way is to be given up.
     give_up: watch::Receiver<()>,
     backlog: Backlog,
@@ -52,17 +51,15 @@ pub(super) struct Worker {
 
 impl Worker {
     pub(super) fn new(
-        number: usize,
         link: Arc<Link>,
         window: usize,
-        reports: UnboundedSender<Report>,
+        reporter: Reporter,
         give_up: watch::Receiver<()>,
     ) -> Self {
         Self {
-            number,
             link,
             window,
-            reports,
+            reporter,
             give_up,
             backlog: Backlog::default(),
             flights: Flights::default(),
@@ -87,16 +84,20 @@ impl Worker {
     async fn open(&mut self, inbox: &mut UnboundedReceiver<Job>) -> Option<Arc<Channel>> {
         let mut waits = backoff();
         loop {
-            let error = match self.link.confirm_channel().await {
+            let link = self.link.clone();
+            let opened = tokio::select! {
+                opened = link.confirm_channel() => opened,
+                Ok(()) = self.give_up.changed() => {
+                    self.give_up_all(inbox);
+                    continue;
+                }
+            };
+            let error = match opened {
                 Ok(channel) => return Some(Arc::new(channel)),
                 Err(error) => error,
             };
             tracing::warn!(%error, hint = error.hint(), "cannot publish; connecting again");
-            while let Ok(job) = inbox.try_recv() {
-                self.admit(job);
-            }
-            self.fail_everything(Vec::new(), &Failure::broker(&error));
-            self.report();
+            self.fail_inbox_too(Vec::new(), inbox, &Failure::broker(&error));
             if inbox.is_closed() {
                 return None;
             }
@@ -122,7 +123,10 @@ impl Worker {
                     }
                 }
                 Ok(()) = self.give_up.changed() => {
-                    self.give_up_all(channel, inbox);
+                    self.give_up_all(inbox);
+                    let channel = channel.clone();
+                    // the broker may be slow to answer, or gone
+                    tokio::spawn(async move { channel.close(200, "OK".into()).await });
                     return Some(());
                 }
                 received = inbox.recv_many(&mut arrived, BATCH) => {
@@ -136,19 +140,21 @@ impl Worker {
         }
     }
 
-    /// Fails everything that is under way or waits. What the broker says of it later goes to a channel that nobody
-    /// listens to any more.
-    fn give_up_all(&mut self, channel: &Arc<Channel>, inbox: &mut UnboundedReceiver<Job>) {
+    /// Fails everything that is under way or waits. What the broker says of it later is heard by nobody.
+    fn give_up_all(&mut self, inbox: &mut UnboundedReceiver<Job>) {
         let unknown = self.flights.abandon();
+        let what = "given up, because the broker did not confirm it in time";
+        let failure = Failure::new(Scope::Broker, FaultKind::Unreachable, what);
+        self.fail_inbox_too(unknown, inbox, &failure);
+    }
+
+    /// Fails everything here and in the inbox, and reports it.
+    fn fail_inbox_too(&mut self, unknown: Vec<Job>, inbox: &mut UnboundedReceiver<Job>, failure: &Failure) {
         while let Ok(job) = inbox.try_recv() {
             self.admit(job);
         }
-        let what = "given up, because the broker did not confirm it in time";
-        let failure = Failure::new(Scope::Broker, FaultKind::Unreachable, what);
-        self.fail_everything(unknown, &failure);
+        self.fail_everything(unknown, failure);
         self.report();
-        let channel = channel.clone();
-        tokio::spawn(async move { channel.close(200, "OK".into()).await });
     }
 
     fn wants_to_send(&self) -> bool {
@@ -193,11 +199,8 @@ impl Worker {
         if error.is_amqp_soft_error() || self.link.is_connected() {
             return self.suspect(unknown, error);
         }
-        while let Ok(job) = inbox.try_recv() {
-            self.admit(job);
-        }
         let error = crate::error::adapter_error("the connection to the broker was lost", error);
-        self.fail_everything(unknown, &Failure::broker(&error));
+        self.fail_inbox_too(unknown, inbox, &Failure::broker(&error));
     }
 
     /// The broker closed the channel, not the connection: one message is to blame.
@@ -269,8 +272,6 @@ impl Worker {
             return;
         }
         let confirmations = std::mem::take(&mut self.outbox);
-        let report = Report { worker: self.number, confirmations, failures: self.grudges.failures() };
-        // nobody listens any more: the publisher has been dropped
-        let _ = self.reports.send(report);
+        self.reporter.report(Report { confirmations, failures: self.grudges.failures() });
     }
 }

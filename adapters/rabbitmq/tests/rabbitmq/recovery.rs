@@ -163,3 +163,38 @@ async fn what_is_under_way_when_the_connection_goes_fails_as_unknown() {
     .await;
     delete_queue(&settings(), &queue).await.unwrap();
 }
+
+/// The publisher's tasks die with the runtime that they were started on.
+#[tokio::test]
+async fn what_is_under_way_when_a_task_of_the_publisher_dies_fails_and_another_one_goes_on() {
+    let queue = unique("recovery");
+    declare_queue(&settings(), &queue).await.unwrap();
+    let to = Destination::new(&queue);
+    let doomed = std::thread::spawn(|| tokio::runtime::Runtime::new().unwrap()).join().unwrap();
+    let mut publisher = {
+        let _inside = doomed.enter();
+        let settings = settings().connect_timeout(std::time::Duration::from_secs(2));
+        RabbitPublisher::builder(settings).channels(2).start().unwrap()
+    };
+    submit(&mut publisher, 0, &to, None);
+    assert_eq!(confirmed(&mut publisher, 1).await[&0], None);
+    doomed.shutdown_background();
+    let mut next = 1;
+    let stored = async {
+        loop {
+            for ticket in next..next + 50 {
+                submit(&mut publisher, ticket, &to, Some(&format!("k{ticket}")));
+            }
+            let scopes = confirmed(&mut publisher, 50).await;
+            assert!(scopes.keys().copied().eq(next..next + 50), "each is confirmed once");
+            assert!(scopes.values().flatten().all(|scope| *scope == Scope::Broker));
+            if scopes.values().all(Option::is_none) {
+                return;
+            }
+            next += 50;
+        }
+    };
+    within("the publisher to come back", stored).await;
+    assert!(next > 1, "something was under way when the tasks died");
+    delete_queue(&settings(), &queue).await.unwrap();
+}
