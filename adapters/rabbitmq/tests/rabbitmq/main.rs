@@ -5,6 +5,7 @@
 mod dead_letters;
 mod publisher;
 mod recovery;
+mod silence;
 mod sink;
 mod source;
 mod support;

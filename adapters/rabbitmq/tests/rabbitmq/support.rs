@@ -10,6 +10,7 @@ use backstop_core::message::Destination;
 use backstop_core::sink::{Confirmation, Publisher, Refused, Scope};
 use backstop_core::source::{Received, Source};
 use backstop_rabbitmq::{RabbitPublisher, RabbitSettings, RabbitSettlement, RabbitSource};
+use backstop_testkit::fault::Proxy;
 use lapin::message::BasicGetMessage;
 use lapin::options::{BasicAckOptions, BasicGetOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -29,6 +30,16 @@ pub(crate) fn url() -> String {
 
 pub(crate) fn settings() -> RabbitSettings {
     RabbitSettings::parse(&url()).unwrap()
+}
+
+/// A proxy before the broker, and settings that lead through it. A lost peer is noticed after two seconds.
+pub(crate) async fn proxied() -> (Proxy, RabbitSettings) {
+    let url = url();
+    let (login, rest) = url.rsplit_once('@').expect("the URL names a user");
+    let (broker, vhost) = rest.split_once('/').unwrap_or((rest, "%2f"));
+    let proxy = Proxy::start(broker).await.unwrap();
+    let settings = RabbitSettings::parse(&format!("{login}@{}/{vhost}", proxy.address())).unwrap();
+    (proxy, settings.heartbeat(Duration::from_secs(1)).connect_timeout(Duration::from_secs(2)))
 }
 
 /// A name that no other test uses.
