@@ -9,7 +9,8 @@ CREATE TABLE backstop_outbox (
     key          text,
     kind         text,
     subject      text,
-    event_time   timestamptz,
+    -- What RFC 3339 can tell: the years 0 to 9999, and no infinity.
+    event_time   timestamptz CHECK (event_time >= '0001-01-01 00:00:00+00 BC' AND event_time < '10000-01-01 00:00:00+00'),
     content_type text,
     headers      jsonb,
     payload      bytea,

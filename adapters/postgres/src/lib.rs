@@ -35,6 +35,7 @@ mod schema;
 mod scoped;
 mod store;
 mod tables;
+mod time;
 mod transaction;
 
 pub use inbox::PgInbox;

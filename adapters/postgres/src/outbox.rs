@@ -10,6 +10,7 @@ use sqlx::AssertSqlSafe;
 
 use crate::failure::{failed, invalid};
 use crate::tables::PgTables;
+use crate::time;
 use crate::transaction::PgTransaction;
 
 const COLUMNS: &str =
@@ -74,7 +75,7 @@ impl PgOutbox {
     ///
     /// # Errors
     /// When the message cannot be stored (its id is empty or longer than 255 bytes, its key or a header is not
-    /// UTF-8, a text holds a NUL, its destination is empty), before anything is sent; or when the database refuses
+    /// UTF-8, a text holds a NUL, its destination is empty, its time is outside the years 0 to 9999), before anything is sent; or when the database refuses
     /// the row, and then the transaction is lost, as after any failed statement.
     pub async fn enqueue(&self, tx: &mut impl PgTransaction, outgoing: Outgoing) -> Result<(), AdapterError> {
         let row = NewRow::new(outgoing)?;
@@ -158,6 +159,10 @@ impl NewRow {
         }
         if destination.name.is_empty() {
             return Err(invalid("the destination is empty", "name a topic, an exchange or a queue"));
+        }
+        if message.time.is_some_and(|time| !time::can_be_told(time)) {
+            let what = "the message's time is outside the years 0 to 9999";
+            return Err(invalid(what, "give the message a time that RFC 3339 can tell"));
         }
         let key = message.key.map(|key| String::from_utf8(key.into())).transpose().map_err(|_| {
             invalid("the message key is not UTF-8", "use a key that is text: the outbox keeps it as such")

@@ -6,9 +6,17 @@ use bytes::Bytes;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
+use crate::time;
+
 /// The columns that [`read`] expects. Headers come as text: they are parsed only where there are any.
-pub(crate) const COLUMNS: &str = "seq, id, source, destination, routing_key, key, kind, subject, event_time, content_type, \
-                                  headers::text AS headers, payload";
+pub(crate) fn columns() -> String {
+    format!(
+        "seq, id, source, destination, routing_key, key, kind, subject, {} AS event_time, content_type, \
+         headers::text AS headers, payload, NOT {} AS odd_time",
+        time::sound("event_time"),
+        time::is_sound("event_time")
+    )
+}
 
 /// A row, and why it cannot be sent if it cannot: what is unreadable of it is empty then.
 pub(crate) fn read(row: &PgRow) -> Result<(OutboxRow, Option<String>), sqlx::Error> {
@@ -19,6 +27,8 @@ pub(crate) fn read(row: &PgRow) -> Result<(OutboxRow, Option<String>), sqlx::Err
         Some(Err(fault)) => (Headers::default(), Some(fault)),
     };
     let fault = fault.or_else(|| destination.name.is_empty().then(|| "the destination is empty".to_owned()));
+    let odd_time = row.try_get::<Option<bool>, _>(12)?.unwrap_or(false);
+    let fault = fault.or_else(|| odd_time.then(|| "event_time is outside the years 0 to 9999".to_owned()));
     let text = |column: usize| row.try_get::<Option<String>, _>(column);
     let mut message = Message::new(text(6)?.unwrap_or_default()).id(row.try_get::<String, _>(1)?);
     message.source = text(2)?.unwrap_or_default();

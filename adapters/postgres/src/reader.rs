@@ -13,7 +13,7 @@ use sqlx::{AssertSqlSafe, PgPool, Postgres, Row};
 
 use crate::failure::failed;
 use crate::gaps::{Gaps, Holders, between};
-use crate::outbox_row::{self, COLUMNS};
+use crate::outbox_row::{self, columns};
 use crate::scoped::Scoped;
 use crate::tables::PgTables;
 
@@ -37,21 +37,22 @@ pub(crate) struct ReaderSql {
 
 impl ReaderSql {
     pub(crate) fn new(tables: &PgTables) -> Self {
+        let columns = columns();
         let fill = |statement: String| Arc::<str>::from(tables.fill(&statement));
         Self {
             outbox: tables.outbox(),
             // One statement, hence one snapshot: a row in a gap comes before a later one of its key.
             read: fill(format!(
                 "(SELECT o.* FROM unnest($2::bigint[], $3::bigint[]) AS gap (a, z) CROSS JOIN LATERAL (\
-                 SELECT {COLUMNS} FROM {{outbox}} WHERE seq BETWEEN gap.a AND gap.z ORDER BY seq) AS o LIMIT $4) \
-                 UNION ALL (SELECT {COLUMNS} FROM {{outbox}} WHERE seq > $1 ORDER BY seq LIMIT $5)"
+                 SELECT {columns} FROM {{outbox}} WHERE seq BETWEEN gap.a AND gap.z ORDER BY seq) AS o LIMIT $4) \
+                 UNION ALL (SELECT {columns} FROM {{outbox}} WHERE seq > $1 ORDER BY seq LIMIT $5)"
             )),
             reread: fill(format!(
-                "SELECT {COLUMNS} FROM {{outbox}} WHERE seq BETWEEN $1 AND $2 AND destination = $3 \
+                "SELECT {columns} FROM {{outbox}} WHERE seq BETWEEN $1 AND $2 AND destination = $3 \
                  AND routing_key IS NOT DISTINCT FROM $4 AND ($5::text IS NULL OR key = $5) ORDER BY seq LIMIT $6"
             )),
             scan: fill("SELECT seq FROM {outbox} WHERE seq <= $1 ORDER BY seq".to_owned()),
-            fetch: fill(format!("SELECT {COLUMNS} FROM {{outbox}} WHERE seq = ANY($1) ORDER BY seq")),
+            fetch: fill(format!("SELECT {columns} FROM {{outbox}} WHERE seq = ANY($1) ORDER BY seq")),
         }
     }
 

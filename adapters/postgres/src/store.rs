@@ -11,10 +11,10 @@ use sqlx::{AssertSqlSafe, Executor, PgPool, Row};
 
 use crate::envelope::storable;
 use crate::failure::failed;
-use crate::outbox_row::{self, COLUMNS};
+use crate::outbox_row::{self, columns};
 use crate::reader::{PgOutboxReader, ReaderSql};
 use crate::tables::PgTables;
-use crate::{held_row, lease};
+use crate::{held_row, lease, time};
 
 /// Rows that one DELETE takes.
 const DELETE_AT_ONCE: usize = 10_000;
@@ -38,7 +38,8 @@ const BURY: &str = "
 
 const STATUS: &str = "
     SELECT (SELECT count(*) FROM {outbox}), (SELECT count(*) FROM {dead}),
-           (SELECT extract(epoch FROM clock_timestamp() - created_at)::float8 FROM {outbox} ORDER BY seq LIMIT 1)";
+           (SELECT extract(epoch FROM clock_timestamp() - greatest(created_at, '1970-01-01 00:00:00+00'))::float8
+            FROM {outbox} WHERE isfinite(created_at) ORDER BY seq LIMIT 1)";
 
 /// Reads and empties an outbox.
 #[derive(Debug, Clone)]
@@ -66,14 +67,15 @@ impl PgOutboxStore {
 
     async fn delete_some(&self, rows: &[RowId]) -> Result<(), AdapterError> {
         let numbers = rows.iter().map(|row| row.seq.to_string()).collect::<Vec<_>>().join(",");
-        // In hexadecimal, because any writer may choose them: there is nothing to escape.
-        let ids = rows.iter().map(|row| hex(&row.id)).collect::<Vec<_>>().join(",");
+        // As bytes in hexadecimal, because any writer may choose them: there is nothing of theirs to escape.
+        let ids = rows.iter().map(|row| bytea(&row.id)).collect::<Vec<_>>().join(",");
         // One string, so one round trip and one transaction, and planned for these very numbers: a plan that was
         // cached while the table was empty would scan it.
         let sql = format!(
-            "SET LOCAL enable_seqscan = off; DELETE FROM {} WHERE seq = ANY('{{{numbers}}}'::bigint[]) \
-             AND (seq, id) IN (SELECT seq, convert_from(decode(id, 'hex'), 'UTF8') \
-             FROM unnest('{{{numbers}}}'::bigint[], '{{{ids}}}'::text[]) AS w (seq, id))",
+            "SET LOCAL enable_seqscan = off; DELETE FROM {} AS o \
+             USING unnest('{{{numbers}}}'::bigint[], E'{{{ids}}}'::bytea[]) AS w (seq, id) \
+             WHERE o.seq = ANY('{{{numbers}}}'::bigint[]) \
+             AND o.seq = w.seq AND convert_to(o.id, 'UTF8') = w.id",
             self.tables.outbox(),
         );
         self.pool
@@ -102,7 +104,8 @@ impl PgOutboxStore {
     }
 
     async fn read_buried(&self, limit: u32) -> Result<Vec<BuriedRow>, AdapterError> {
-        let sql = format!("SELECT {COLUMNS}, reason, error, died_at FROM {{dead}} ORDER BY n LIMIT $1");
+        let died_at = time::clamped("died_at");
+        let sql = format!("SELECT {}, reason, error, {died_at} FROM {{dead}} ORDER BY n LIMIT $1", columns());
         let rows = sqlx::query(AssertSqlSafe(self.tables.fill(&sql)))
             .bind(i64::from(limit))
             .fetch_all(&self.pool)
@@ -110,17 +113,22 @@ impl PgOutboxStore {
             .map_err(failed("read the dead rows"))?;
         let read = |row: &sqlx::postgres::PgRow| {
             let (outbox_row, _) = outbox_row::read(row)?;
-            let (reason, error, died_at) = (row.try_get(12)?, row.try_get(13)?, row.try_get(14)?);
+            let (reason, error, died_at) = (row.try_get(13)?, row.try_get(14)?, row.try_get(15)?);
             Ok(BuriedRow { row: outbox_row, reason, error, died_at })
         };
         rows.iter().map(read).collect::<Result<_, _>>().map_err(failed("read the dead rows"))
     }
 }
 
-fn hex(text: &str) -> String {
+/// The text's bytes as an element of an array in an escape string.
+fn bytea(text: &str) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digits = |byte: u8| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
-    text.bytes().flat_map(digits).map(char::from).collect()
+    let mut element = String::with_capacity(2 * text.len() + 7);
+    element.push_str(r#""\\\\x"#);
+    element.extend(text.bytes().flat_map(digits).map(char::from));
+    element.push('"');
+    element
 }
 
 impl Leases for PgOutboxStore {

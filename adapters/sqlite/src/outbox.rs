@@ -5,6 +5,7 @@ use std::sync::Arc;
 use backstop_core::identity::MAX_ID_BYTES;
 use backstop_core::outbox::headers_to_json;
 use backstop_core::{AdapterError, FaultKind, Outgoing, context, trace};
+use chrono::Datelike;
 use sqlx::{AssertSqlSafe, Sqlite, SqliteConnection, Transaction};
 
 use crate::error::adapter;
@@ -153,6 +154,9 @@ impl NewRow {
         required("id", &message.id)?;
         bounded("id", &message.id)?;
         bounded("source", &message.source)?;
+        if message.time.is_some_and(|time| !(0..=9999).contains(&time.year())) {
+            return Err(invalid("the time is outside the years 0 to 9999"));
+        }
         let key = match message.key {
             Some(key) => Some(String::from_utf8(key.into()).map_err(|_| invalid("the key is not UTF-8"))?),
             None => None,

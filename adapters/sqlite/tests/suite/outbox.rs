@@ -95,6 +95,8 @@ async fn what_cannot_be_stored_is_refused_in_words() {
     let outbox = SqliteOutbox::default();
     let message = || Message::new("order.placed");
     let to = |message| Outgoing::to("orders", message);
+    let mut late = message();
+    late.time = Some(chrono::DateTime::<chrono::Utc>::MAX_UTC);
     let cases = [
         (Outgoing::to("", message()), "the message has no destination"),
         (Outgoing::to("a\0b", message()), "the destination holds a NUL"),
@@ -109,6 +111,7 @@ async fn what_cannot_be_stored_is_refused_in_words() {
         (to(message().header("raw", vec![0xff])), "header \"raw\" is not UTF-8"),
         (to(message().header("n", "a\0b")), "header \"n\" holds a NUL"),
         (to(Message::new("a\0b")), "the kind holds a NUL"),
+        (to(late), "the time is outside the years 0 to 9999"),
     ];
     let mut tx = file.pool.begin_with("BEGIN IMMEDIATE").await.expect("begin");
     for (outgoing, words) in cases {
