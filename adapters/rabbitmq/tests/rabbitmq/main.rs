@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests, which clippy does not take for tests")]
 
 mod dead_letters;
+mod logged;
 mod publisher;
 mod recovery;
 mod silence;

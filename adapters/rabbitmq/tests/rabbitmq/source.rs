@@ -5,6 +5,7 @@ use backstop_core::{FaultKind, Identity, MessageKey, Origin, Via, names};
 use backstop_rabbitmq::{RabbitSink, RabbitSource, declare_queue, delete_queue};
 use lapin::types::AMQPValue;
 
+use crate::logged::logged;
 use crate::support::{Client, envelope, receive, settings, text, unique, url, within};
 
 fn source(queue: &str) -> RabbitSource {
@@ -121,12 +122,13 @@ async fn a_queue_that_is_deleted_is_read_again_once_it_is_back() {
     fill(&queue, 2).await;
     let mut source = source(&queue);
     let held = receive(&mut source, 2).await;
+    let (complaint, _listening) = logged("cannot read the queue");
     delete_queue(&settings(), &queue).await.unwrap();
     let again = async {
         let reading = receive(&mut source, 1);
         let refilling = async {
             // the source must see the queue missing, and not declare it
-            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+            complaint.await;
             fill(&queue, 1).await;
         };
         tokio::join!(reading, refilling).0
