@@ -16,12 +16,12 @@ use rdkafka::{Offset, TopicPartitionList};
 use crate::assignment::{Assigned, Flow};
 use crate::context::{Voice, lock};
 use crate::fault::{code_of, coded, ends_a_source, fault, is_lost_membership};
-use crate::options::StartFrom;
+use crate::options::{Options, StartFrom};
 
 /// One question to the coordinator about committed offsets.
 const LOOKUP: Duration = Duration::from_secs(5);
-/// How often it is asked before librdkafka is left to ask on its own.
-const LOOKUPS: usize = 6;
+/// The time from one question to the next.
+const LOOKUP_PAUSE: Duration = Duration::from_millis(200);
 
 /// A consumer of ours.
 pub(crate) type Member = BaseConsumer<Group>;
@@ -31,8 +31,7 @@ pub(crate) struct Group {
     pub(crate) voice: Voice,
     pub(crate) table: Mutex<Table>,
     flow: Arc<Flow>,
-    start_from: StartFrom,
-    revoke_wait: Duration,
+    options: Arc<Options>,
     doors: Vec<String>,
     failure: Mutex<Option<AdapterError>>,
 }
@@ -90,18 +89,12 @@ impl Table {
 type Leaving = Vec<(String, i32, Arc<Assigned>)>;
 
 impl Group {
-    pub(crate) fn new(
-        flow: Arc<Flow>,
-        start_from: StartFrom,
-        revoke_wait: Duration,
-        doors: Vec<String>,
-    ) -> Self {
+    pub(crate) fn new(flow: Arc<Flow>, options: Arc<Options>, doors: Vec<String>) -> Self {
         Self {
             voice: Voice::default(),
             table: Mutex::default(),
             flow,
-            start_from,
-            revoke_wait,
+            options,
             doors,
             failure: Mutex::new(None),
         }
@@ -146,7 +139,7 @@ impl Group {
             tracing::warn!("kafka: partitions were lost: what is under way of them comes again elsewhere");
             return Ok(());
         }
-        let deadline = Instant::now() + self.revoke_wait;
+        let deadline = Instant::now() + self.options.revoke_wait;
         for (topic, partition, assigned) in leaving {
             if !assigned.wait_idle(deadline) {
                 tracing::warn!(
@@ -194,6 +187,7 @@ impl Group {
             Mode::Cooperative => member.incremental_assign(&positions),
             _ => member.assign(&positions),
         };
+        self.leave_alone(member, partitions);
         match result {
             Ok(()) if partitions.count() > 0 => tracing::info!("kafka: assigned {}", named(partitions)),
             Ok(()) => {}
@@ -201,18 +195,40 @@ impl Group {
         }
     }
 
-    /// Where to begin in each partition; makes them ours.
+    /// Pauses for good what the group has given us and the source does not read. What comes of it before, nobody
+    /// takes: it is not in the table.
+    fn leave_alone(&self, member: &Member, partitions: &TopicPartitionList) {
+        let mut left_out = TopicPartitionList::new();
+        for (topic, partition) in partitions.to_topic_map().into_keys() {
+            if self.options.leaves_out(&topic) {
+                left_out.add_partition(&topic, partition);
+            }
+        }
+        if left_out.count() == 0 {
+            return;
+        }
+        tracing::info!("kafka: letters and doors that a pattern matches are not read: {}", named(&left_out));
+        if let Err(error) = member.pause(&left_out) {
+            tracing::warn!(%error, "kafka: partitions that are not read could not be paused");
+        }
+    }
+
+    /// Where to begin in each partition; makes those that are read ours.
     fn positions(&self, member: &Member, partitions: &TopicPartitionList) -> TopicPartitionList {
         let mut known = self.committed(member, partitions);
         let mut begin_at = Vec::new();
         for element in known.as_ref().unwrap_or(partitions).elements() {
             let (topic, partition) = (element.topic(), element.partition());
+            if self.options.leaves_out(topic) {
+                begin_at.push((topic.to_owned(), partition, Offset::End));
+                continue;
+            }
             let is_door = self.doors.iter().any(|door| door == topic);
             let (mut stored, mut floor) = (None, None);
             match element.offset() {
                 Offset::Offset(offset) => stored = Some(offset),
                 _ if known.is_none() => {}
-                _ if is_door || self.start_from == StartFrom::Earliest => {
+                _ if is_door || self.options.start_from == StartFrom::Earliest => {
                     begin_at.push((topic.to_owned(), partition, Offset::Beginning));
                 }
                 _ => {
@@ -234,26 +250,21 @@ impl Group {
         known.unwrap_or_else(|| partitions.clone())
     }
 
-    /// The committed offsets; `None` when the coordinator could not be asked.
+    /// The committed offsets, waited for as long as it takes: without them, librdkafka would begin where
+    /// `out_of_range` says. `None` when the source is closing or has failed.
     fn committed(&self, member: &Member, partitions: &TopicPartitionList) -> Option<TopicPartitionList> {
-        for _ in 0..LOOKUPS {
-            match member.committed_offsets(partitions.clone(), LOOKUP) {
-                Ok(list) if list.elements().iter().all(|element| element.error().is_ok()) => {
-                    return Some(list);
-                }
-                Ok(_) => self.voice.warn("committed offsets", "not all partitions could be read"),
-                Err(error) => {
-                    self.voice.warn("committed offsets", &error.to_string());
-                    if let Some(code) = code_of(&error).filter(|code| ends_a_source(*code)) {
-                        self.fail(coded("committed offsets cannot be read", code));
-                        return None;
-                    }
-                }
+        while !self.flow.is_closing() {
+            let answer = member.committed_offsets(partitions.clone(), LOOKUP);
+            let error = match answer.map(|list| (first_error(&list), list)) {
+                Ok((None, list)) => return Some(list),
+                Ok((Some(error), _)) | Err(error) => error,
+            };
+            self.voice.warn("committed offsets", &error.to_string());
+            if let Some(code) = code_of(&error).filter(|code| ends_a_source(*code)) {
+                self.fail(coded("committed offsets cannot be read", code));
+                return None;
             }
-            if self.flow.is_closing() {
-                break;
-            }
-            self.flow.wait(Duration::from_millis(200));
+            self.flow.wait(LOOKUP_PAUSE);
         }
         None
     }
@@ -331,6 +342,11 @@ impl ConsumerContext for Group {
             }
         }
     }
+}
+
+/// The first error that an answer carries for one of its partitions.
+fn first_error(answer: &TopicPartitionList) -> Option<KafkaError> {
+    answer.elements().iter().find_map(|element| element.error().err())
 }
 
 fn add(offsets: &mut TopicPartitionList, topic: &str, partition: i32, offset: i64) {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use backstop_core::dead_letter::kafka_door;
 use backstop_core::{AdapterError, FaultKind};
 use rdkafka::ClientConfig;
 use serde::Deserialize;
@@ -97,6 +98,7 @@ pub(crate) struct Options {
     pub(crate) commit_interval: Duration,
     pub(crate) revoke_wait: Duration,
     pub(crate) door: bool,
+    pub(crate) own_topics: Option<bool>,
 }
 
 /// Properties on which settling rests.
@@ -135,6 +137,9 @@ impl Options {
         fixed.push(("group.id", &self.group));
         fixed.push(("auto.offset.reset", self.out_of_range.as_reset()));
         let mut defaults = DEFAULTS.to_vec();
+        if self.leaves_out_everywhere() {
+            defaults.push(("topic.blacklist", OWN));
+        }
         match self.protocol {
             RebalanceProtocol::Kip848 => fixed.push(("group.protocol", "consumer")),
             protocol => {
@@ -149,10 +154,38 @@ impl Options {
         self.settings.client_config(&defaults, &fixed)
     }
 
+    /// Whether no partition of our own topics needs to be assigned at all. librdkafka's own exclusion holds for named
+    /// topics too, and in the brokers' protocol it would hide what they assign.
+    fn leaves_out_everywhere(&self) -> bool {
+        !self.matches_own()
+            && self.named_topics().next().is_none()
+            && self.protocol != RebalanceProtocol::Kip848
+    }
+
+    /// Whether patterns match letters and doors.
+    fn matches_own(&self) -> bool {
+        self.own_topics.unwrap_or(!self.door)
+    }
+
+    /// Whether a topic is not to be read although a pattern matches it.
+    pub(crate) fn leaves_out(&self, topic: &str) -> bool {
+        is_own(topic)
+            && !self.matches_own()
+            && !self.named_topics().any(|named| named == topic || kafka_door(named, &self.group) == topic)
+    }
+
     /// The topics that have a name of their own.
     pub(crate) fn named_topics(&self) -> impl Iterator<Item = &str> {
         self.topics.iter().map(String::as_str).filter(|topic| !is_pattern(topic))
     }
+}
+
+/// What [`is_own`] says, as librdkafka's list of regular expressions.
+const OWN: &str = "\\.dlq$,\\.redrive$";
+
+/// Whether this is the name of a dead-letter topic or a door.
+fn is_own(topic: &str) -> bool {
+    topic.ends_with(".dlq") || topic.ends_with(".redrive")
 }
 
 /// Whether librdkafka reads this topic as a regular expression.

@@ -22,7 +22,8 @@ const LEAVE: Duration = Duration::from_secs(15);
 ///
 /// Beside each topic it reads that topic's door, `<topic>.<group>.redrive`, through which redriven messages come in;
 /// a door that is missing is made at start-up, and where that is not allowed the source warns and goes on without.
-/// A name that begins with `^` is a regular expression over topic names, and has no door.
+/// A name that begins with `^` is a regular expression over topic names, and has no door; it does not match letters
+/// and doors, unless [`own_topics`](KafkaSource::own_topics) says so.
 ///
 /// A thread of its own polls the brokers, so that slow handlers never cost group membership. Nothing connects before
 /// the first [`next`](Source::next). Brokers that cannot be reached are waited for; refused credentials, a missing
@@ -69,6 +70,7 @@ impl KafkaSource {
             commit_interval: Duration::from_secs(1),
             revoke_wait: Duration::from_secs(10),
             door: true,
+            own_topics: None,
         };
         Self { options, running: None }
     }
@@ -151,6 +153,20 @@ impl KafkaSource {
     #[must_use]
     pub fn door(mut self, door: bool) -> Self {
         self.options.door = door;
+        self
+    }
+
+    /// Sets whether patterns match letters and doors too: topics that end in `.dlq` or `.redrive`, of whichever
+    /// consumer. A consumer that read its own letters would handle each of its failures again and again, so that by
+    /// default they match only for a source that reads no doors, as a collector of letters does. Topics that are
+    /// named in full are read in any case.
+    ///
+    /// Under [`RebalanceProtocol::Kip848`] brokers do the matching: partitions of topics that are not to be read are
+    /// assigned all the same, and left alone. There, or beside topics that are named, let patterns leave them out
+    /// where an even share of the load matters.
+    #[must_use]
+    pub fn own_topics(mut self, own_topics: bool) -> Self {
+        self.options.own_topics = Some(own_topics);
         self
     }
 

@@ -27,9 +27,9 @@ const DOOR: Duration = Duration::from_secs(5);
 /// # Errors
 /// What waiting cannot mend: settings, credentials, a topic that does not exist. Brokers that cannot be reached are
 /// waited for.
-pub(crate) fn start(options: &Options, flow: &Arc<Flow>) -> Result<Option<Member>, AdapterError> {
+pub(crate) fn start(options: &Arc<Options>, flow: &Arc<Flow>) -> Result<Option<Member>, AdapterError> {
     let doors = door_names(options)?;
-    let group = Group::new(flow.clone(), options.start_from, options.revoke_wait, doors.clone());
+    let group = Group::new(flow.clone(), options.clone(), doors.clone());
     let member: Member = options
         .consumer_config()?
         .create_with_context(group)

@@ -13,7 +13,7 @@ use backstop_kafka::{KafkaSettings, KafkaSink, KafkaSource};
 use common::{body, envelope, read, settle, unique, within};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
-use rdkafka::types::RDKafkaRespErr;
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
 const GONE: RDKafkaRespErr = RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
 const HERE: RDKafkaRespErr = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR;
@@ -86,5 +86,34 @@ async fn a_topic_that_stays_away_ends_a_running_source() {
     let error = within("the error", source.next()).await.expect_err("the topic is gone");
     assert_eq!(error.kind(), FaultKind::Missing, "{error:?}");
     assert!(error.to_string().contains("deleted"), "{error:?}");
+    within("close", source.close()).await.expect("closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_is_silent_does_not_decide_where_to_begin() {
+    let cluster = cluster(&["orders"]);
+    let brokers = cluster.bootstrap_servers();
+    let sink = KafkaSink::new(KafkaSettings::new(&brokers));
+    for number in 0..5 {
+        publish(&sink, "orders", number).await;
+    }
+    // More refusals than the source has patience for, were it to give up; out_of_range would then decide, and stop.
+    let refusals = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN; 30];
+    cluster.request_errors(RDKafkaApiKey::OffsetFetch, &refusals);
+    let mut source = source(&brokers, &["orders"]);
+    let numbers: Vec<_> = read(&mut source, 5).await.iter().map(body).collect();
+    assert_eq!(numbers, ["0", "1", "2", "3", "4"]);
+    within("close", source.close()).await.expect("closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_whose_coordinator_is_silent_can_be_closed() {
+    let cluster = cluster(&["orders"]);
+    let brokers = cluster.bootstrap_servers();
+    let refusals = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN; 2_000];
+    cluster.request_errors(RDKafkaApiKey::OffsetFetch, &refusals);
+    let mut source = source(&brokers, &["orders"]);
+    let next = tokio::time::timeout(Duration::from_secs(10), source.next()).await;
+    assert!(next.is_err(), "{next:?}");
     within("close", source.close()).await.expect("closed");
 }

@@ -4,13 +4,13 @@ mod common;
 
 use std::time::Duration;
 
-use backstop_core::dead_letter::{DeadLetter, DeadReason, kafka_door, redrive_envelope};
+use backstop_core::dead_letter::{DeadLetter, DeadReason, kafka_door, kafka_letters, redrive_envelope};
 use backstop_core::message::{Destination, Envelope, Headers};
 use backstop_core::origin::{Origin, Via};
 use backstop_core::sink::Sink;
-use backstop_core::source::{Settlement, Source};
+use backstop_core::source::{Received, Settlement, Source};
 use backstop_core::{ErrorClass, ErrorReport, FaultKind, Identity, MessageKey};
-use backstop_kafka::{KafkaSettings, KafkaSink, KafkaSource, OutOfRange, StartFrom};
+use backstop_kafka::{KafkaSettings, KafkaSink, KafkaSource, OutOfRange, RebalanceProtocol, StartFrom};
 use bytes::Bytes;
 use common::*;
 
@@ -251,9 +251,7 @@ async fn an_offset_that_is_gone_stops_the_source_unless_told_otherwise() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_topic_ends_the_source_with_a_hint() {
     let name = unique("missing");
-    for protocol in
-        [backstop_kafka::RebalanceProtocol::CooperativeSticky, backstop_kafka::RebalanceProtocol::Kip848]
-    {
+    for protocol in [RebalanceProtocol::CooperativeSticky, RebalanceProtocol::Kip848] {
         let mut source =
             KafkaSource::subscribe(brokers(), unique("g"), &[&name]).rebalance_protocol(protocol);
         let error = within("the error", source.next()).await.expect_err("there is no such topic");
@@ -297,11 +295,76 @@ async fn topics_are_read_by_pattern() {
         publish_numbers(&topic.name, "k", 0..1).await;
     }
     let pattern = format!("^{}\\..*\\.dlq$", prefix.replace('.', "\\."));
-    let mut source = KafkaSource::subscribe(brokers(), unique("g"), &[&pattern]);
+    let mut source = KafkaSource::subscribe(brokers(), unique("g"), &[&pattern]).own_topics(true);
     let read = read(&mut source, 2).await;
     let mut places: Vec<_> = read.iter().map(|received| received.origin.place().to_owned()).collect();
     places.sort_unstable();
     assert_eq!(places, [one.name.as_str(), two.name.as_str()]);
+}
+
+/// What a source reads of an `orders` topic, of its letters and of its door, when a pattern matches all three.
+async fn matched_by_pattern(change: impl Fn(KafkaSource) -> KafkaSource, wanted: usize) -> Vec<String> {
+    let (name, group) = (unique("own"), unique("g"));
+    let topics = [
+        Topic::with(&name, 1, &[]).await,
+        Topic::with(&kafka_letters(&name, &group), 1, &[]).await,
+        Topic::with(&kafka_door(&name, "another-group"), 1, &[]).await,
+    ];
+    let publish_all = async |numbers: std::ops::Range<usize>| {
+        for topic in &topics {
+            publish_numbers(&topic.name, "k", numbers.clone()).await;
+        }
+    };
+    publish_all(0..2).await;
+    let pattern = format!("^{name}");
+    let mut source = change(KafkaSource::subscribe(brokers(), &group, &[&pattern]));
+    let mut places: Vec<_> = read(&mut source, wanted * 2).await;
+    // What is written later does not come either.
+    publish_all(2..4).await;
+    places.extend(read(&mut source, wanted * 2).await);
+    nothing_comes(&mut source).await;
+    let place =
+        |received: &Received<_>| received.origin.place().replace(&name, "orders").replace(&group, "g");
+    let places = counted(places.iter().map(place)).into_keys().collect();
+    within("close", source.close()).await.expect("closed");
+    places
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pattern_does_not_match_letters_and_doors() {
+    for protocol in
+        [RebalanceProtocol::CooperativeSticky, RebalanceProtocol::Eager, RebalanceProtocol::Kip848]
+    {
+        let places = matched_by_pattern(|source| source.rebalance_protocol(protocol), 1).await;
+        assert_eq!(places, ["orders"], "{protocol:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pattern_matches_letters_and_doors_for_those_who_collect_them() {
+    let all = ["orders", "orders.another-group.redrive", "orders.g.dlq"];
+    assert_eq!(matched_by_pattern(|source| source.own_topics(true), 3).await, all);
+    assert_eq!(matched_by_pattern(|source| source.door(false), 3).await, all, "as the relay's collector");
+    let none = matched_by_pattern(|source| source.door(false).own_topics(false), 1).await;
+    assert_eq!(none, ["orders"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_and_doors_that_are_named_are_read_beside_a_pattern() {
+    let (name, group) = (unique("named"), unique("g"));
+    let letters = Topic::with(&kafka_letters(&name, "other"), 1, &[])
+        .await
+        .and(kafka_door(&kafka_letters(&name, "other"), &group));
+    let ignored = Topic::with(&kafka_letters(&name, "third"), 1, &[]).await;
+    for topic in [&letters, &ignored] {
+        publish_numbers(&topic.name, "k", 0..1).await;
+    }
+    let pattern = format!("^{name}");
+    let mut source = KafkaSource::subscribe(brokers(), &group, &[&letters.name, &pattern]);
+    let read = read(&mut source, 1).await;
+    assert_eq!(read[0].origin.place(), letters.name);
+    nothing_comes(&mut source).await;
+    within("close", source.close()).await.expect("closed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
