@@ -51,8 +51,10 @@ impl Scene {
     async fn quiet(&self) -> Books {
         let (database, consumer) = (&self.database, &self.consumer.group);
         let committed = database.committed().await;
-        wait::until("all is applied", PATIENCE, || async {
-            database.applied(consumer).await >= committed && database.backlog().await == 0
+        let patience = PATIENCE + Duration::from_millis(10) * transactions() as u32;
+        wait::until("all is applied", patience, || async {
+            let waiting = database.backlog().await + database.held().await;
+            database.applied(consumer).await >= committed && waiting == 0
         })
         .await;
         database.books(consumer).await
