@@ -3,28 +3,33 @@
 //! A number that is missing was rolled back, or belongs to a transaction that is still open and may yet commit. Any
 //! such transaction held a lock on the table just after the read that showed the gap, because it takes the lock
 //! before the number. Once all holders of that moment are gone, one more read decides.
+//!
+//! Locks are looked at once between two reads, and a gap waits for those who held one at the first look after it was
+//! shown and at every look since. So whoever an older gap waits for, a younger one waits for too: it is enough to know
+//! of each holder since which look it has been there, and of each gap after which look it was shown.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// Transactions that hold a row-exclusive lock on the outbox, as `pg_locks.virtualtransaction` names them; a name is
-/// never used again while the server runs.
-pub(crate) type Holders = HashSet<String>;
-
-/// Most ranges that one read probes; beyond that, neighbours are probed together.
-const MAX_PROBES: usize = 10_000;
+/// Most gaps that are kept apart; beyond that, neighbours are merged. Each is looked up by every read.
+const MAX_OPEN: usize = 10_000;
 /// Most closed ranges that are kept for the full scan; the lowest are forgotten first.
 const MAX_CLOSED: usize = 100_000;
+
+/// The number of a look at the locks.
+pub(crate) type Look = u64;
 
 /// The gaps of one reader.
 #[derive(Debug, Default)]
 pub(crate) struct Gaps {
-    /// First number to (last number, group).
-    open: BTreeMap<i64, (i64, u64)>,
-    /// For each group, the gaps of one read: who of its holders is left; `None` until they have been asked for.
-    groups: HashMap<u64, Option<Holders>>,
+    /// First number to (last number, first look after it was shown). Looks ascend with the numbers, because gaps are
+    /// shown beyond all that was read before.
+    open: BTreeMap<i64, (i64, Look)>,
     /// First to last number of gaps that were found to be nobody's.
     closed: BTreeMap<i64, i64>,
-    last_group: u64,
+    /// Transactions that hold a row-exclusive lock on the outbox, as `pg_locks.virtualtransaction` names them, and
+    /// the look since which they have held it. A name is never used again while the server runs.
+    holders: HashMap<String, Look>,
+    look: Look,
 }
 
 /// Ranges to probe.
@@ -32,8 +37,6 @@ pub(crate) struct Gaps {
 pub(crate) struct Probes {
     pub(crate) from: Vec<i64>,
     pub(crate) to: Vec<i64>,
-    /// How many numbers in the ranges are no gaps: a probe may bring as many rows that are known.
-    pub(crate) known: i64,
 }
 
 impl Gaps {
@@ -41,34 +44,23 @@ impl Gaps {
         self.open.is_empty()
     }
 
-    /// Takes in who holds locks now. Returns the groups all of whose holders are gone: they close if the next read
-    /// still finds nothing in them.
-    pub(crate) fn observe(&mut self, now: &Holders) -> HashSet<u64> {
-        let mut ripe = HashSet::new();
-        for (group, holders) in &mut self.groups {
-            match holders {
-                Some(holders) => holders.retain(|holder| now.contains(holder)),
-                None => *holders = Some(now.clone()),
-            }
-            if holders.as_ref().is_some_and(HashSet::is_empty) {
-                ripe.insert(*group);
-            }
-        }
-        ripe
+    /// Takes in who holds locks now. Gaps whose first look is at most the one returned close if the next read still
+    /// finds nothing in them: all their holders are gone.
+    pub(crate) fn observe(&mut self, now: Vec<String>) -> Look {
+        self.look += 1;
+        let before = std::mem::take(&mut self.holders);
+        let since = |name: String| {
+            let since = before.get(&name).copied().unwrap_or(self.look);
+            (name, since)
+        };
+        self.holders = now.into_iter().map(since).collect();
+        self.holders.values().min().map_or(self.look, |since| since - 1)
     }
 
     /// The ranges to probe in the next read, in ascending order.
     pub(crate) fn probes(&self) -> Probes {
-        let chunk = self.open.len().div_ceil(MAX_PROBES).max(1);
-        let ranges: Vec<(i64, i64)> = self.open.iter().map(|(from, (to, _))| (*from, *to)).collect();
-        let mut probes = Probes::default();
-        for chunk in ranges.chunks(chunk) {
-            probes.from.push(chunk[0].0);
-            probes.to.push(chunk[chunk.len() - 1].1);
-            let known = |pair: &[(i64, i64)]| pair[1].0.saturating_sub(pair[0].1).saturating_sub(1);
-            probes.known = probes.known.saturating_add(chunk.windows(2).map(known).sum());
-        }
-        probes
+        let (from, to) = self.open.iter().map(|(from, (to, _))| (*from, *to)).unzip();
+        Probes { from, to }
     }
 
     /// Whether the number is in a gap that is open.
@@ -83,16 +75,16 @@ impl Gaps {
 
     /// A number in an open gap was found.
     pub(crate) fn found(&mut self, number: i64) {
-        let Some((&from, &(to, group))) = self.open.range(..=number).next_back() else { return };
+        let Some((&from, &(to, look))) = self.open.range(..=number).next_back() else { return };
         if number > to {
             return;
         }
         self.open.remove(&from);
         if from < number {
-            self.open.insert(from, (number - 1, group));
+            self.open.insert(from, (number - 1, look));
         }
         if number < to {
-            self.open.insert(number + 1, (to, group));
+            self.open.insert(number + 1, (to, look));
         }
     }
 
@@ -111,34 +103,59 @@ impl Gaps {
         }
     }
 
-    /// Opens the gaps that one read showed: `ranges` of first and last number.
+    /// Opens the gaps that one read showed: `ranges` of first and last number, beyond all that were open.
     pub(crate) fn open(&mut self, ranges: impl IntoIterator<Item = (i64, i64)>) {
-        let group = self.last_group + 1;
-        let before = self.open.len();
-        self.open.extend(ranges.into_iter().map(|(from, to)| (from, (to, group))));
-        if self.open.len() > before {
-            self.last_group = group;
-            self.groups.insert(group, None);
-        }
+        let look = self.look + 1;
+        self.open.extend(ranges.into_iter().map(|(from, to)| (from, (to, look))));
     }
 
-    /// Closes the gaps of these groups: a read that began after all their holders were gone found nothing.
-    pub(crate) fn close(&mut self, ripe: &HashSet<u64>) {
-        if ripe.is_empty() {
-            return;
+    /// Closes the gaps whose first look is at most `ripe`: a read that began after all their holders were gone found
+    /// nothing.
+    pub(crate) fn close(&mut self, ripe: Look) {
+        while let Some(entry) = self.open.first_entry().filter(|entry| entry.get().1 <= ripe) {
+            let (from, (to, _)) = entry.remove_entry();
+            self.closed.insert(from, to);
         }
-        let closed = &mut self.closed;
-        self.open.retain(|from, (to, group)| {
-            let keep = !ripe.contains(group);
-            if !keep {
-                closed.insert(*from, *to);
-            }
-            keep
-        });
-        self.groups.retain(|group, _| !ripe.contains(group));
         while self.closed.len() > MAX_CLOSED {
             self.closed.pop_first();
         }
+    }
+
+    /// Where the lowest gap begins, if there are too many: then they are to be [merged](Gaps::merge).
+    pub(crate) fn overflow(&self) -> Option<i64> {
+        self.open.first_key_value().filter(|_| self.open.len() > MAX_OPEN).map(|(from, _)| *from)
+    }
+
+    /// The gap below a row that was returned and is still there: it must not be merged with the next.
+    pub(crate) fn below(&self, row: i64) -> Option<i64> {
+        if self.is_open(row) || self.is_closed(row) {
+            return None;
+        }
+        self.open.range(..row).next_back().map(|(from, _)| *from)
+    }
+
+    /// Merges neighbours, except those in `apart` with the next: the rows between them are gone, or one of them would
+    /// be returned again. If that leaves too many, the lowest are merged all the same.
+    ///
+    /// A gap of several looks waits for whom the last of them waits for, which is for all.
+    pub(crate) fn merge(&mut self, apart: &BTreeSet<i64>) {
+        let mut spare = apart.len().saturating_sub(MAX_OPEN / 2);
+        let mut merged: BTreeMap<i64, (i64, Look)> = BTreeMap::new();
+        let mut joins = false;
+        for (from, (to, look)) in std::mem::take(&mut self.open) {
+            match merged.last_entry().filter(|_| joins) {
+                Some(mut last) => *last.get_mut() = (to, look),
+                None => {
+                    merged.insert(from, (to, look));
+                }
+            }
+            joins = !apart.contains(&from) || spare > 0;
+            spare = spare.saturating_sub(usize::from(apart.contains(&from)));
+        }
+        self.open = merged;
+        let open = &self.open;
+        self.closed
+            .retain(|from, _| !open.range(..=*from).next_back().is_some_and(|(_, (to, _))| from <= to));
     }
 }
 
@@ -159,37 +176,79 @@ pub(crate) fn between(after: i64, found: impl IntoIterator<Item = i64>) -> Vec<(
 mod tests {
     use super::*;
 
-    fn holders(names: &[&str]) -> Holders {
+    fn names(names: &[&str]) -> Vec<String> {
         names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    fn ranges(gaps: &Gaps) -> Vec<(i64, i64)> {
+        let Probes { from, to } = gaps.probes();
+        from.into_iter().zip(to).collect()
     }
 
     #[test]
     fn a_gap_closes_only_after_a_read_that_began_without_its_holders() {
         let mut gaps = Gaps::default();
         gaps.open(between(0, [1, 4, 6]));
-        assert_eq!(gaps.observe(&holders(&["3/7", "4/1"])), HashSet::new());
-        let ripe = gaps.observe(&holders(&["4/1", "9/9"]));
-        assert!(ripe.is_empty(), "one of its holders is left, and later ones do not count");
-        let ripe = gaps.observe(&holders(&["9/9"]));
-        assert_eq!(ripe.len(), 1);
-        assert!(
-            gaps.is_open(2) && gaps.is_open(3) && gaps.is_open(5),
-            "open until the read has found nothing"
-        );
-        gaps.close(&ripe);
-        assert!(gaps.is_empty() && gaps.is_closed(2) && gaps.is_closed(5) && !gaps.is_closed(4));
+        for holders in [&["3/7", "4/1"][..], &["4/1", "9/9", "9/9"]] {
+            let ripe = gaps.observe(names(holders));
+            gaps.close(ripe);
+            assert!(gaps.is_open(2), "one of its holders is left");
+        }
+        let ripe = gaps.observe(names(&["9/9"]));
+        assert!(gaps.is_open(3) && gaps.is_open(5), "open until the read has found nothing");
+        gaps.close(ripe);
+        assert!(gaps.is_empty(), "later holders do not count");
+        assert!(gaps.is_closed(2) && gaps.is_closed(5) && !gaps.is_closed(4));
     }
 
     #[test]
     fn nobody_at_work_closes_at_the_next_read() {
         let mut gaps = Gaps::default();
         gaps.open(between(0, [3]));
-        let ripe = gaps.observe(&Holders::new());
+        let ripe = gaps.observe(Vec::new());
         gaps.found(2);
-        gaps.close(&ripe);
+        gaps.open([(7, 7)]);
+        gaps.close(ripe);
         assert!(gaps.is_closed(1) && !gaps.is_closed(2));
+        assert!(gaps.is_open(7), "whom it waits for has not been asked yet");
         gaps.straggled(1);
         assert!(!gaps.is_closed(1));
+    }
+
+    /// The plain reading of the rule, with the holders of every read kept apart.
+    #[test]
+    fn it_closes_what_the_rule_closes() {
+        let mut gaps = Gaps::default();
+        let mut model: Vec<(i64, Option<BTreeSet<String>>)> = Vec::new();
+        let mut state: u64 = 42;
+        let mut random = |bound: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % bound
+        };
+        let mut holding: BTreeSet<String> = BTreeSet::new();
+        let mut born = 0;
+        for read in 0..5_000 {
+            holding.retain(|_| random(3) > 0);
+            for _ in 0..random(3) {
+                born += 1;
+                holding.insert(born.to_string());
+            }
+            let ripe = gaps.observe(holding.iter().cloned().collect());
+            for (_, holders) in &mut model {
+                match holders {
+                    Some(holders) => holders.retain(|name| holding.contains(name)),
+                    None => *holders = Some(holding.clone()),
+                }
+            }
+            model.retain(|(_, holders)| holders.as_ref().is_none_or(|holders| !holders.is_empty()));
+            gaps.close(ripe);
+            let left: Vec<i64> = model.iter().map(|(number, _)| *number).collect();
+            assert_eq!(gaps.probes().from, left, "read {read}");
+            if random(2) == 0 {
+                gaps.open([(10 * read, 10 * read)]);
+                model.push((10 * read, None));
+            }
+        }
     }
 
     #[test]
@@ -199,18 +258,59 @@ mod tests {
         for number in [5, 1, 9, 5, 42] {
             gaps.found(number);
         }
-        let probes = gaps.probes();
-        assert_eq!((probes.from, probes.to, probes.known), (vec![2, 6], vec![4, 8], 0));
+        assert_eq!(ranges(&gaps), [(2, 4), (6, 8)]);
     }
 
     #[test]
-    fn too_many_gaps_are_probed_together() {
+    fn one_long_writer_costs_no_more_than_what_is_open() {
+        let mut gaps = Gaps::default();
+        for read in 0..100_000_i64 {
+            let others = (0..8).map(|n| format!("{n}/{read}"));
+            let ripe = gaps.observe(others.chain(["1/1".to_owned()]).collect());
+            gaps.close(ripe);
+            gaps.open([(3 * read, 3 * read + 1)]);
+            // The writers that were late have committed.
+            gaps.found(3 * read - 3);
+            gaps.found(3 * read - 2);
+        }
+        assert_eq!((gaps.open.len(), gaps.holders.len()), (1, 9));
+        assert!(gaps.holders.capacity() < 64, "{}", gaps.holders.capacity());
+    }
+
+    #[test]
+    fn too_many_are_merged_over_rows_that_are_gone() {
+        let mut gaps = Gaps::default();
+        assert_eq!(gaps.overflow(), None);
+        for n in 0..MAX_OPEN as i64 {
+            gaps.observe(names(&["1/1"]));
+            gaps.open([(3 * n + 1, 3 * n + 1)]);
+        }
+        assert_eq!(gaps.overflow(), None);
+        gaps.closed.insert(5, 5);
+        gaps.open([(30_001, 30_001)]);
+        assert_eq!(gaps.overflow(), Some(1));
+        // Of the rows, 300 and 15000 are left; 5 is one that was missed, and is found now.
+        let apart = [5, 300, 15_000].into_iter().filter_map(|row| gaps.below(row)).collect();
+        gaps.merge(&apart);
+        assert_eq!(ranges(&gaps), [(1, 298), (301, 14_998), (15_001, 30_001)]);
+        assert!(gaps.is_open(5) && !gaps.is_closed(5));
+        let ripe = gaps.observe(names(&["2/2"]));
+        gaps.close(ripe);
+        assert_eq!(ranges(&gaps), [(15_001, 30_001)], "the last gap has not been asked about yet");
+        let ripe = gaps.observe(Vec::new());
+        gaps.close(ripe);
+        assert!(gaps.is_empty() && gaps.is_closed(20_000));
+    }
+
+    #[test]
+    fn the_bound_holds_even_if_rows_are_returned_again() {
         let mut gaps = Gaps::default();
         gaps.open((0..25_000).map(|n| (3 * n, 3 * n)));
-        let probes = gaps.probes();
-        assert!(probes.from.len() <= MAX_PROBES);
-        assert_eq!((probes.from[0], probes.to[0]), (0, 6));
-        let covered: i64 = probes.from.iter().zip(&probes.to).map(|(from, to)| to - from + 1).sum();
-        assert_eq!(covered - probes.known, 25_000);
+        let apart = (0..25_000).filter_map(|n| gaps.below(3 * n + 1)).collect();
+        gaps.merge(&apart);
+        let left = ranges(&gaps);
+        assert!((MAX_OPEN / 2..=MAX_OPEN / 2 + 1).contains(&left.len()), "{}", left.len());
+        assert!(left[0].1 > 50_000 && left[1].0 == left[1].1, "the lowest give way: {:?}", &left[..2]);
+        assert_eq!(left.last(), Some(&(74_997, 74_997)));
     }
 }

@@ -12,6 +12,7 @@
 //! PostgreSQL 13 or later. Everything works through a pooler in transaction mode: there are no session locks and no
 //! LISTEN, and every setting is local to a transaction.
 
+mod ahead;
 mod chain;
 mod check;
 mod commit;

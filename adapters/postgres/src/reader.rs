@@ -1,5 +1,6 @@
 //! Reads the outbox in `seq` order without skipping a row that commits late.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,8 +12,9 @@ use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, PgPool, Postgres, Row};
 
+use crate::ahead::Ahead;
 use crate::failure::failed;
-use crate::gaps::{Gaps, Holders, between};
+use crate::gaps::{Gaps, Look, between};
 use crate::outbox_row::{self, columns};
 use crate::scoped::Scoped;
 use crate::tables::PgTables;
@@ -31,7 +33,7 @@ pub(crate) struct ReaderSql {
     outbox: String,
     read: Arc<str>,
     reread: Arc<str>,
-    scan: Arc<str>,
+    numbers: Arc<str>,
     fetch: Arc<str>,
 }
 
@@ -45,13 +47,14 @@ impl ReaderSql {
             read: fill(format!(
                 "(SELECT o.* FROM unnest($2::bigint[], $3::bigint[]) AS gap (a, z) CROSS JOIN LATERAL (\
                  SELECT {columns} FROM {{outbox}} WHERE seq BETWEEN gap.a AND gap.z ORDER BY seq) AS o LIMIT $4) \
-                 UNION ALL (SELECT {columns} FROM {{outbox}} WHERE seq > $1 ORDER BY seq LIMIT $5)"
+                 UNION ALL (SELECT {columns} FROM {{outbox}} WHERE seq > $1 \
+                 AND (seq, id) NOT IN (SELECT * FROM unnest($6::bigint[], $7::text[])) ORDER BY seq LIMIT $5)"
             )),
             reread: fill(format!(
                 "SELECT {columns} FROM {{outbox}} WHERE seq BETWEEN $1 AND $2 AND destination = $3 \
                  AND routing_key IS NOT DISTINCT FROM $4 AND ($5::text IS NULL OR key = $5) ORDER BY seq LIMIT $6"
             )),
-            scan: fill("SELECT seq FROM {outbox} WHERE seq <= $1 ORDER BY seq".to_owned()),
+            numbers: fill("SELECT seq FROM {outbox} WHERE seq BETWEEN $1 AND $2 ORDER BY seq".to_owned()),
             fetch: fill(format!("SELECT {columns} FROM {{outbox}} WHERE seq = ANY($1) ORDER BY seq")),
         }
     }
@@ -88,9 +91,11 @@ pub(crate) struct PgOutboxReader {
 
 #[derive(Debug)]
 struct State {
-    /// Every number up to here was returned, or is in a gap.
+    /// Every number up to here was returned, or is in a gap. Where the sequence may be read it has given all of them.
     frontier: i64,
     gaps: Gaps,
+    /// What was returned beyond the frontier.
+    ahead: Ahead,
     scanned: Instant,
     /// Bytes of a row, on average of the last read that brought any.
     row_bytes: usize,
@@ -98,7 +103,13 @@ struct State {
 
 impl State {
     fn new() -> Self {
-        Self { frontier: i64::MIN, gaps: Gaps::default(), scanned: Instant::now(), row_bytes: 256 }
+        Self {
+            frontier: i64::MIN,
+            gaps: Gaps::default(),
+            ahead: Ahead::default(),
+            scanned: Instant::now(),
+            row_bytes: 256,
+        }
     }
 }
 
@@ -160,9 +171,16 @@ impl PgOutboxReader {
             scoped.release();
             return Ok(claimed);
         }
+        if let Some(lowest) = self.state.gaps.overflow() {
+            self.merge_gaps(&mut scoped, lowest).await?;
+        }
+        if self.state.ahead.is_due() {
+            let there = self.numbers(&mut scoped, self.state.frontier.saturating_add(1), i64::MAX).await?;
+            self.state.ahead.keep(&there);
+        }
         // The holders were read after the last read and before this one: both uses of them need just that.
-        let ripe = self.state.gaps.observe(&holders);
-        self.read_rows(scoped, rows, bytes, last, &ripe).await
+        let ripe = self.state.gaps.observe(holders);
+        self.read_rows(scoped, rows, bytes, last, ripe).await
     }
 
     async fn read_rows(
@@ -171,18 +189,21 @@ impl PgOutboxReader {
         rows: usize,
         bytes: usize,
         last: Option<i64>,
-        ripe: &std::collections::HashSet<u64>,
+        ripe: Look,
     ) -> Result<Claimed, AdapterError> {
-        let State { frontier, gaps, row_bytes, .. } = &self.state;
+        let State { frontier, gaps, ahead, row_bytes, .. } = &self.state;
         let limit = rows.min(2 * bytes / row_bytes.max(&1)).max(16).min(rows.max(1));
         let probes = gaps.probes();
-        let in_gaps = i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(probes.known);
+        let count = i64::try_from(limit).unwrap_or(i64::MAX);
+        let (numbers, ids) = ahead.names();
         let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.read)))
             .bind(frontier)
             .bind(probes.from)
             .bind(probes.to)
-            .bind(in_gaps)
-            .bind(i64::try_from(limit).unwrap_or(i64::MAX));
+            .bind(count)
+            .bind(count)
+            .bind(numbers)
+            .bind(ids);
         let known = |seq: i64| seq <= *frontier && !gaps.is_open(seq);
         let mut batch = collect(query, &mut scoped, limit, bytes, known).await?;
         let full = batch.rows.len() >= limit;
@@ -197,19 +218,25 @@ impl PgOutboxReader {
 
     /// Takes in what a read brought. There is no wait between this and the return of the rows: a caller that is
     /// cancelled has lost none.
-    fn advance(&mut self, batch: &Batch, last: Option<i64>, ripe: &std::collections::HashSet<u64>) {
-        let State { frontier, gaps, row_bytes, .. } = &mut self.state;
+    fn advance(&mut self, batch: &Batch, last: Option<i64>, ripe: Look) {
+        let State { frontier, gaps, ahead, row_bytes, .. } = &mut self.state;
         let before = *frontier;
         for (row, _) in batch.rows.iter().filter(|(row, _)| row.seq <= before) {
             gaps.found(row.seq);
         }
-        let beyond = || batch.rows.iter().map(|(row, _)| row.seq).filter(|seq| *seq > before);
+        let beyond = batch.rows.iter().map(|(row, _)| row).filter(|row| row.seq > before);
+        let highest = beyond.clone().next_back().map(|row| row.seq);
         // Rows of gaps come first: a cut leaves none of them behind once a row beyond the frontier was read.
-        if !batch.cut || beyond().next().is_some() {
+        if !batch.cut || highest.is_some() {
             gaps.close(ripe);
         }
-        gaps.open(between(before, beyond()));
-        *frontier = beyond().last().unwrap_or(before);
+        beyond.for_each(|row| ahead.returned(row.seq, &row.message.id));
+        // A cut leaves rows behind beyond the highest one. What the sequence had not given before this read was given
+        // since, mostly; but if somebody chose the number, rows below it are still to come, and show no gap.
+        let reached = if batch.cut { highest.unwrap_or(before) } else { i64::MAX };
+        let reached = ahead.pass(reached.min(last.unwrap_or(i64::MAX)));
+        *frontier = reached.last().copied().unwrap_or(before);
+        gaps.open(between(before, reached));
         if let Some(last) = last
             && !batch.cut
             && *frontier == before
@@ -226,7 +253,7 @@ impl PgOutboxReader {
     }
 
     /// The last number given (where the sequence may be read) and the holders of locks (where there are gaps).
-    async fn feel(&mut self, scoped: &mut Scoped) -> Result<(Option<i64>, Holders), AdapterError> {
+    async fn feel(&mut self, scoped: &mut Scoped) -> Result<(Option<i64>, Vec<String>), AdapterError> {
         let pulse = match &self.pulse {
             Some(pulse) => Arc::clone(pulse),
             None => self.find_sequence(scoped).await?,
@@ -236,7 +263,7 @@ impl PgOutboxReader {
             .fetch_one(&mut **scoped)
             .await
             .map_err(failed("read who writes to the outbox"))?;
-        Ok((last, holders.unwrap_or_default().into_iter().collect()))
+        Ok((last, holders.unwrap_or_default()))
     }
 
     async fn find_sequence(&mut self, scoped: &mut Scoped) -> Result<Arc<str>, AdapterError> {
@@ -258,7 +285,8 @@ impl PgOutboxReader {
         let rows = rows.max(1);
         let mut found: Vec<i64> = Vec::new();
         {
-            let mut numbers = sqlx::query_scalar::<_, i64>(AssertSqlSafe(Arc::clone(&self.sql.scan)))
+            let mut numbers = sqlx::query_scalar::<_, i64>(AssertSqlSafe(Arc::clone(&self.sql.numbers)))
+                .bind(i64::MIN)
                 .bind(self.state.frontier)
                 .fetch(&mut **scoped);
             while let Some(number) = numbers.try_next().await.map_err(failed("scan the outbox"))? {
@@ -281,6 +309,34 @@ impl PgOutboxReader {
         Ok(Some(Claimed { more: true, ..batch.into_claimed(stragglers) }))
     }
 
+    /// Merges gaps, of which there are too many because a transaction that wrote to the outbox stays open while others
+    /// roll back.
+    async fn merge_gaps(&mut self, scoped: &mut Scoped, lowest: i64) -> Result<(), AdapterError> {
+        let mut apart = BTreeSet::new();
+        {
+            let mut numbers = sqlx::query_scalar::<_, i64>(AssertSqlSafe(Arc::clone(&self.sql.numbers)))
+                .bind(lowest)
+                .bind(self.state.frontier)
+                .fetch(&mut **scoped);
+            while let Some(number) = numbers.try_next().await.map_err(failed("scan the outbox"))? {
+                apart.extend(self.state.gaps.below(number));
+            }
+        }
+        self.state.gaps.merge(&apart);
+        tracing::warn!(
+            outbox = self.sql.outbox,
+            from = lowest,
+            "a transaction that wrote to the outbox stays open, and reads look at ever more for its sake"
+        );
+        Ok(())
+    }
+
+    async fn numbers(&self, scoped: &mut Scoped, from: i64, to: i64) -> Result<BTreeSet<i64>, AdapterError> {
+        let numbers = sqlx::query_scalar(AssertSqlSafe(Arc::clone(&self.sql.numbers))).bind(from).bind(to);
+        let numbers: Vec<i64> = numbers.fetch_all(&mut **scoped).await.map_err(failed("scan the outbox"))?;
+        Ok(numbers.into_iter().collect())
+    }
+
     async fn read_again(
         &mut self,
         what: &Reread,
@@ -293,17 +349,18 @@ impl PgOutboxReader {
         let limit = rows.max(1);
         let mut scoped = self.begin().await?;
         let mut from = what.from;
+        let State { frontier, gaps, ahead, .. } = &self.state;
+        let unread =
+            |seq: i64| gaps.is_open(seq) || gaps.is_closed(seq) || (seq > *frontier && !ahead.contains(seq));
         let mut batch = loop {
             let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.reread)))
                 .bind(from)
-                .bind(self.state.frontier)
+                .bind(ahead.highest().unwrap_or(*frontier))
                 .bind(&what.destination.name)
                 .bind(what.destination.routing_key.as_deref())
                 .bind(key)
                 .bind(i64::try_from(limit).unwrap_or(i64::MAX));
-            let gaps = &self.state.gaps;
-            let unread = |seq: i64| gaps.is_open(seq) || gaps.is_closed(seq);
-            let batch = collect(query, &mut scoped, limit, bytes, unread).await?;
+            let batch = collect(query, &mut scoped, limit, bytes, &unread).await?;
             // Rows in gaps that were filled since count against the limit, and are for the next read to return.
             if !batch.rows.is_empty() || batch.fetched < limit {
                 break batch;

@@ -275,6 +275,109 @@ async fn a_sequence_that_goes_backwards_starts_over() {
 }
 
 #[tokio::test]
+async fn a_number_chosen_by_hand_beyond_the_sequence_does_not_start_over() {
+    let db = Db::new().await;
+    let mut reader = store(&db).reader();
+    db.run(&insert("a")).await;
+    db.run(
+        "INSERT INTO backstop_outbox (seq, id, destination) OVERRIDING SYSTEM VALUE \
+         SELECT n, n, 'paused' FROM generate_series(5, 8) n",
+    )
+    .await;
+    assert_eq!(seqs(&mut reader).await, [1, 5, 6, 7, 8]);
+    for n in 2..=4 {
+        assert!(seqs(&mut reader).await.is_empty(), "each row once");
+        db.run(&insert("a")).await;
+        assert_eq!(seqs(&mut reader).await, [n], "below the chosen numbers");
+    }
+    let paused = Reread { destination: Destination::new("paused"), key: None, from: 0 };
+    let again = reader.reread(&paused, 10, MEGA).await.expect("read").rows;
+    assert_eq!(again.iter().map(|row| row.seq).collect::<Vec<_>>(), [5, 6, 7, 8]);
+    // The sequence passes the numbers, and gives one to another row.
+    db.run("DELETE FROM backstop_outbox WHERE seq IN (5, 6)").await;
+    db.run(&insert("a")).await;
+    assert_eq!(seqs(&mut reader).await, [5], "another row under the number of one that was returned");
+    db.run("SELECT setval(pg_get_serial_sequence('backstop_outbox', 'seq'), 8)").await;
+    db.run(&insert("a")).await;
+    assert_eq!(seqs(&mut reader).await, [9]);
+    assert!(seqs(&mut reader).await.is_empty());
+    db.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_writer_that_stays_open_costs_nothing_while_others_write() {
+    const ROWS: i64 = 20_000;
+    let db = Arc::new(Db::new().await);
+    let store = store(&db);
+    let mut reader = store.reader();
+    let mut late = db.pool.begin().await.expect("begun");
+    late.execute(AssertSqlSafe(insert("late"))).await.expect("written");
+    let writers: Vec<_> = (0..4)
+        .map(|_| {
+            let db = Arc::clone(&db);
+            tokio::spawn(async move {
+                // Single rows and rollbacks, so that numbers interleave and gaps come with almost every read.
+                let one = "BEGIN; INSERT INTO backstop_outbox (destination) VALUES ('lost'); ROLLBACK; \
+                           INSERT INTO backstop_outbox (destination) SELECT 'orders' FROM generate_series(1, 20);";
+                for _ in 0..ROWS / 80 {
+                    db.run(one).await;
+                }
+            })
+        })
+        .collect();
+    let (mut came, mut slowest) = (0, Duration::ZERO);
+    while came < ROWS {
+        let begun = std::time::Instant::now();
+        let claimed = read(&mut reader).await;
+        slowest = slowest.max(begun.elapsed());
+        came += i64::try_from(claimed.rows.len()).expect("few");
+        store.delete(&claimed.rows.iter().map(OutboxRow::row_id).collect::<Vec<_>>()).await.expect("deleted");
+    }
+    for writer in writers {
+        writer.await.expect("no panic");
+    }
+    assert!(seqs(&mut reader).await.is_empty(), "each row once");
+    late.commit().await.expect("committed");
+    assert_eq!(seqs(&mut reader).await, [1]);
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    Arc::into_inner(db).expect("the writers have ended").drop().await;
+}
+
+#[tokio::test]
+async fn gaps_beyond_the_bound_are_merged_and_lose_nothing() {
+    let db = Db::new().await;
+    let store = store(&db);
+    let mut reader = store.reader();
+    let mut late = db.pool.begin().await.expect("begun");
+    late.execute(AssertSqlSafe(insert("late"))).await.expect("written");
+    // Every other number is nobody's, as far as can be told while the writer is open.
+    db.run(
+        "INSERT INTO backstop_outbox (destination) \
+         SELECT CASE WHEN nextval(pg_get_serial_sequence('backstop_outbox', 'seq')) > 0 THEN 'orders' END \
+         FROM generate_series(1, 15000)",
+    )
+    .await;
+    let mut came = Vec::new();
+    for _ in 0..40 {
+        let claimed = read(&mut reader).await;
+        came.extend(claimed.rows.iter().map(OutboxRow::row_id));
+        let deleted: Vec<RowId> =
+            claimed.rows.iter().filter(|row| row.seq % 1_000 > 9).map(OutboxRow::row_id).collect();
+        store.delete(&deleted).await.expect("deleted");
+    }
+    assert_eq!(came.len(), 15_000, "each row once");
+    let left = db.number("SELECT count(*) FROM backstop_outbox").await;
+    let all = Reread { destination: Destination::new("orders"), key: None, from: 0 };
+    let again = reader.reread(&all, 1_000, MEGA).await.expect("read").rows;
+    assert_eq!(i64::try_from(again.len()).expect("few"), left, "what was returned can be read again");
+    late.commit().await.expect("committed");
+    assert_eq!(seqs(&mut reader).await, [1]);
+    db.run(&insert("a")).await;
+    assert_eq!(seqs(&mut reader).await.len(), 1);
+    db.drop().await;
+}
+
+#[tokio::test]
 async fn rows_that_came_under_old_numbers_are_not_deleted() {
     let db = Db::new().await;
     let store = store(&db);
