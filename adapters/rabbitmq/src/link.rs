@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use backstop_core::AdapterError;
+use backstop_core::{AdapterError, FaultKind};
 use futures_util::StreamExt;
 use lapin::options::ConfirmSelectOptions;
 use lapin::{Channel, Connection, ConnectionProperties, Event};
@@ -47,10 +47,14 @@ impl Link {
     }
 
     /// Opens a channel, and a connection before it where there is none.
+    ///
+    /// Fails at once while the broker blocks publishing on the connection: nothing can be written to it then, not
+    /// even its end, so that a new one each time would pile up until the alarm is over.
     pub(crate) async fn channel(&self) -> Result<Channel, AdapterError> {
         let what = format!("cannot open a channel to RabbitMQ at {}", self.settings);
         let mut slot = self.connection.lock().await;
         let connection = match slot.as_ref().filter(|connection| connection.status().connected()) {
+            Some(connection) if connection.status().blocked() => return Err(blocked(&what)),
             Some(connection) => connection.clone(),
             None => slot.insert(Arc::new(self.connect().await?)).clone(),
         };
@@ -104,6 +108,12 @@ impl Link {
         tracing::debug!(broker = %self.settings, "connected");
         Ok(connection)
     }
+}
+
+fn blocked(what: &str) -> AdapterError {
+    let what = format!("{what}: the broker blocks publishing because of an alarm");
+    AdapterError::new(FaultKind::Unreachable, what)
+        .with_hint("free memory or disk space of the broker; `rabbitmq-diagnostics alarms` tells which")
 }
 
 /// Logs alarms of the broker, once when they begin and once when they end.

@@ -43,7 +43,10 @@ pub enum Ordering {
 /// [`Scope::Broker`]. When the broker closes a channel because of one message (its exchange is missing, say), the
 /// other messages under way there are published again, one at a time, until the culprit is found; it alone, and what
 /// waits for the same exchange, fails. While the broker blocks publishing (memory or disk alarm) messages stay under
-/// way, and no time limit applies.
+/// way, and no time limit applies; after [`abandon`](Publisher::abandon) they fail until the alarm is over.
+///
+/// A task of the publisher that dies, with the runtime that it was started on for example, fails what it had under
+/// way with [`Scope::Broker`]; the next message starts another one.
 #[derive(Debug)]
 pub struct RabbitPublisher {
     link: Arc<Link>,

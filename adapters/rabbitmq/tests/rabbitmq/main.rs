@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, which clippy does not take for tests")]
 
+mod alarm;
 mod dead_letters;
 mod logged;
 mod publisher;

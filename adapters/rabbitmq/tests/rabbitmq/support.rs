@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use backstop_core::Envelope;
@@ -34,12 +34,21 @@ pub(crate) fn settings() -> RabbitSettings {
 
 /// A proxy before the broker, and settings that lead through it. A lost peer is noticed after two seconds.
 pub(crate) async fn proxied() -> (Proxy, RabbitSettings) {
-    let url = url();
-    let (login, rest) = url.rsplit_once('@').expect("the URL names a user");
-    let (broker, vhost) = rest.split_once('/').unwrap_or((rest, "%2f"));
-    let proxy = Proxy::start(broker).await.unwrap();
-    let settings = RabbitSettings::parse(&format!("{login}@{}/{vhost}", proxy.address())).unwrap();
+    let proxy = Proxy::start(broker()).await.unwrap();
+    let settings = settings_through(proxy.address());
     (proxy, settings.heartbeat(Duration::from_secs(1)).connect_timeout(Duration::from_secs(2)))
+}
+
+/// Host and port of the broker.
+pub(crate) fn broker() -> String {
+    let url = url();
+    let (_, rest) = url.rsplit_once('@').expect("the URL names a user");
+    rest.split_once('/').map_or(rest, |(broker, _)| broker).to_owned()
+}
+
+/// Settings that lead to the broker through another address.
+pub(crate) fn settings_through(address: SocketAddr) -> RabbitSettings {
+    RabbitSettings::parse(&url().replace(&broker(), &address.to_string())).unwrap()
 }
 
 /// A name that no other test uses.
