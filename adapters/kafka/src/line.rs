@@ -70,12 +70,13 @@ impl LineOptions {
             ("topic.metadata.propagation.max.ms", "5000"),
             ("socket.keepalive.enable", "true"),
         ];
-        // A message that timed out in the queue would let later ones pass.
+        // A message that timed out in the queue, or was given up after some retries, would let later ones pass.
         let fixed = [
             ("enable.idempotence", "true"),
             ("acks", "all"),
             ("max.in.flight.requests.per.connection", "5"),
             ("message.timeout.ms", "0"),
+            ("message.send.max.retries", "2147483647"),
             ("linger.ms", &linger),
             ("queue.buffering.max.messages", &queue),
             ("message.max.bytes", &bytes),

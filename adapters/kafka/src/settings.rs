@@ -70,23 +70,21 @@ impl KafkaSettings {
     }
 
     /// The configuration of a client: `defaults`, over them the user's properties, over them `fixed`, on which a
-    /// promise rests and which the user may therefore not set.
+    /// promise rests and which the user may therefore not set, under whatever name.
     pub(crate) fn client_config(
         &self,
         defaults: &[(&str, &str)],
         fixed: &[(&str, &str)],
     ) -> Result<ClientConfig, AdapterError> {
-        if let Some((name, _)) = fixed.iter().find(|(name, _)| self.properties.contains_key(*name)) {
-            return Err(AdapterError::new(
-                FaultKind::Invalid,
-                format!("the Kafka property {name} is Backstop's to set"),
-            )
-            .with_hint(format!(
-                "remove {name} from the properties; where it can be chosen there is a setting for it"
-            )));
+        let reserved = || fixed.iter().map(|(name, _)| *name).chain(RESERVED);
+        let is_reserved = |given: &str| reserved().any(|name| real_name(name) == real_name(given));
+        if let Some(given) = self.properties.keys().find(|given| is_reserved(given)) {
+            return Err(refused(given));
         }
         let mut config = ClientConfig::new();
-        for (name, value) in defaults {
+        // Two names of one property would be set in no particular order.
+        let is_given = |name: &str| self.properties.keys().any(|given| real_name(given) == real_name(name));
+        for (name, value) in defaults.iter().filter(|(name, _)| !is_given(name)) {
             config.set(*name, *value);
         }
         for (name, value) in &self.properties {
@@ -121,6 +119,66 @@ impl fmt::Debug for KafkaSettings {
     }
 }
 
+/// Properties that every client takes from the settings themselves.
+const RESERVED: [&str; 2] = ["bootstrap.servers", "client.id"];
+
+/// librdkafka's other names of properties that Backstop sets, with the real ones.
+const ALIASES: [(&str, &str); 8] = [
+    ("bootstrap.servers", "metadata.broker.list"),
+    ("max.in.flight", "max.in.flight.requests.per.connection"),
+    ("linger.ms", "queue.buffering.max.ms"),
+    ("retries", "message.send.max.retries"),
+    ("compression.type", "compression.codec"),
+    ("acks", "request.required.acks"),
+    ("delivery.timeout.ms", "message.timeout.ms"),
+    ("enable.auto.commit", "auto.commit.enable"),
+];
+
+/// The name behind an alias, so that two names of one property are equal.
+fn real_name(name: &str) -> &str {
+    ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, real)| real)
+}
+
+/// The other name of a property that has two.
+fn other_name(name: &str) -> Option<&'static str> {
+    ALIASES.iter().find_map(|(alias, real)| match name {
+        name if name == *alias => Some(*real),
+        name if name == *real => Some(*alias),
+        _ => None,
+    })
+}
+
+/// The error of a property that a user may not set.
+fn refused(given: &str) -> AdapterError {
+    let other = other_name(given).map(|other| format!(" (also called {other})")).unwrap_or_default();
+    AdapterError::new(FaultKind::Invalid, format!("the Kafka property {given}{other} is Backstop's to set"))
+        .with_hint(format!("remove {given} from the properties: {}", why_fixed(given)))
+}
+
+/// Why a property is not the user's to set, or where else it can be chosen.
+fn why_fixed(given: &str) -> &'static str {
+    match real_name(given) {
+        "metadata.broker.list" => "the brokers have a setting of their own",
+        "client.id" => "the client id has a setting of its own",
+        "group.id" => "the group is named with the topics",
+        "auto.commit.enable" | "enable.auto.offset.store" => "only settled messages are committed",
+        "auto.offset.reset" => "start_from and out_of_range say where to begin",
+        "group.protocol" | "partition.assignment.strategy" => {
+            "the rebalance protocol is a setting of the source"
+        }
+        "enable.idempotence" | "request.required.acks" | "max.in.flight.requests.per.connection" => {
+            "confirmed messages must not be lost, doubled or reordered"
+        }
+        "message.timeout.ms" | "message.send.max.retries" => {
+            "a message that is given up by itself would let later ones pass"
+        }
+        "queue.buffering.max.ms" => "the linger is a setting of sink and publisher",
+        "queue.buffering.max.messages" => "the number of messages under way is a setting of the publisher",
+        "message.max.bytes" => "the largest message is a setting of sink and publisher",
+        _ => "a promise rests on its value",
+    }
+}
+
 /// Whether the value of this property must not be shown.
 pub(crate) fn is_secret(name: &str) -> bool {
     const MARKS: [&str; 6] = ["password", "secret", "key.pem", "jaas", "token", "oauthbearer.config"];
@@ -152,6 +210,48 @@ mod tests {
         let error = settings.client_config(&[], &[("enable.auto.commit", "false")]).unwrap_err();
         assert_eq!(error.kind(), FaultKind::Invalid);
         assert!(error.to_string().contains("enable.auto.commit"));
+    }
+
+    #[test]
+    fn the_other_names_of_such_a_property_are_refused_too() {
+        let pairs = ALIASES.iter().flat_map(|(alias, real)| [(*alias, *real), (*real, *alias)]);
+        for (given, fixed) in pairs {
+            let settings = KafkaSettings::new("localhost:1").property(given, "1");
+            let error = settings.client_config(&[], &[(fixed, "2")]).unwrap_err();
+            assert_eq!(error.kind(), FaultKind::Invalid);
+            let told = format!("{error} {:?}", error.hint());
+            assert!(told.contains(given) && told.contains(fixed), "{told}");
+            assert!(
+                !told.contains("a promise rests") || fixed.contains("compression"),
+                "it says why: {told}"
+            );
+        }
+    }
+
+    #[test]
+    fn brokers_and_client_id_are_not_properties() {
+        for given in ["bootstrap.servers", "metadata.broker.list", "client.id"] {
+            let error =
+                KafkaSettings::new("localhost:1").property(given, "x").client_config(&[], &[]).unwrap_err();
+            assert!(error.to_string().contains(given), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_taken_for_an_alias_is_one() {
+        for (alias, real) in ALIASES.iter().filter(|(alias, _)| !alias.starts_with("enable.auto")) {
+            let value = if *alias == "compression.type" { "zstd" } else { "7" };
+            let config = ClientConfig::new().set(*alias, value).create_native_config().expect("known");
+            let found = config.get(real).expect("known");
+            assert!(found.starts_with(value), "{alias} is not {real}: {found}");
+        }
+    }
+
+    #[test]
+    fn a_default_gives_way_to_the_other_name_of_its_property() {
+        let settings = KafkaSettings::new("localhost:1").property("compression.type", "lz4");
+        let config = settings.client_config(&[("compression.codec", "zstd")], &[]).expect("valid");
+        assert_eq!((config.get("compression.codec"), config.get("compression.type")), (None, Some("lz4")));
     }
 
     #[test]

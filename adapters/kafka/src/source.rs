@@ -23,7 +23,8 @@ const LEAVE: Duration = Duration::from_secs(15);
 /// Beside each topic it reads that topic's door, `<topic>.<group>.redrive`, through which redriven messages come in;
 /// a door that is missing is made at start-up, and where that is not allowed the source warns and goes on without.
 /// A name that begins with `^` is a regular expression over topic names, and has no door; it does not match letters
-/// and doors, unless [`own_topics`](KafkaSource::own_topics) says so.
+/// and doors, unless [`own_topics`](KafkaSource::own_topics) says so. End it with `.*` or `$`: under
+/// [`RebalanceProtocol::Kip848`] brokers compare it with the whole name, otherwise with its beginning.
 ///
 /// A thread of its own polls the brokers, so that slow handlers never cost group membership. Nothing connects before
 /// the first [`next`](Source::next). Brokers that cannot be reached are waited for; refused credentials, a missing

@@ -285,3 +285,27 @@ async fn a_letter_that_does_not_fit_sheds_its_explanation_first() {
     let error = letters.quarantine(&letter(&name, &group, never)).await.expect_err("too large either way");
     assert_eq!(error.scope(), Scope::Message);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn properties_that_promises_rest_on_are_refused_under_all_their_names() {
+    for name in [
+        "delivery.timeout.ms",
+        "message.timeout.ms",
+        "retries",
+        "message.send.max.retries",
+        "acks",
+        "request.required.acks",
+        "max.in.flight",
+        "max.in.flight.requests.per.connection",
+        "queue.buffering.max.ms",
+        "linger.ms",
+        "enable.idempotence",
+        "metadata.broker.list",
+    ] {
+        let mut publisher = KafkaPublisher::new(settings().property(name, "1"));
+        match publisher.submit(1, &Destination::new("any"), envelope("k", "v")) {
+            Err(Refused::Failed(error)) => assert!(error.to_string().contains(name), "{error:?}"),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+}
