@@ -214,7 +214,8 @@ impl Reader {
             Selection::After(_) => rows_where("seq > ?1", "?2"),
             Selection::These(_) => rows_where("seq IN (SELECT value FROM json_each(?1))", "?2"),
             Selection::Again(..) => rows_where(
-                "seq BETWEEN ?1 AND ?2 AND destination = ?3 AND routing_key IS ?4 \
+                "seq BETWEEN ?1 AND ?2 AND CAST(destination AS TEXT) = ?3 \
+                 AND CAST(routing_key AS TEXT) IS ?4 \
                  AND (?5 IS NULL OR CAST(key AS BLOB) = ?5)",
                 "?6",
             ),

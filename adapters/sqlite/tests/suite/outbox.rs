@@ -244,9 +244,22 @@ async fn paused_and_blocked_rows_are_read_again() {
             "{what:?}: not beyond what was returned"
         );
     }
+    // SQLite keeps a BLOB in a text column as such, and no text equals it.
+    run(
+        &file,
+        "INSERT INTO backstop_outbox (id, destination, routing_key, key) VALUES \
+         (x'62', CAST('blob' AS BLOB), CAST('r' AS BLOB), CAST('k' AS BLOB))",
+    )
+    .await;
+    assert_eq!(ids(&read(&mut reader).await.rows), ["6", "b"]);
+    let blob = what(Destination::exchange("blob", "r"), Some("k"), 0);
+    let claimed = reader.reread(&blob, 100, 1 << 20).await.expect("reread");
+    assert_eq!(ids(&claimed.rows), ["b"]);
+    store(&file).delete(&[claimed.rows[0].row_id()]).await.expect("delete");
+    assert_eq!(store(&file).status().await.expect("status").pending, 6);
     let claimed = reader.reread(&what(Destination::new("a"), None, 0), 2, 1 << 20).await.expect("reread");
     assert_eq!((ids(&claimed.rows), claimed.more), (vec!["1", "2"], true));
-    assert_eq!(ids(&read(&mut reader).await.rows), ["6"]);
+    assert!(read(&mut reader).await.rows.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
