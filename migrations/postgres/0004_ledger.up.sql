@@ -24,7 +24,7 @@ CREATE TABLE backstop_letter (
 );
 CREATE INDEX backstop_letter_status ON backstop_letter (status, n);
 -- Hash indexes, because these texts come from headers and may be of any length.
-CREATE INDEX backstop_letter_redriving ON backstop_letter USING hash (message_key) WHERE status = 'redriving';
+CREATE INDEX backstop_letter_message ON backstop_letter USING hash (message_key) WHERE status IN ('open', 'redriving');
 CREATE INDEX backstop_letter_fingerprint ON backstop_letter USING hash (fingerprint);
 
 -- What happened to a letter.

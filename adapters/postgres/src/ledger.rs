@@ -16,13 +16,16 @@ use crate::failure::failed;
 use crate::lease;
 use crate::ledger_row::{self, COLUMNS};
 use crate::tables::PgTables;
+use crate::time;
 
-/// Closes the older letter of a message that was redriven and died again: from now on the new letter stands for it,
-/// so that as many letters are open as messages are dead.
+/// Closes the older letters of a message that was redriven and died again: from now on the new letter stands for it,
+/// so that as many letters are open as messages are dead. One may be open again because the confirmation of its redrive
+/// was lost; the higher generation proves that the redrive arrived.
 const SUPERSEDE: &str = "
     WITH older AS (
         UPDATE {letter} SET status = 'superseded'
-        WHERE message_key = $1 AND consumer IS NOT DISTINCT FROM $2 AND status = 'redriving' AND id <> $3
+        WHERE message_key = $1 AND consumer IS NOT DISTINCT FROM $2 AND status IN ('open', 'redriving')
+        AND generation < $4 AND id <> $3
         RETURNING n
     )
     INSERT INTO {event} (letter, what, detail) SELECT n, 'failed-again', $3 FROM older";
@@ -39,7 +42,7 @@ const MARK: &str = "
     SELECT id FROM moved ORDER BY n";
 
 const HISTORY: &str = "
-    SELECT e.at, e.what, e.detail FROM {event} AS e JOIN {letter} AS l ON l.n = e.letter WHERE l.id = $1 ORDER BY e.n";
+    SELECT {at}, e.what, e.detail FROM {event} AS e JOIN {letter} AS l ON l.n = e.letter WHERE l.id = $1 ORDER BY e.n";
 
 const FILTER: &str = "(cardinality($1::text[]) = 0 OR id = ANY($1)) AND ($2::text IS NULL OR consumer = $2) \
                       AND ($3::text IS NULL OR place = $3) AND ($4::text IS NULL OR fingerprint = $4) \
@@ -102,6 +105,7 @@ impl PgLedger {
                 .bind(storable(message_key))
                 .bind(stored(letter.consumer.as_deref()))
                 .bind(id)
+                .bind(letter.generation)
                 .execute(&mut *tx)
                 .await
                 .map_err(doing())?;
@@ -116,8 +120,10 @@ impl PgLedger {
         limit: u32,
     ) -> Result<Vec<Letter>, AdapterError> {
         let sql = self.sql(&format!(
-            "SELECT {COLUMNS}, collected_at FROM {{letter}} WHERE {FILTER} \
-             AND ($6::text IS NULL OR n > (SELECT n FROM {{letter}} WHERE id = $6)) ORDER BY n LIMIT $7"
+            "SELECT {}, {} FROM {{letter}} WHERE {FILTER} \
+             AND ($6::text IS NULL OR n > (SELECT n FROM {{letter}} WHERE id = $6)) ORDER BY n LIMIT $7",
+            ledger_row::columns(),
+            time::clamped("collected_at")
         ));
         let rows = narrowed(sqlx::query(sql), filter)
             .bind(after.map(stored_id))
@@ -214,11 +220,12 @@ impl Ledger for PgLedger {
 
     fn history<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Vec<LetterEvent>, AdapterError>> {
         Box::pin(async move {
-            let events: Vec<(_, String, Option<String>)> = sqlx::query_as(self.sql(HISTORY))
-                .bind(stored_id(id))
-                .fetch_all(&self.pool)
-                .await
-                .map_err(failed("read the history of a dead letter"))?;
+            let events: Vec<(_, String, Option<String>)> =
+                sqlx::query_as(self.sql(&HISTORY.replace("{at}", &time::clamped("e.at"))))
+                    .bind(stored_id(id))
+                    .fetch_all(&self.pool)
+                    .await
+                    .map_err(failed("read the history of a dead letter"))?;
             Ok(events.into_iter().map(|(at, what, detail)| LetterEvent { at, what, detail }).collect())
         })
     }

@@ -6,13 +6,19 @@ use bytes::Bytes;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
-use crate::envelope;
+use crate::{envelope, time};
 
-/// The columns that [`read`] expects, and that `record` writes but for the last.
+/// The columns that `record` writes.
 pub(crate) const COLUMNS: &str = "id, message_key, consumer, place, found_in, door, reason, class, error_type, error, fingerprint, \
                                   attempts, generation, first_failed_at, dead_at, status, msg_key, headers, body";
 
-/// A letter of the ledger: [`COLUMNS`], then `collected_at`.
+/// [`COLUMNS`] as [`read`] expects them: without times that cannot be told.
+pub(crate) fn columns() -> String {
+    let guarded = |columns: String, column: &str| columns.replace(column, &time::sound(column));
+    ["first_failed_at", "dead_at"].into_iter().fold(COLUMNS.to_owned(), guarded)
+}
+
+/// A letter of the ledger: [`columns`], then `collected_at`.
 pub(crate) fn read(row: &PgRow) -> Result<Letter, AdapterError> {
     read_letter(row).map_err(|error| {
         let id: &str = row.try_get(0).unwrap_or("?");

@@ -69,6 +69,25 @@ async fn a_message_that_fails_again_has_one_open_letter() {
 }
 
 #[tokio::test]
+async fn times_that_cannot_be_told_do_not_stop_the_list() {
+    let db = Db::new().await;
+    let ledger = PgLedger::new(db.pool.clone(), db.tables.clone());
+    ledger.record(&[letter("a", "1", 0), letter("b", "2", 0)]).await.expect("recorded");
+    db.run(
+        "UPDATE backstop_letter SET first_failed_at = 'infinity', dead_at = '290000-01-01', \
+         collected_at = 'infinity' WHERE id = 'a'; \
+         UPDATE backstop_letter_event SET at = '-infinity'",
+    )
+    .await;
+    let letters = ledger.list(&LetterFilter::default(), None, 10).await.expect("listed");
+    assert_eq!((letters[0].first_failed_at, letters[0].dead_at), (None, None));
+    assert!(letters[0].collected_at > letters[1].collected_at);
+    assert_eq!(letters[1].dead_at, letter("b", "2", 0).dead_at);
+    assert_eq!(whats(&ledger, "a").await, ["collected"]);
+    db.drop().await;
+}
+
+#[tokio::test]
 async fn letters_of_strangers_are_kept_whatever_they_say() {
     let db = Db::new().await;
     let ledger = PgLedger::new(db.pool.clone(), db.tables.clone());

@@ -55,10 +55,11 @@ impl SqliteLedger {
         Ok(new)
     }
 
-    /// Closes older letters of the same message that were redriven: this one says how that ended.
+    /// Closes older letters of the same message: this one says how their redrive ended. One may be open again because
+    /// the confirmation of its redrive was lost; the higher generation proves that the redrive arrived.
     async fn supersede(&self, connection: &mut SqliteConnection, newer: &Letter) -> Result<(), AdapterError> {
         let sql = format!(
-            "UPDATE {} SET status = ? WHERE consumer IS ? AND message_key = ? AND status = ? AND generation <= ? \
+            "UPDATE {} SET status = ? WHERE consumer IS ? AND message_key = ? AND status IN (?, ?) AND generation < ? \
              AND id <> ? RETURNING n",
             self.database.tables.letter()
         );
@@ -66,6 +67,7 @@ impl SqliteLedger {
             .bind(LetterStatus::Superseded.as_str())
             .bind(newer.consumer.as_deref())
             .bind(newer.message_key.as_deref())
+            .bind(LetterStatus::Open.as_str())
             .bind(LetterStatus::Redriving.as_str())
             .bind(newer.generation)
             .bind(&newer.id)

@@ -152,7 +152,9 @@ pub struct LetterEvent {
 pub trait Ledger: Leases {
     /// Writes letters that are not there yet, all or none; returns how many were new. A letter whose message was
     /// redriven and failed again puts the older letter's history on, `failed-again`, and closes it as superseded, so that
-    /// there is one open letter a dead message.
+    /// there is one open letter a dead message. Older are letters of the same message and consumer with a lower
+    /// generation, whether [`Redriving`](LetterStatus::Redriving) or [`Open`](LetterStatus::Open) once more because the
+    /// redrive's confirmation was lost.
     ///
     /// # Errors
     /// When the database cannot be asked; the letters must not be settled then.

@@ -140,6 +140,8 @@ macro_rules! store_conformance {
                 one_hand_moves_a_letter,
                 the_history_tells,
                 failed_again_supersedes,
+                failed_again_after_a_lost_confirmation,
+                a_late_letter_supersedes_nothing,
             ],
             schema: [
                 every_step_is_applied,

@@ -24,10 +24,10 @@ impl Data {
         Ok(new)
     }
 
-    /// Ends the redrive whose message failed again: the new letter stands for it from now on.
+    /// Closes the letters whose message was redriven and failed again: the new letter stands for it from now on.
     fn supersede(&mut self, letter: &Letter) {
         let same = |older: &&mut Letter| {
-            older.status == LetterStatus::Redriving
+            matches!(older.status, LetterStatus::Open | LetterStatus::Redriving)
                 && older.message_key.is_some()
                 && older.message_key == letter.message_key
                 && older.consumer == letter.consumer

@@ -223,3 +223,41 @@ pub async fn failed_again_supersedes<H: StoreHarness>(harness: &H) {
     let history = ledger.history("first").await.expect("the database answers");
     assert_eq!(history.iter().filter(|event| event.what == "failed-again").count(), 1);
 }
+
+/// A redrive whose confirmation was lost leaves an open letter, though the message is on its way: when that fails again,
+/// there is one open letter all the same.
+pub async fn failed_again_after_a_lost_confirmation<H: StoreHarness>(harness: &H) {
+    let ledger = harness.ledger();
+    let again = |id: &str, generation| {
+        let mut again = letter(id);
+        again.message_key = letter("first").message_key;
+        again.generation = generation;
+        again
+    };
+    record(&*ledger, &[letter("first"), letter("another")]).await;
+    let first = ["first".to_owned()];
+    assert_eq!(redriving(&*ledger, &first).await, ["first"]);
+    let (from, to) = (LetterStatus::Redriving, LetterStatus::Open);
+    ledger.mark(&first, from, to, "redrive-failed", None).await.expect("the database answers");
+    record(&*ledger, &[again("second", 1)]).await;
+    assert_eq!(found(&*ledger, &with_status(LetterStatus::Open)).await, ["another", "second"]);
+    assert_eq!(found(&*ledger, &with_status(LetterStatus::Superseded)).await, ["first"]);
+    record(&*ledger, &[again("third", 2)]).await;
+    assert_eq!(found(&*ledger, &with_status(LetterStatus::Superseded)).await, ["first", "second"]);
+}
+
+/// A letter says nothing about the redrive of a letter of its own generation or a later one.
+pub async fn a_late_letter_supersedes_nothing<H: StoreHarness>(harness: &H) {
+    let ledger = harness.ledger();
+    let mut current = letter("current");
+    current.generation = 1;
+    let (mut twin, mut late) = (letter("twin"), letter("late"));
+    twin.message_key = current.message_key.clone();
+    twin.generation = 1;
+    late.message_key = current.message_key.clone();
+    record(&*ledger, &[current]).await;
+    assert_eq!(redriving(&*ledger, &["current".to_owned()]).await.len(), 1);
+    record(&*ledger, &[twin, late]).await;
+    assert_eq!(found(&*ledger, &with_status(LetterStatus::Superseded)).await, [""; 0]);
+    assert_eq!(found(&*ledger, &with_status(LetterStatus::Redriving)).await, ["current"]);
+}
