@@ -1,15 +1,15 @@
-//! What a running source does while a topic or the coordinator is away: on librdkafka's mock cluster, which can be
-//! told to be wrong.
+//! What source and publisher do while a topic, the coordinator or a broker is away: on librdkafka's mock cluster,
+//! which can be told to be wrong.
 
 mod common;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use backstop_core::sink::Sink;
+use backstop_core::sink::{Confirmation, PublishError, Publisher, Scope, Sink};
 use backstop_core::source::Source;
 use backstop_core::{Destination, FaultKind};
-use backstop_kafka::{KafkaSettings, KafkaSink, KafkaSource};
+use backstop_kafka::{KafkaPublisher, KafkaSettings, KafkaSink, KafkaSource};
 use common::{body, envelope, read, settle, unique, within};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
@@ -32,6 +32,44 @@ fn source(brokers: &str, topics: &[&str]) -> KafkaSource {
     KafkaSource::subscribe(brokers, unique("g"), topics)
         .door(false)
         .property("topic.metadata.refresh.interval.ms", "100")
+}
+
+/// Submits 50 messages that the cluster cannot confirm, gives them up, and says what became of them.
+async fn given_up(publisher: &mut KafkaPublisher) -> Vec<Confirmation> {
+    for ticket in 0..50 {
+        publisher
+            .submit(ticket, &Destination::new("orders"), envelope("k", ticket.to_string()))
+            .unwrap_or_else(|error| panic!("{error:?}"));
+    }
+    let mut confirmed = Vec::new();
+    let silence = tokio::time::timeout(Duration::from_secs(2), publisher.confirmations(&mut confirmed)).await;
+    assert!(silence.is_err(), "nobody can have answered: {confirmed:?}");
+    publisher.abandon().await;
+    let all = async {
+        while confirmed.len() < 50 {
+            publisher.confirmations(&mut confirmed).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(15), all).await.expect("confirmed within seconds");
+    confirmed
+}
+
+/// Checks that each ticket was answered for once, as of unknown fate.
+fn assert_unknown(confirmed: &[Confirmation]) {
+    let tickets: BTreeSet<_> = confirmed.iter().map(|confirmation| confirmation.ticket).collect();
+    assert_eq!((confirmed.len(), tickets.len()), (50, 50));
+    for Confirmation { ticket, result } in confirmed {
+        let scope = result.as_ref().map_err(PublishError::scope);
+        assert_eq!(scope, Err(Scope::Broker), "{ticket}: {result:?}");
+    }
+}
+
+/// The publisher works as new.
+async fn assert_mended(publisher: &mut KafkaPublisher) {
+    publisher.submit(99, &Destination::new("orders"), envelope("k", "again")).expect("taken");
+    let mut confirmed = Vec::new();
+    within("the confirmation", publisher.confirmations(&mut confirmed)).await;
+    assert!(matches!(&confirmed[..], [Confirmation { ticket: 99, result: Ok(()) }]), "{confirmed:?}");
 }
 
 async fn publish(sink: &KafkaSink, topic: &str, number: usize) {
@@ -116,4 +154,27 @@ async fn a_source_whose_coordinator_is_silent_can_be_closed() {
     let next = tokio::time::timeout(Duration::from_secs(10), source.next()).await;
     assert!(next.is_err(), "{next:?}");
     within("close", source.close()).await.expect("closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_abandoned_while_the_brokers_are_down_is_confirmed_as_unknown() {
+    let cluster = cluster(&["orders"]);
+    let mut publisher = KafkaPublisher::new(KafkaSettings::new(cluster.bootstrap_servers()));
+    assert_mended(&mut publisher).await;
+    cluster.broker_down(1).expect("taken");
+    assert_unknown(&given_up(&mut publisher).await);
+    cluster.broker_up(1).expect("taken");
+    assert_mended(&mut publisher).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_abandoned_with_too_few_replicas_is_confirmed_as_unknown() {
+    let cluster = cluster(&["orders"]);
+    let mut publisher = KafkaPublisher::new(KafkaSettings::new(cluster.bootstrap_servers()));
+    assert_mended(&mut publisher).await;
+    let refusals = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS; 10_000];
+    cluster.request_errors(RDKafkaApiKey::Produce, &refusals);
+    assert_unknown(&given_up(&mut publisher).await);
+    cluster.clear_request_errors(RDKafkaApiKey::Produce);
+    assert_mended(&mut publisher).await;
 }
