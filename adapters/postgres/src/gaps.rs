@@ -154,8 +154,7 @@ impl Gaps {
         }
         self.open = merged;
         let open = &self.open;
-        self.closed
-            .retain(|from, _| !open.range(..=*from).next_back().is_some_and(|(_, (to, _))| from <= to));
+        self.closed.retain(|from, _| open.range(..=*from).next_back().is_none_or(|(_, (to, _))| from > to));
     }
 }
 
