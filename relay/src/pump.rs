@@ -26,6 +26,8 @@ mod pauses;
 mod rounds;
 mod settings;
 mod settling;
+mod silence;
+mod stall;
 mod status;
 mod submit;
 

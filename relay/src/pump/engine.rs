@@ -10,7 +10,7 @@ use backstop_core::sink::{Confirmation, Publisher};
 use tokio::sync::watch;
 use tokio::time::{Duration, Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::flight::{Flight, Names};
 use super::intake::{Done, Intake};
@@ -18,6 +18,7 @@ use super::outage::Outage;
 use super::pauses::{PauseId, Pauses};
 use super::settings::PumpSettings;
 use super::settling::{Settling, Written};
+use super::silence::Silence;
 use super::status::{BlockedKey, Board, LISTED, PausedDestination, PumpError, PumpReport, PumpState};
 use super::submit::Ready;
 use crate::owner::Tenure;
@@ -32,9 +33,8 @@ pub(super) enum Phase {
     Standby,
     /// Rows flow.
     Running,
-    /// Something failed: begin again then, once everything has settled. `forget`: the database may be another one
-    /// when it comes back, with other rows under the same numbers, so confirmed rows must not be deleted any more.
-    Waiting { until: Instant, forget: bool },
+    /// Something failed: begin again then, once everything has settled.
+    Waiting { until: Instant },
 }
 
 /// Rows that were read again; they go before the buffer.
@@ -82,7 +82,12 @@ pub(super) struct Engine {
     pub(super) reads: Outage,
     pub(super) writes: Outage,
     pub(super) progress: Instant,
-    stalled: bool,
+    pub(super) silence: Silence,
+    /// When everything under way was given up; until it has settled.
+    pub(super) abandoned: Option<Instant>,
+    /// The database may be another one by now, with other rows under the same numbers: what is confirmed before
+    /// reading begins again must not be deleted.
+    pub(super) forget: bool,
     pub(super) stop: Option<Instant>,
     pub(super) failure: Option<PumpError>,
 }
@@ -121,7 +126,9 @@ impl Engine {
             reads: outage("reading the outbox"),
             writes: outage("writing to the outbox"),
             progress: now,
-            stalled: false,
+            silence: Silence::new(settings.stall_after, now),
+            abandoned: None,
+            forget: false,
             stop: None,
             failure: None,
             settings,
@@ -141,7 +148,7 @@ impl Engine {
             self.settling.start(self.now, self.term.as_ref(), flush, &self.settings);
             self.end_rounds();
             self.start_reading().await;
-            self.watch_for_stall();
+            self.watch_for_stall().await;
             self.show_status();
             let event = self.next_event(more, flush, shutdown).await;
             self.handle(event);
@@ -190,7 +197,7 @@ impl Engine {
     fn wake_at(&self, flush: bool) -> Instant {
         let running = self.phase == Phase::Running && self.stop.is_none();
         let waiting = match self.phase {
-            Phase::Waiting { until, .. } => Some(until),
+            Phase::Waiting { until } => Some(until),
             Phase::Standby | Phase::Running => None,
         };
         let moments = [
@@ -198,7 +205,7 @@ impl Engine {
             self.intake.due(&self.settings).filter(|_| running && !self.intake.is_reading()),
             self.pauses.due().filter(|_| running),
             self.term.is_some().then_some(self.term_until),
-            (self.flight.under_way() > 0 && !self.stalled).then(|| self.progress + self.settings.stall_after),
+            self.stall_due(),
             waiting,
             self.full_until,
             self.board.due(),
@@ -243,9 +250,12 @@ impl Engine {
     }
 
     /// The lease is not ours: nothing is sent, read or buried. What is confirmed may be deleted, since it is
-    /// published.
+    /// published, unless the lease ran out because nobody could ask the database.
     pub(super) fn leave_term(&mut self) {
         if self.term.take().is_some() {
+            if self.term_until <= self.now {
+                self.forget_confirmed();
+            }
             self.board.status.token = None;
             self.phase = Phase::Standby;
             self.board.urgent();
@@ -260,7 +270,7 @@ impl Engine {
     }
 
     fn begin_again_if_due(&mut self) {
-        if let Phase::Waiting { until, .. } = self.phase
+        if let Phase::Waiting { until } = self.phase
             && until <= self.now
             && self.stop.is_none()
             && self.has_settled()
@@ -274,6 +284,7 @@ impl Engine {
         self.pauses.reset();
         self.intake.reset();
         self.rereading = None;
+        self.forget = false;
         self.phase = Phase::Running;
         self.progress = self.now;
         self.board.urgent();
@@ -288,14 +299,12 @@ impl Engine {
     }
 
     /// Something that concerns every row failed: let everything settle, wait, and begin again.
-    pub(super) fn begin_again_after(&mut self, wait: Duration, forget: bool) {
+    pub(super) fn begin_again_after(&mut self, wait: Duration) {
         let later = self.now + wait;
         self.phase = match self.phase {
             Phase::Standby => return,
-            Phase::Running => Phase::Waiting { until: later, forget },
-            Phase::Waiting { until, forget: before } => {
-                Phase::Waiting { until: until.max(later), forget: before || forget }
-            }
+            Phase::Running => Phase::Waiting { until: later },
+            Phase::Waiting { until } => Phase::Waiting { until: until.max(later) },
         };
         self.forget_rows();
         self.board.urgent();
@@ -324,20 +333,15 @@ impl Engine {
 
     pub(super) fn database_failed(&mut self, wait: Duration, error: &AdapterError) {
         self.board.fault(error);
-        let forget = error.kind() == backstop_core::FaultKind::Unreachable;
-        if forget {
-            self.settling.abandon();
+        if error.kind() == backstop_core::FaultKind::Unreachable {
+            self.forget_confirmed();
         }
-        self.begin_again_after(wait, forget);
+        self.begin_again_after(wait);
     }
 
-    fn watch_for_stall(&mut self) {
-        let waits = self.flight.under_way() > 0 && self.progress + self.settings.stall_after <= self.now;
-        if waits && !self.stalled {
-            let seconds = (self.now - self.progress).as_secs();
-            warn!(under_way = self.flight.under_way(), seconds, "the broker confirms nothing");
-        }
-        self.stalled = waits;
+    fn forget_confirmed(&mut self) {
+        self.forget = true;
+        self.settling.abandon();
     }
 
     fn show_status(&mut self) {

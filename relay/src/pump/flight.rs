@@ -6,6 +6,7 @@ use std::sync::Arc;
 use backstop_core::Destination;
 use bytes::Bytes;
 use std::collections::HashSet;
+use tokio::time::Instant;
 
 /// A row that was submitted and is not yet settled. Its message is not kept: it is read again if need be.
 #[derive(Debug, Clone)]
@@ -19,6 +20,8 @@ pub(super) struct Entry {
     pub(super) destination: Arc<Destination>,
     /// What it weighs against the bound in bytes while under way.
     pub(super) bytes: usize,
+    /// When it was submitted.
+    pub(super) since: Instant,
 }
 
 /// Entries by ticket. Tickets are never used twice, so that a confirmation which comes twice confirms nothing else.
@@ -126,8 +129,14 @@ mod tests {
     use super::*;
 
     fn entry(seq: i64) -> Entry {
-        let destination = Arc::new(Destination::new("orders"));
-        Entry { seq, id: "".into(), order: 0, destination, bytes: 10 }
+        Entry {
+            seq,
+            id: "".into(),
+            order: 0,
+            destination: Arc::new(Destination::new("orders")),
+            bytes: 10,
+            since: Instant::now(),
+        }
     }
 
     #[test]

@@ -25,6 +25,7 @@ impl Engine {
                 debug!(ticket = confirmation.ticket, "confirmation of something that is not under way");
                 continue;
             };
+            self.silence.heard(&entry.destination);
             match confirmation.result {
                 Ok(()) => self.published(entry),
                 Err(error) => self.failed(entry, error),
@@ -37,9 +38,10 @@ impl Engine {
         crash_point!("relay.published");
         self.board.status.published += 1;
         self.broker.works();
-        match self.phase {
-            Phase::Waiting { forget: true, .. } => self.pauses.settled(&entry),
-            _ => self.settling.confirmed(entry, self.now),
+        if self.forget {
+            self.pauses.settled(&entry);
+        } else {
+            self.settling.confirmed(entry, self.now);
         }
     }
 
@@ -60,7 +62,7 @@ impl Engine {
         if self.phase == Phase::Running {
             self.board.fault(error.error());
             let wait = self.broker.failed(error.error());
-            self.begin_again_after(wait, false);
+            self.begin_again_after(wait);
         }
     }
 
@@ -77,7 +79,7 @@ impl Engine {
             );
             self.board.fault(&error);
             let wait = self.broker.failed(&error);
-            self.begin_again_after(wait, false);
+            self.begin_again_after(wait);
             return;
         }
         let fault = Fault::from(error.error());
@@ -192,7 +194,7 @@ impl Engine {
                 self.board.fault(&error);
                 if error.kind() == FaultKind::Unreachable {
                     self.database_failed(wait, &error);
-                } else {
+                } else if !self.forget {
                     self.settling.delete_again(entries, wait);
                 }
             }

@@ -63,7 +63,10 @@ pub struct PumpSettings {
     pub pauses: usize,
     /// How long a call to the database may take before it counts as lost. Defaults to 30 s.
     pub database_timeout: Duration,
-    /// How long confirmations may stay out before a warning says so. Defaults to 30 s.
+    /// How long confirmations may stay out. A destination that confirms nothing for so long is paused; when the pump
+    /// waits for nothing but confirmations, or silent destinations take up much of what may be under way, everything
+    /// under way is [given up](backstop_core::sink::Publisher::abandon) and published again, with the same ids. When that does not help
+    /// within the same time, the pump ends and with it the lease. Defaults to 30 s.
     pub stall_after: Duration,
     /// How long a shutdown waits for confirmations and deletes. Defaults to 10 s.
     pub drain_timeout: Duration,

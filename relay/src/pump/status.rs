@@ -127,6 +127,13 @@ pub enum PumpError {
         /// Why not.
         error: PublishError,
     },
+    /// Messages stay unconfirmed although the publisher was told to give them up: only a new process is rid of them.
+    Unconfirmed {
+        /// How many.
+        under_way: usize,
+        /// Where they were to go.
+        destinations: String,
+    },
     /// The task that keeps the lease has died.
     OwnerLost,
 }
@@ -137,6 +144,9 @@ impl fmt::Display for PumpError {
             Self::Unsendable { seq, destination, .. } => {
                 write!(f, "row {seq} cannot be sent to {destination}, and on_unsendable is stop")
             }
+            Self::Unconfirmed { under_way, destinations } => {
+                write!(f, "{under_way} messages for {destinations} are not confirmed and cannot be given up")
+            }
             Self::OwnerLost => f.write_str("the task that keeps the lease has ended"),
         }
     }
@@ -146,7 +156,7 @@ impl std::error::Error for PumpError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Unsendable { error, .. } => Some(error),
-            Self::OwnerLost => None,
+            Self::Unconfirmed { .. } | Self::OwnerLost => None,
         }
     }
 }

@@ -127,7 +127,7 @@ impl Engine {
                 if self.flight.under_way() == 0 {
                     self.progress = self.now;
                 }
-                let entry = Entry { seq, id, order, destination, bytes };
+                let entry = Entry { seq, id, order, destination, bytes, since: self.now };
                 self.pauses.departed(&entry);
                 self.flight.depart(entry);
                 crash_point!("relay.submitted");

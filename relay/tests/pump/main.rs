@@ -3,4 +3,5 @@
 mod flow;
 mod lease;
 mod model;
+mod stall;
 mod support;
