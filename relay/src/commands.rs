@@ -8,6 +8,8 @@ mod outbox;
 pub(crate) mod redrive;
 pub(crate) mod run;
 
+use std::sync::Arc;
+
 use backstop_core::AdapterError;
 
 use crate::cli::{Cli, Command, ConfiguredCommand, DeadLettersCommand, Global};
@@ -78,8 +80,8 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, (Failure, Scrubber)> {
             .and_then(|()| on_runtime(crate::demo::run(&cli.global, &demo)))
             .map_err(without_secrets),
         Command::Configured(command) => {
-            let context = Context::load(cli.global).map_err(without_secrets)?;
-            dispatch(&context, command).map_err(|failure| (failure, context.scrubber))
+            let context = Arc::new(Context::load(cli.global).map_err(without_secrets)?);
+            dispatch(&context, command).map_err(|failure| (failure, context.scrubber.clone()))
         }
     }
 }
@@ -89,7 +91,7 @@ fn log(global: &Global, usual: &str, scrubber: &Scrubber) -> Result<(), Failure>
     crate::logging::init(global.log_format, filter, scrubber.clone())
 }
 
-fn dispatch(context: &Context, command: ConfiguredCommand) -> Result<Exit, Failure> {
+fn dispatch(context: &Arc<Context>, command: ConfiguredCommand) -> Result<Exit, Failure> {
     let usual = if matches!(command, ConfiguredCommand::Run) { LOG } else { "off" };
     log(&context.global, usual, &context.scrubber)?;
     on_runtime(async {

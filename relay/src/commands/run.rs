@@ -1,6 +1,7 @@
 //! `run`
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use backstop_core::sink::Publisher;
@@ -22,7 +23,7 @@ const RETRY_MIN: Duration = Duration::from_millis(500);
 /// Longest wait for a server that cannot be reached at the start.
 const RETRY_MAX: Duration = Duration::from_secs(10);
 
-pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
+pub(super) async fn run(context: &Arc<Context>) -> Result<Exit, Failure> {
     let config = &context.config;
     context.broker()?;
     if !config.outbox.enabled && !config.dead_letters.enabled {
@@ -37,21 +38,25 @@ pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-/// Waits for the servers, then drains and collects until `stop`. The demo runs this, too.
-pub(crate) async fn work(context: &Context, stop: CancellationToken) -> Result<(), Failure> {
+/// Waits for the servers, drains and collects until `stop`; neither job waits for the other's servers. The demo runs
+/// this, too.
+pub(crate) async fn work(context: &Arc<Context>, stop: CancellationToken) -> Result<(), Failure> {
     let mut supervisor = Supervisor::default();
     if context.config.outbox.enabled {
-        let Some(pump) = patiently(&stop, "outbox", || pump(context)).await? else { return Ok(()) };
-        let token = stop.clone();
+        let (context, stop) = (context.clone(), stop.clone());
         supervisor.spawn("the outbox pump", async move {
-            pump.run(token).await.map(drop).map_err(|error| pump_failure(&error))
+            match patiently(&stop, "outbox", || pump(&context)).await? {
+                Some(pump) => pump.run(stop).await.map(drop).map_err(|error| pump_failure(&error)),
+                None => Ok(()),
+            }
         });
     }
     if context.config.dead_letters.enabled {
-        let Some(collector) = patiently(&stop, "ledger", || collector(context)).await? else { return Ok(()) };
-        let token = stop.clone();
+        let (context, stop) = (context.clone(), stop.clone());
         supervisor.spawn("the collector of dead letters", async move {
-            collector.run(token).await;
+            if let Some(collector) = patiently(&stop, "ledger", || collector(&context)).await? {
+                collector.run(stop).await;
+            }
             Ok(())
         });
     }
