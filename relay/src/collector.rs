@@ -8,12 +8,13 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backstop_core::AdapterError;
 use backstop_core::lease::Leases;
 use backstop_core::ledger::{Ledger, Letter};
 use backstop_core::source::{Received, Settlement, Source};
+use backstop_core::{AdapterError, FaultKind};
 use futures_core::future::BoxFuture;
 use futures_util::future::join_all;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -29,6 +30,9 @@ const CHUNK_BYTES: usize = 4 << 20;
 const RETRY_MIN: Duration = Duration::from_millis(200);
 /// Longest wait after a failure.
 const RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// How long the ledger may take to record a chunk before the connection counts as lost.
+const RECORD_LIMIT: Duration = Duration::from_secs(30);
 
 /// Opens one source anew: at each change of owner, and after an error that the source calls final.
 pub type Opener<S> = Box<dyn Fn() -> BoxFuture<'static, Result<S, AdapterError>> + Send + Sync>;
@@ -147,9 +151,13 @@ impl<S: Source> Collector<S> {
         loop {
             let recorded = tokio::select! {
                 biased;
-                recorded = self.ledger.record(&chunk.letters) => recorded,
+                recorded = timeout(RECORD_LIMIT, self.ledger.record(&chunk.letters)) => recorded,
                 () = term.cancelled() => return false,
             };
+            let recorded = recorded.unwrap_or_else(|_| {
+                Err(AdapterError::new(FaultKind::Unreachable, "recording dead letters took too long")
+                    .with_hint("look for a lock on the ledger's tables, or a lost connection"))
+            });
             match recorded {
                 Ok(new) => {
                     info!(new, read = chunk.letters.len(), "dead letters collected");

@@ -16,6 +16,8 @@ type Answer<'a, T> = BoxFuture<'a, Result<T, AdapterError>>;
 struct Memory {
     away: AtomicBool,
     foreign: AtomicBool,
+    /// The next record never ends.
+    hangs: AtomicBool,
     refused: AtomicUsize,
     recorded: Mutex<Vec<Letter>>,
 }
@@ -34,6 +36,9 @@ impl Leases for Memory {
 impl Ledger for Memory {
     fn record<'a>(&'a self, letters: &'a [Letter]) -> Answer<'a, u64> {
         Box::pin(async move {
+            if self.hangs.swap(false, Ordering::SeqCst) {
+                std::future::pending::<()>().await;
+            }
             if self.away.load(Ordering::SeqCst) {
                 self.refused.fetch_add(1, Ordering::SeqCst);
                 return Err(AdapterError::new(FaultKind::Unreachable, "the database is away"));
@@ -174,6 +179,14 @@ async fn nothing_is_settled_while_the_database_is_away() {
     bench.until(|bench| bench.ledger.refused.load(Ordering::SeqCst) >= 3).await;
     assert_eq!((bench.recorded(), bench.settled()), (0, 0));
     bench.ledger.away.store(false, Ordering::SeqCst);
+    bench.until(|bench| bench.settled() == 3).await;
+    assert_eq!(bench.stop().await, (3, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ledger_that_hangs_is_asked_again() {
+    let hanging = Memory { hangs: AtomicBool::new(true), ..Memory::default() };
+    let bench = Bench::start(hanging, &[&[1, 2, 3]]);
     bench.until(|bench| bench.settled() == 3).await;
     assert_eq!(bench.stop().await, (3, 3));
 }
