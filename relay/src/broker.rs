@@ -14,6 +14,9 @@ use crate::config::{BrokerConfig, DeadLettersConfig, KafkaConfig, Ordering, Rabb
 
 /// The name that brokers see.
 const CLIENT: &str = "backstop-relay";
+/// Largest dead letter that is sent again to Kafka, in bytes: what `KafkaDeadLetters` takes. The broker has the last
+/// word.
+const MAX_LETTER_BYTES: usize = 128 << 20;
 
 /// The relay's pipeline.
 ///
@@ -21,7 +24,10 @@ const CLIENT: &str = "backstop-relay";
 /// For settings that can never work; it does not connect.
 pub fn publisher(config: &BrokerConfig) -> Result<Box<dyn Publisher>, AdapterError> {
     Ok(match config {
-        BrokerConfig::Kafka(kafka) => Box::new(KafkaPublisher::new(kafka_settings(kafka))),
+        BrokerConfig::Kafka(kafka) => {
+            let publisher = KafkaPublisher::new(kafka_settings(kafka));
+            Box::new(publisher.max_message_bytes(bounded(kafka.max_message_bytes)))
+        }
         BrokerConfig::RabbitMq(rabbit) => {
             let ordering = match rabbit.ordering {
                 Ordering::PerKey => backstop_rabbitmq::Ordering::Strict,
@@ -35,13 +41,15 @@ pub fn publisher(config: &BrokerConfig) -> Result<Box<dyn Publisher>, AdapterErr
     })
 }
 
-/// What publishes one message and waits for it.
+/// What publishes one dead letter and waits for it.
 ///
 /// # Errors
 /// For settings that can never work; it does not connect.
 pub fn sink(config: &BrokerConfig) -> Result<AnySink, AdapterError> {
     Ok(match config {
-        BrokerConfig::Kafka(kafka) => AnySink::Kafka(KafkaSink::new(kafka_settings(kafka))),
+        BrokerConfig::Kafka(kafka) => {
+            AnySink::Kafka(KafkaSink::new(kafka_settings(kafka)).max_message_bytes(MAX_LETTER_BYTES))
+        }
         BrokerConfig::RabbitMq(rabbit) => AnySink::RabbitMq(RabbitSink::new(rabbit_settings(rabbit)?)),
     })
 }

@@ -87,6 +87,9 @@ pub struct KafkaConfig {
     /// holds the value.
     #[serde(serialize_with = "masked")]
     pub properties: BTreeMap<String, Secret>,
+    /// `max_message_bytes`: largest message of the outbox in bytes, before compression; must not be over
+    /// `max.message.bytes` of the topics. Defaults to 1,000,000.
+    pub max_message_bytes: u64,
     /// `allow_plaintext`: whether a password may cross the network without TLS. Defaults to `false`; a broker on
     /// this host is no matter.
     pub allow_plaintext: bool,

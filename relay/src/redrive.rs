@@ -10,8 +10,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use backstop_core::AdapterError;
 use backstop_core::dead_letter::{door_of_letters, redrive_envelope};
 use backstop_core::ledger::{Ledger, Letter, LetterFilter, LetterStatus};
-use backstop_core::sink::{PublishError, Sink};
+use backstop_core::sink::{PublishError, Scope, Sink};
 use backstop_core::{Destination, report::cut};
+use bytes::Bytes;
 use futures_util::future::join_all;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -68,8 +69,10 @@ pub struct Summary {
 pub enum RedriveError {
     /// The ledger's database failed.
     Ledger(AdapterError),
-    /// The broker did not confirm a letter.
+    /// The broker takes nothing now.
     Publish(PublishError),
+    /// Letters were refused and put back, with those behind them; the others were sent. The first refusal.
+    Refused(PublishError),
     /// The ledger's database failed while letters were to be put back, so that these stay in `redriving`.
     Stuck(AdapterError, u64),
 }
@@ -125,8 +128,9 @@ fn door(letter: &Letter) -> Option<String> {
     letter.door.clone().filter(|door| door_of_letters(&letter.found_in).as_ref() == Some(door))
 }
 
-/// Redrives the letters of a plan that still have the status `from`, until all are sent, one fails, or `stop` is
-/// cancelled; what was being sent then is finished.
+/// Redrives the letters of a plan that still have the status `from`, until all have been tried, the broker fails, or
+/// `stop` is cancelled; what was being sent then is finished. A letter that is refused is put back, and with it the
+/// later ones of its door and key, or of its door when that is what refuses; others go on.
 pub async fn redrive(
     ledger: &dyn Ledger,
     sink: &impl Sink,
@@ -135,16 +139,17 @@ pub async fn redrive(
     stop: &CancellationToken,
 ) -> (Summary, Result<(), RedriveError>) {
     let mut summary = Summary { left: plan.len() as u64, ..Summary::default() };
+    let mut refusals = Refusals::default();
     for ids in plan.ids.chunks(CHUNK) {
         if stop.is_cancelled() {
             break;
         }
         summary.left -= ids.len() as u64;
-        if let Err(error) = redrive_chunk(ledger, sink, ids, from, &mut summary).await {
+        if let Err(error) = redrive_chunk(ledger, sink, ids, from, &mut summary, &mut refusals).await {
             return (summary, Err(error));
         }
     }
-    (summary, Ok(()))
+    (summary, refusals.first.map_or(Ok(()), |first| Err(RedriveError::Refused(first))))
 }
 
 async fn redrive_chunk(
@@ -153,6 +158,7 @@ async fn redrive_chunk(
     ids: &[String],
     from: LetterStatus,
     summary: &mut Summary,
+    refusals: &mut Refusals,
 ) -> Result<(), RedriveError> {
     let moved = ledger.mark(ids, from, LetterStatus::Redriving, "redriving", None).await;
     let moved = moved.map_err(RedriveError::Ledger)?;
@@ -169,15 +175,16 @@ async fn redrive_chunk(
             return Err(RedriveError::Ledger(error));
         }
     };
-    let (sent, error) = send(sink, letters).await;
+    let Outcome { sent, unsent, broker } = send(sink, letters, refusals).await;
     summary.sent += sent.len() as u64;
     let confirmed = tell_history(ledger, &sent).await;
-    if let Some(error) = error {
-        let sent: HashSet<&String> = sent.iter().collect();
-        let unsent: Vec<String> = moved.into_iter().filter(|id| !sent.contains(id)).collect();
-        let reason = cut(&with_cause(&error), MAX_REASON);
-        let put = put_back(ledger, &unsent, from, &reason).await;
-        summary.put_back += put.map_err(|error| RedriveError::Stuck(error, unsent.len() as u64))?;
+    let mut stuck: u64 = unsent.values().map(|ids| ids.len() as u64).sum();
+    for (reason, ids) in unsent {
+        let put = put_back(ledger, &ids, from, &reason).await;
+        summary.put_back += put.map_err(|error| RedriveError::Stuck(error, stuck))?;
+        stuck -= ids.len() as u64;
+    }
+    if let Some(error) = broker {
         return Err(RedriveError::Publish(error));
     }
     confirmed.map_err(RedriveError::Ledger)
@@ -201,44 +208,103 @@ async fn put_back(
     Ok(back.len() as u64)
 }
 
-/// Sends letters, those of one door and key one after another, and returns the ids of those that were confirmed and
-/// the first error. After an error nothing more of that door and key is sent.
-async fn send(sink: &impl Sink, letters: Vec<Letter>) -> (Vec<String>, Option<PublishError>) {
-    let mut lanes: Vec<Vec<(String, Letter)>> = Vec::new();
-    let mut by_key = HashMap::new();
-    for letter in letters {
-        // A letter has a door here because its plan said so; one that has lost it meanwhile is put back.
-        let Some(door) = door(&letter) else { continue };
-        let key = letter.envelope.key.clone();
-        let lane = match key {
-            Some(key) => *by_key.entry((door.clone(), key)).or_insert(lanes.len()),
-            None => lanes.len(),
-        };
-        if lane == lanes.len() {
-            lanes.push(Vec::new());
-        }
-        lanes[lane].push((door, letter));
-    }
-    let outcomes = join_all(lanes.into_iter().map(|lane| send_in_order(sink, lane))).await;
-    let mut sent = Vec::new();
-    let mut first = None;
-    for (ids, error) in outcomes {
-        sent.extend(ids);
-        first = first.or(error);
-    }
-    (sent, first)
+/// What was refused in this redrive, and what must therefore not be sent.
+#[derive(Default)]
+struct Refusals {
+    first: Option<PublishError>,
+    doors: HashSet<String>,
+    keys: HashSet<(String, Bytes)>,
 }
 
-async fn send_in_order(sink: &impl Sink, lane: Vec<(String, Letter)>) -> (Vec<String>, Option<PublishError>) {
-    let mut sent = Vec::with_capacity(lane.len());
-    for (door, letter) in lane {
-        let envelope = redrive_envelope(&letter.envelope);
-        if let Err(error) = sink.publish(&Destination::new(door), envelope).await {
-            return (sent, Some(error));
-        }
-        sent.push(letter.id);
+impl Refusals {
+    fn hold_back(&self, door: &str, key: Option<&Bytes>) -> bool {
+        self.doors.contains(door)
+            || key.is_some_and(|key| self.keys.contains(&(door.to_owned(), key.clone())))
     }
-    (sent, None)
+
+    fn add(&mut self, door: String, key: Option<Bytes>, error: PublishError) {
+        match (error.scope(), key) {
+            (Scope::Destination, _) => drop(self.doors.insert(door)),
+            (_, Some(key)) => drop(self.keys.insert((door, key))),
+            (_, None) => {}
+        }
+        self.first.get_or_insert(error);
+    }
+}
+
+/// What became of a chunk.
+#[derive(Default)]
+struct Outcome {
+    /// Ids of letters that the broker has confirmed.
+    sent: Vec<String>,
+    /// Ids of the others, by the reason why.
+    unsent: BTreeMap<String, Vec<String>>,
+    /// The broker failed.
+    broker: Option<PublishError>,
+}
+
+/// Letters of one door and key, which go one after another; or a single one without a key.
+struct Lane {
+    door: String,
+    key: Option<Bytes>,
+    letters: Vec<Letter>,
+}
+
+/// Sends letters, those of one door and key one after another; after an error nothing more of that lane.
+async fn send(sink: &impl Sink, letters: Vec<Letter>, refusals: &mut Refusals) -> Outcome {
+    let mut outcome = Outcome::default();
+    let lanes = lanes(letters, refusals, &mut outcome);
+    for (lane, sent, error) in join_all(lanes.into_iter().map(|lane| send_in_order(sink, lane))).await {
+        let mut ids = lane.letters.into_iter().map(|letter| letter.id);
+        outcome.sent.extend(ids.by_ref().take(sent));
+        let Some(error) = error else { continue };
+        outcome.unsent.entry(cut(&with_cause(&error), MAX_REASON)).or_default().extend(ids);
+        match error.scope() {
+            Scope::Broker => drop(outcome.broker.get_or_insert(error)),
+            Scope::Destination | Scope::Message => refusals.add(lane.door, lane.key, error),
+        }
+    }
+    outcome
+}
+
+/// Sorts letters into lanes; those that must not be sent go to the outcome.
+fn lanes(letters: Vec<Letter>, refusals: &Refusals, outcome: &mut Outcome) -> Vec<Lane> {
+    let mut lanes: Vec<Lane> = Vec::new();
+    let mut by_key = HashMap::new();
+    for letter in letters {
+        let key = letter.envelope.key.clone();
+        // A letter has a door here because its plan said so, unless it has lost it meanwhile.
+        let unsent = match door(&letter) {
+            None => "it has no door any more",
+            Some(door) if refusals.hold_back(&door, key.as_ref()) => "an earlier letter was refused",
+            Some(door) => {
+                let next = lanes.len();
+                let at = match &key {
+                    Some(key) => *by_key.entry((door.clone(), key.clone())).or_insert(next),
+                    None => next,
+                };
+                if at == next {
+                    lanes.push(Lane { door, key, letters: Vec::new() });
+                }
+                lanes[at].letters.push(letter);
+                continue;
+            }
+        };
+        outcome.unsent.entry(unsent.to_owned()).or_default().push(letter.id);
+    }
+    lanes
+}
+
+/// Returns how many letters of the lane were confirmed, and the error of the next.
+async fn send_in_order(sink: &impl Sink, lane: Lane) -> (Lane, usize, Option<PublishError>) {
+    let destination = Destination::new(lane.door.clone());
+    for (sent, letter) in lane.letters.iter().enumerate() {
+        if let Err(error) = sink.publish(&destination, redrive_envelope(&letter.envelope)).await {
+            return (lane, sent, Some(error));
+        }
+    }
+    let sent = lane.letters.len();
+    (lane, sent, None)
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@ use super::*;
 struct Recorder {
     sent: Mutex<Vec<(String, Envelope)>>,
     refuses: Option<&'static str>,
+    /// With which scope; by default the destination's.
+    scope: Option<Scope>,
 }
 
 impl Sink for Recorder {
@@ -24,7 +26,7 @@ impl Sink for Recorder {
         tokio::task::yield_now().await;
         if self.refuses.is_some_and(|body| envelope.body.as_deref() == Some(body.as_bytes())) {
             let error = AdapterError::new(FaultKind::Missing, "no such topic").with_hint("create it");
-            return Err(PublishError::new(Scope::Destination, error));
+            return Err(PublishError::new(self.scope.unwrap_or(Scope::Destination), error));
         }
         self.sent.lock().expect("not poisoned").push((destination.name.clone(), envelope));
         Ok(())
@@ -113,13 +115,54 @@ async fn a_failure_stops_its_key_and_puts_back_what_was_not_confirmed() {
     let sink = Recorder { refuses: Some("a7"), ..Recorder::default() };
     let plan = Plan::make(&ledger, &open(), None).await.expect("a plan");
     let (summary, result) = run(&ledger, &sink, &plan).await;
-    assert!(matches!(result, Err(RedriveError::Publish(_))));
-    assert_eq!(summary, Summary { sent: 7, taken: 0, put_back: 93, left: 50 });
+    assert!(matches!(result, Err(RedriveError::Refused(_))));
+    assert_eq!(summary, Summary { sent: 7, taken: 0, put_back: 143, left: 0 });
     assert_eq!(sink.bodies_of("a").len(), 7);
     assert_eq!(count(&ledger, LetterStatus::Open).await, 143);
     let history = ledger.history("id-0007").await.expect("a history");
     let last = history.last().expect("an event");
     assert_eq!((last.what.as_str(), last.detail.as_deref()), ("redrive-failed", Some("no such topic")));
+}
+
+#[tokio::test]
+async fn what_is_refused_stops_neither_other_doors_nor_other_keys() {
+    for (scope, put_back) in [(Scope::Message, 100), (Scope::Destination, 149), (Scope::Broker, 0)] {
+        let mut letters: Vec<Letter> = (0..300).map(|n| letter(n, ["a", "b", "c"][n % 3])).collect();
+        for letter in letters.iter_mut().skip(2).step_by(3) {
+            letter.found_in = "payments.stock.dlq".into();
+            letter.door = Some("payments.stock.redrive".into());
+        }
+        let (_directory, ledger) = ledger(&letters).await;
+        let sink = Recorder { refuses: Some("a0"), scope: Some(scope), ..Recorder::default() };
+        let plan = Plan::make(&ledger, &open(), None).await.expect("a plan");
+        let (summary, result) = run(&ledger, &sink, &plan).await;
+        if scope == Scope::Broker {
+            assert!(matches!(result, Err(RedriveError::Publish(_))));
+            assert_eq!(summary.left, 200, "the broker takes nothing: nothing more is tried");
+            continue;
+        }
+        assert!(matches!(result, Err(RedriveError::Refused(_))));
+        assert!(summary.put_back >= put_back && summary.left == 0, "{summary:?}");
+        assert_eq!(summary.sent + summary.put_back, 300);
+        assert_eq!(sink.bodies_of("c").len(), 100, "another door");
+        assert_eq!(sink.bodies_of("a").len(), 0, "nothing overtakes the refused one");
+        assert_eq!(sink.bodies_of("b").len() == 100, scope == Scope::Message, "another key");
+        assert_eq!(count(&ledger, LetterStatus::Open).await, summary.put_back);
+    }
+}
+
+#[tokio::test]
+async fn a_letter_that_lost_its_door_after_the_plan_is_put_back_and_counted() {
+    let (_directory, ledger) = ledger(&[letter(0, "a"), letter(1, "b")]).await;
+    let mut plan = Plan::make(&ledger, &open(), None).await.expect("a plan");
+    let mut doorless = letter(2, "c");
+    doorless.door = None;
+    ledger.record(&[doorless]).await.expect("recorded");
+    plan.ids.push("id-0002".into());
+    let (summary, result) = run(&ledger, &Recorder::default(), &plan).await;
+    result.expect("redriven");
+    assert_eq!(summary, Summary { sent: 2, taken: 0, put_back: 1, left: 0 });
+    assert_eq!(count(&ledger, LetterStatus::Open).await, 1);
 }
 
 #[tokio::test]

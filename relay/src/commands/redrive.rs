@@ -36,11 +36,12 @@ pub(super) async fn run(context: &Context, args: Redrive) -> Result<Exit, Failur
     let sink = broker::sink(broker).map_err(|error| Failure::broker(&error))?;
     let stop = CancellationToken::new();
     let mut done = None;
-    until_signalled(stop.clone(), async {
+    let signalled = until_signalled(stop.clone(), async {
         done = Some(redrive(&*ledger, &sink, &plan, from, &stop).await);
         Ok(())
     })
-    .await?;
+    .await;
+    signalled.map_err(cut_short)?;
     let (summary, result) = done.expect("the work ended without an error, so it left its outcome");
     report(context, &plan, summary)?;
     result.map_err(|error| failure(&error))?;
@@ -133,11 +134,30 @@ fn report(context: &Context, plan: &Plan, summary: Summary) -> io::Result<()> {
     output::line(text)
 }
 
+/// A second signal leaves letters marked.
+fn cut_short(mut failure: Failure) -> Failure {
+    if failure.exit() == Exit::Interrupted {
+        failure.add(
+            "stopped at once: letters that were being sent may stay in status redriving",
+            "send them again with --status redriving; copies are absorbed",
+        );
+    }
+    failure
+}
+
 /// How a redrive that stopped ends the program.
 pub(crate) fn failure(error: &RedriveError) -> Failure {
     match error {
         RedriveError::Ledger(error) => Failure::database(error),
         RedriveError::Publish(error) => Failure::publish(error),
+        RedriveError::Refused(error) => {
+            let mut failure = Failure::publish(error);
+            failure.add(
+                "letters were refused and put back; the error above is the first",
+                "their histories say why: `backstop-relay dead-letters show ID`; mend the cause and redrive them again",
+            );
+            failure
+        }
         RedriveError::Stuck(error, letters) => {
             let mut failure = Failure::database(error);
             failure.add(

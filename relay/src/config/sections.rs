@@ -130,9 +130,10 @@ fn kafka(mut section: Section<'_>) -> Option<KafkaConfig> {
             "use \"security.protocol\" = \"SASL_SSL\", or set allow_plaintext = true",
         );
     }
+    let max_message_bytes = section.number("max_message_bytes", 1_000_000, 1_000..(128 << 20) + 1);
     section.finish();
     let properties = properties.into_iter().map(|(name, value)| (name, Secret::new(value.text))).collect();
-    Some(KafkaConfig { brokers: hosts, properties, allow_plaintext })
+    Some(KafkaConfig { brokers: hosts, properties, max_message_bytes, allow_plaintext })
 }
 
 fn host_of(address: &str) -> &str {
