@@ -78,9 +78,9 @@ where
         }
         let (message, _) = cloudevents::decode(head.envelope.clone(), &head.origin, head.via, None);
         if let Some(reason) = head.condemned {
-            let judged = self.sentence(&head);
-            let charged = Charged::of(&head);
-            return self.condemn(Some(tx), head, &message, &judged, reason, charged).await;
+            let (judged, charged) = (self.sentence(&head), Charged::of(&head));
+            let tx = self.undone(tx).await;
+            return self.condemn(tx, head, &message, &judged, reason, charged).await;
         }
         match decode(&self.codec, &message) {
             Ok(body) => {
@@ -146,6 +146,10 @@ where
     ) {
         count(&self.context.stats.failures);
         let judged = self.judge(error);
+        let tx = match tx {
+            Some(tx) => self.undone(tx).await,
+            None => None,
+        };
         let charged = Charged::of(&head);
         match self.context.policies.after(judged.disposition, charged, head.age, fastrand::f64()) {
             Next::Retry { charged, due_in } => {
@@ -164,6 +168,9 @@ where
     /// Gives a head up, in three steps that each may be the last: that it is given up is written down, which keeps
     /// other instances away for as long as the letter may take; the letter is published, with no transaction open;
     /// the head is deleted. Whoever finds a condemned head that is due publishes its letter again, under the same id.
+    ///
+    /// Without a transaction the claim is lost, and another instance may be at the head: it is written down, and
+    /// whoever claims it next publishes the letter.
     async fn condemn(
         &self,
         tx: Option<I::Tx>,
@@ -173,8 +180,11 @@ where
         reason: DeadReason,
         charged: Charged,
     ) {
-        if !self.put_back(tx, &head, &judged.condemned(reason, charged, LETTER_LEASE)).await {
-            return;
+        let claimed = tx.is_some();
+        let due_in = if claimed { LETTER_LEASE } else { Duration::ZERO };
+        let written = self.put_back(tx, &head, &judged.condemned(reason, charged, due_in)).await;
+        if !(claimed && written) {
+            return self.held_work.arrived();
         }
         let head = HeldMessage { attempts: charged.attempts, condemned: Some(reason), ..head };
         let subject = Subject {
@@ -199,10 +209,6 @@ where
 
     /// Writes a failed attempt down; `false` where that cannot be done.
     async fn put_back(&self, tx: Option<I::Tx>, head: &HeldMessage, failure: &Failure) -> bool {
-        let tx = match tx {
-            Some(tx) => self.undone(tx).await,
-            None => None,
-        };
         let consumer = &self.context.consumer;
         let Failure { attempts, due_in, error, .. } = failure;
         tracing::info!(%consumer, origin = %head.origin, attempts, ?due_in, %error, "held message failed");
