@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use backstop_core::ledger::{LetterFilter, LetterStatus};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use crate::commands;
 use crate::exit::{Exit, Failure};
@@ -37,7 +38,7 @@ pub struct Global {
         value_name = "FILE",
         env = "BACKSTOP_CONFIG",
         hide_env_values = true,
-        default_value = "backstop-relay.toml"
+        default_value = crate::config::USUAL_FILE
     )]
     pub config: PathBuf,
     /// The form of the output.
@@ -61,9 +62,21 @@ pub enum Command {
     /// consumer are the real ones; database and broker live in this process. The exit status says whether the ledger
     /// balances at the end.
     Demo(Demo),
-    /// Any other command.
+    /// A command that needs a configuration file.
     #[command(flatten)]
     Configured(ConfiguredCommand),
+    /// The configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print the completions of a shell.
+    ///
+    /// For bash: `backstop-relay completions bash > /etc/bash_completion.d/backstop-relay`.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Print the manual page: `backstop-relay man > backstop-relay.1`.
+    Man,
 }
 
 /// A command that needs a configuration file.
@@ -75,9 +88,6 @@ pub enum ConfiguredCommand {
     Migrate(Migrate),
     /// Look at the configuration, databases and broker, and say what to mend.
     Check,
-    /// The configuration.
-    #[command(subcommand)]
-    Config(ConfigCommand),
     /// Dead letters in the ledger.
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
@@ -130,6 +140,8 @@ pub enum MigrateCommand {
 pub enum ConfigCommand {
     /// Print the configuration with every default, and without secrets.
     Print,
+    /// Print the JSON schema of the configuration file, for editors. Needs no configuration.
+    Schema,
 }
 
 /// `outbox …`

@@ -3,6 +3,7 @@
 mod check;
 mod config;
 mod dead_letters;
+mod generated;
 mod migrate;
 mod outbox;
 pub(crate) mod redrive;
@@ -12,8 +13,8 @@ use std::sync::Arc;
 
 use backstop_core::AdapterError;
 
-use crate::cli::{Cli, Command, ConfiguredCommand, DeadLettersCommand, Global};
-use crate::config::{BrokerConfig, Config, DatabaseConfig};
+use crate::cli::{Cli, Command, ConfigCommand, ConfiguredCommand, DeadLettersCommand, Global};
+use crate::config::{BrokerConfig, Config, DatabaseConfig, Environment};
 use crate::database::Database;
 use crate::exit::{Exit, Failure};
 use crate::output::Format;
@@ -32,7 +33,7 @@ pub(crate) struct Context {
 
 impl Context {
     pub(crate) fn load(global: Global) -> Result<Self, Failure> {
-        let config = Config::load(&global.config, &|name| std::env::var(name).ok())?;
+        let config = Config::load(&global.config, &Environment::of_process())?;
         let scrubber = config.scrubber();
         Ok(Self { config, global, scrubber })
     }
@@ -79,6 +80,13 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, (Failure, Scrubber)> {
         Command::Demo(demo) => log(&cli.global, "off", &Scrubber::default())
             .and_then(|()| on_runtime(crate::demo::run(&cli.global, &demo)))
             .map_err(without_secrets),
+        Command::Completions { shell } => generated::completions(shell).map_err(without_secrets),
+        Command::Man => generated::man().map_err(without_secrets),
+        Command::Config(ConfigCommand::Schema) => generated::schema().map_err(without_secrets),
+        Command::Config(ConfigCommand::Print) => {
+            let context = Context::load(cli.global).map_err(without_secrets)?;
+            config::print(&context).map_err(|failure| (failure, context.scrubber.clone()))
+        }
         Command::Configured(command) => {
             let context = Arc::new(Context::load(cli.global).map_err(without_secrets)?);
             dispatch(&context, command).map_err(|failure| (failure, context.scrubber.clone()))
@@ -99,7 +107,6 @@ fn dispatch(context: &Arc<Context>, command: ConfiguredCommand) -> Result<Exit, 
             ConfiguredCommand::Run => run::run(context).await,
             ConfiguredCommand::Migrate(migrate) => migrate::run(context, migrate).await,
             ConfiguredCommand::Check => check::run(context).await,
-            ConfiguredCommand::Config(command) => config::run(context, command),
             ConfiguredCommand::Outbox(command) => outbox::run(context, command).await,
             ConfiguredCommand::DeadLetters(DeadLettersCommand::Redrive(redrive)) => {
                 redrive::run(context, redrive).await

@@ -16,8 +16,14 @@
 //! Unknown keys are refused, and every fault is reported at once with its line. Secrets come from environment
 //! variables (`${NAME}` inside a text; `$$` is a dollar sign) or from files (`url_file` in place of `url`, and in the
 //! broker's properties `"sasl.password_file"` in place of `"sasl.password"`); they are never shown.
+//!
+//! An environment variable takes the place of any key: `BACKSTOP__OUTBOX__LEASE_TTL=5s` stands for `lease_ttl` in
+//! `[outbox]`, `BACKSTOP__BROKER__BROKERS=kafka-1:9092,kafka-2:9092` for the list, and
+//! `BACKSTOP__BROKER__PROPERTIES__SASL_PASSWORD_FILE=/run/secrets/kafka` for `"sasl.password_file"` in
+//! `[broker.properties]`. Its value is taken as it is; a variable that names no key is refused like an unknown key.
 
 mod document;
+mod environment;
 mod interpolate;
 mod sections;
 
@@ -27,12 +33,17 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-pub use document::Fault;
+pub use document::{Fault, Place};
+pub use environment::Environment;
 pub(crate) use sections::url_is_local;
 
 use crate::exit::{Complaint, Exit, Failure};
 use crate::secret::{Scrubber, Secret, SecretUrl, is_secret_name};
 
+/// The schema of the configuration file, as JSON Schema 2020-12.
+pub const SCHEMA: &str = include_str!("../config.schema.json");
+/// The file that is read unless another is named.
+pub const USUAL_FILE: &str = "backstop-relay.toml";
 /// The largest configuration file that is read, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
 /// Faults that are reported at once.
@@ -172,15 +183,19 @@ pub struct DeadLettersConfig {
 }
 
 impl Config {
-    /// Reads the file; `env` looks an environment variable up.
+    /// Reads the file. Where the file of the usual name is missing, overrides in the environment may stand for it.
     ///
     /// # Errors
-    /// With one complaint for each fault of the file.
-    pub fn load(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, Failure> {
-        let text = read(path)?;
+    /// With one complaint for each fault.
+    pub fn load(path: &Path, env: &Environment) -> Result<Self, Failure> {
+        let without_file = path == Path::new(USUAL_FILE) && !path.exists() && !env.overrides().is_empty();
+        let text = if without_file { String::new() } else { read(path)? };
         Self::parse(&text, env).map_err(|faults| {
             let complaint = |fault: Fault| Complaint {
-                what: format!("{}:{}: {}", path.display(), fault.line, fault.what),
+                what: match fault.place {
+                    Place::Line(line) => format!("{}:{line}: {}", path.display(), fault.what),
+                    Place::Variable(name) => format!("environment variable {name}: {}", fault.what),
+                },
                 hint: Some(fault.hint),
             };
             let more = faults.len().saturating_sub(MAX_FAULTS);
@@ -197,7 +212,7 @@ impl Config {
     ///
     /// # Errors
     /// Every fault there is, by line.
-    pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, Vec<Fault>> {
+    pub fn parse(text: &str, env: &Environment) -> Result<Self, Vec<Fault>> {
         let reader = document::Reader::new(text, env);
         let table = reader.parse();
         let config = sections::config(&table, &reader);
@@ -256,6 +271,8 @@ fn masked<S: Serializer>(properties: &BTreeMap<String, Secret>, serializer: S) -
     }))
 }
 
+#[cfg(test)]
+mod schema_tests;
 #[cfg(test)]
 #[path = "config/tests.rs"]
 mod tests;

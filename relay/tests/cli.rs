@@ -16,6 +16,28 @@ fn fails(ran: &Ran, code: i32, lines: &[&str]) {
     assert_eq!((ran.code, ran.stdout.as_str()), (code, ""));
 }
 
+#[test]
+fn the_manual_names_every_command_and_the_shells_accept_the_completions() {
+    let relay = Relay::new("");
+    let man = relay.run("man").stdout.replace('\\', "");
+    assert!(man.contains("\n.TH backstop-relay 1"), "{man}");
+    for command in
+        ["DEMO", "RUN", "MIGRATE DOWN", "OUTBOX DEAD LIST", "DEAD-LETTERS REDRIVE", "CONFIG SCHEMA"]
+    {
+        assert!(man.contains(&format!("\n.SH BACKSTOP-RELAY {command}\n")), "{command} is missing:\n{man}");
+    }
+    let script = relay.run("completions bash").stdout;
+    let status = std::process::Command::new("bash").args(["-nc", &script]).status().expect("bash");
+    assert!(status.success() && script.contains("backstop-relay"), "{script}");
+}
+
+#[test]
+fn the_schema_needs_no_configuration() {
+    let ran = Relay::new("nonsense").run("config schema");
+    let schema: serde_json::Value = serde_json::from_str(&ran.stdout).expect("JSON");
+    assert_eq!((ran.code, &schema["type"]), (0, &"object".into()));
+}
+
 /// What follows the user information of a URL.
 fn server_of(url: &str) -> String {
     url.rsplit_once('@').expect("a user in the URL").1.to_owned()
@@ -32,6 +54,9 @@ fn help_is_as_recorded() {
         "check",
         "config",
         "config print",
+        "config schema",
+        "completions",
+        "man",
         "dead-letters",
         "dead-letters list",
         "dead-letters show",

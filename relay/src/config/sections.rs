@@ -6,7 +6,7 @@ use backstop_core::identifier::Identifier;
 use toml::de::DeTable;
 use url::{Host, Url};
 
-use super::document::{Located, Reader, Section};
+use super::document::{Located, Place, Reader, Section};
 use super::{
     BrokerConfig, Config, DatabaseConfig, DeadLettersConfig, KafkaConfig, OnUnsendable, Ordering,
     OutboxConfig, RabbitConfig,
@@ -24,7 +24,11 @@ pub(super) fn config(table: &DeTable<'_>, reader: &Reader<'_>) -> Option<Config>
     let mut top = Section::top(table, reader);
     let section = top.section("database");
     if !section.is_there() && !top.has("database") {
-        top.fault(1, "[database] is missing", "add [database] with url = \"postgres://…\" or \"sqlite:…\"");
+        top.fault(
+            Place::Line(1),
+            "[database] is missing",
+            "add [database] with url = \"postgres://…\" or \"sqlite:…\"",
+        );
     }
     let database = database(section);
     let broker = top.section("broker");
@@ -58,7 +62,11 @@ fn database_url(section: &Section<'_>, url: &Located) -> Option<SecretUrl> {
         _ => false,
     };
     if !sound {
-        section.fault(url.line, format!("{} is no usable database URL", section.path("url")), DATABASE_URL);
+        section.fault(
+            url.place.clone(),
+            format!("{} is no usable database URL", section.path("url")),
+            DATABASE_URL,
+        );
     }
     sound.then(|| SecretUrl::new(&url.text))
 }
@@ -68,18 +76,18 @@ fn identifier(section: &Section<'_>, key: &str, name: Located) -> Option<String>
         Ok(_) => Some(name.text),
         Err(error) => {
             let hint = error.hint().unwrap_or_default().to_owned();
-            section.fault(name.line, format!("{}: {error}", section.path(key)), hint);
+            section.fault(name.place.clone(), format!("{}: {error}", section.path(key)), hint);
             None
         }
     }
 }
 
 fn prefix(section: &Section<'_>, name: Located) -> Option<String> {
-    let line = name.line;
+    let place = name.place.clone();
     let prefix = identifier(section, "prefix", name)?;
     if prefix.len() > MAX_PREFIX || prefix.bytes().any(|byte| byte.is_ascii_uppercase()) {
         let hint = format!("use at most {MAX_PREFIX} lowercase letters, digits and underscores");
-        section.fault(line, format!("[database] prefix: {prefix:?} is no usable prefix"), hint);
+        section.fault(place, format!("[database] prefix: {prefix:?} is no usable prefix"), hint);
         return None;
     }
     Some(prefix)
@@ -106,7 +114,7 @@ fn kafka(mut section: Section<'_>) -> Option<KafkaConfig> {
     if !section.has("brokers") {
         section.missing("brokers", HINT);
     }
-    let line = brokers.first().map_or(section.line(), |broker| broker.line);
+    let place = brokers.first().map_or(section.place(), |broker| broker.place.clone());
     let hosts: Vec<String> =
         brokers.iter().flat_map(|list| list.text.split(',')).map(str::to_owned).collect();
     let sound = |host: &String| {
@@ -114,7 +122,7 @@ fn kafka(mut section: Section<'_>) -> Option<KafkaConfig> {
             && !host.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/' || c == '@')
     };
     if section.has("brokers") && (hosts.is_empty() || !hosts.iter().all(sound)) {
-        section.fault(line, "[broker] brokers must name hosts and ports", HINT);
+        section.fault(place.clone(), "[broker] brokers must name hosts and ports", HINT);
     }
     let allow_plaintext = section.switch("allow_plaintext", false);
     let properties = section.properties("properties");
@@ -125,7 +133,7 @@ fn kafka(mut section: Section<'_>) -> Option<KafkaConfig> {
         && (is("sasl.mechanism", "plain") || is("sasl.mechanisms", "plain"));
     if plain && !allow_plaintext && !hosts.iter().all(|host| is_local(host_of(host))) {
         section.fault(
-            line,
+            place,
             "[broker] would send its password over the network without TLS",
             "use \"security.protocol\" = \"SASL_SSL\", or set allow_plaintext = true",
         );
@@ -158,12 +166,12 @@ fn rabbitmq(mut section: Section<'_>) -> Option<RabbitConfig> {
 fn rabbitmq_url(section: &Section<'_>, located: &Located, allow_plaintext: bool) -> Option<SecretUrl> {
     let url = Url::parse(&located.text).ok();
     let Some(url) = url.filter(|url| matches!(url.scheme(), "amqp" | "amqps") && url.has_host()) else {
-        section.fault(located.line, "[broker] url is no usable AMQP URL", BROKER_URL);
+        section.fault(located.place.clone(), "[broker] url is no usable AMQP URL", BROKER_URL);
         return None;
     };
     if url.scheme() == "amqp" && !allow_plaintext && !url_is_local(&url) {
         section.fault(
-            located.line,
+            located.place.clone(),
             "[broker] would send its password over the network without TLS",
             "use an amqps:// URL, or set allow_plaintext = true",
         );
@@ -208,7 +216,7 @@ fn dead_letters(mut section: Section<'_>, rabbit: bool) -> Option<DeadLettersCon
 fn source_name(section: &Section<'_>, source: &Located, rabbit: bool) {
     let path = section.path("sources");
     let fault = |what: &str, hint: &str| {
-        section.fault(source.line, format!("{path}: {} {what}", source.shown()), hint);
+        section.fault(source.place.clone(), format!("{path}: {} {what}", source.shown()), hint);
     };
     if source.text.is_empty() || source.text.len() > 255 || source.text.contains(char::is_control) {
         fault("is no name of a topic or queue", "name a topic or queue, such as \"orders.stock.dlq\"");
@@ -224,7 +232,7 @@ fn lease_name(section: &mut Section<'_>, default: &str) -> String {
     let sound = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     if name.text.is_empty() || name.text.len() > 64 || !name.text.bytes().all(sound) {
         let what = format!("{}: {} is no usable name", section.path("name"), name.shown());
-        section.fault(name.line, what, "use letters, digits, '-', '_' and '.', at most 64 in all");
+        section.fault(name.place.clone(), what, "use letters, digits, '-', '_' and '.', at most 64 in all");
     }
     name.text
 }
