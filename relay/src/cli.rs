@@ -145,9 +145,9 @@ pub enum ConfigCommand {
 }
 
 /// `outbox …`
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum OutboxCommand {
-    /// How many rows wait, and for how long.
+    /// How many rows wait, and for how long, in each outbox.
     Status,
     /// Rows that can never be sent.
     #[command(subcommand)]
@@ -155,13 +155,16 @@ pub enum OutboxCommand {
 }
 
 /// `outbox dead …`
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum OutboxDeadCommand {
     /// List them, oldest first.
     List {
         /// At most so many.
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
         limit: u32,
+        /// Of the outbox with this name; needed where the configuration has several.
+        #[arg(long, value_name = "NAME")]
+        outbox: Option<String>,
     },
 }
 

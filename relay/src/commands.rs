@@ -12,9 +12,11 @@ pub(crate) mod run;
 use std::sync::Arc;
 
 use backstop_core::AdapterError;
+use backstop_core::sink::Publisher;
 
+use crate::broker;
 use crate::cli::{Cli, Command, ConfigCommand, ConfiguredCommand, DeadLettersCommand, Global};
-use crate::config::{BrokerConfig, Config, DatabaseConfig, Environment};
+use crate::config::{BrokerConfig, Config, DatabaseConfig, Environment, OutboxConfig};
 use crate::database::Database;
 use crate::exit::{Exit, Failure};
 use crate::output::Format;
@@ -44,18 +46,28 @@ impl Context {
 
     /// The broker of the configuration.
     pub(crate) fn broker(&self) -> Result<&BrokerConfig, Failure> {
-        self.config.broker.as_ref().ok_or_else(|| {
-            Failure::new(
-                Exit::Configuration,
-                format!("{}: [broker] is missing", self.global.config.display()),
-                "add [broker] with kind = \"kafka\" or \"rabbitmq\"",
-            )
-        })
+        self.config.broker.as_ref().ok_or_else(|| self.no_broker())
     }
 
-    /// The database that holds the outbox.
-    pub(crate) async fn database(&self) -> Result<Database, Failure> {
-        open(&self.config.database).await
+    fn no_broker(&self) -> Failure {
+        Failure::new(
+            Exit::Configuration,
+            format!("{}: [broker] is missing", self.global.config.display()),
+            "add [broker] with kind = \"kafka\" or \"rabbitmq\"",
+        )
+    }
+
+    /// What publishes the rows of an outbox, to one broker or several.
+    pub(crate) fn pipeline(&self) -> Result<Box<dyn Publisher>, Failure> {
+        match broker::pipeline(&self.config).map_err(|error| Failure::broker(&error))? {
+            Some(pipeline) => Ok(pipeline),
+            None => Err(self.no_broker()),
+        }
+    }
+
+    /// The database that holds an outbox.
+    pub(crate) async fn outbox(&self, outbox: &OutboxConfig) -> Result<Database, Failure> {
+        open(self.config.database_of(outbox)).await
     }
 
     /// The database that holds the ledger.

@@ -55,11 +55,18 @@ const MAX_FAULTS: usize = 100;
 pub struct Config {
     /// `[database]`: where the outbox is.
     pub database: DatabaseConfig,
-    /// `[broker]`: where messages go, and where dead letters are. Not needed for `migrate` and `outbox`.
+    /// `[broker]`: where messages go that no route names, and where dead letters are. Not needed for `migrate` and
+    /// `outbox`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub broker: Option<BrokerConfig>,
-    /// `[outbox]`
-    pub outbox: OutboxConfig,
+    /// `[brokers.<name>]`: further brokers, to which routes lead.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub brokers: BTreeMap<String, BrokerConfig>,
+    /// `[[routes]]`: which destinations go to a further broker; the first that matches counts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<RouteConfig>,
+    /// `[outbox]`, or `[[outbox]]` for each of several. One with the defaults unless given.
+    pub outbox: Vec<OutboxConfig>,
     /// `[dead_letters]`
     pub dead_letters: DeadLettersConfig,
 }
@@ -87,6 +94,15 @@ pub enum BrokerConfig {
     Kafka(KafkaConfig),
     /// `kind = "rabbitmq"`
     RabbitMq(RabbitConfig),
+}
+
+/// A way from destinations to a broker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RouteConfig {
+    /// `destination`: the name of a topic, exchange or queue; each `*` in it stands for any text.
+    pub destination: String,
+    /// `broker`: the name of one of `[brokers]`.
+    pub broker: String,
 }
 
 /// Apache Kafka.
@@ -137,7 +153,7 @@ pub enum Ordering {
 pub struct OutboxConfig {
     /// `enabled`: whether `run` drains the outbox. Defaults to `true`.
     pub enabled: bool,
-    /// `name`: of the lease, so that one of several relays owns the outbox. Defaults to `outbox`.
+    /// `name`: of the outbox and its lease, so that one of several relays owns it. Defaults to `outbox`.
     pub name: String,
     /// `lease_ttl`: after which time another relay takes over from one that died. Defaults to 10 s.
     #[serde(serialize_with = "duration")]
@@ -151,6 +167,9 @@ pub struct OutboxConfig {
     pub idle_poll: Duration,
     /// `on_unsendable`: what to do with a row that can never be sent. Defaults to `"dead"`.
     pub on_unsendable: OnUnsendable,
+    /// `[outbox.database]`: where this outbox is; what is not given is as in `[database]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub database: Option<DatabaseConfig>,
 }
 
 /// What to do with a row that can never be sent.
@@ -177,7 +196,7 @@ pub struct DeadLettersConfig {
     /// `lease_ttl`: after which time another relay takes over from one that died. Defaults to 10 s.
     #[serde(serialize_with = "duration")]
     pub lease_ttl: Duration,
-    /// `[dead_letters.ledger]`: a database of its own for the ledger. Defaults to `[database]`.
+    /// `[dead_letters.ledger]`: where the ledger is; what is not given is as in `[database]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ledger: Option<DatabaseConfig>,
 }
@@ -222,6 +241,23 @@ impl Config {
         }
     }
 
+    /// The database that holds an outbox of this configuration.
+    pub fn database_of<'a>(&'a self, outbox: &'a OutboxConfig) -> &'a DatabaseConfig {
+        outbox.database.as_ref().unwrap_or(&self.database)
+    }
+
+    /// Every database, each once.
+    pub fn databases(&self) -> Vec<&DatabaseConfig> {
+        let outboxes = self.outbox.iter().map(|outbox| self.database_of(outbox));
+        let mut databases = Vec::new();
+        for database in std::iter::once(&self.database).chain(outboxes).chain([self.ledger()]) {
+            if !databases.contains(&database) {
+                databases.push(database);
+            }
+        }
+        databases
+    }
+
     /// The database that holds the ledger.
     pub fn ledger(&self) -> &DatabaseConfig {
         self.dead_letters.ledger.as_ref().unwrap_or(&self.database)
@@ -230,17 +266,17 @@ impl Config {
     /// Knows every secret of this configuration.
     pub fn scrubber(&self) -> Scrubber {
         let mut scrubber = Scrubber::default();
-        scrubber.learn_url(&self.database.url);
-        if let Some(ledger) = &self.dead_letters.ledger {
-            scrubber.learn_url(&ledger.url);
+        for database in self.databases() {
+            scrubber.learn_url(&database.url);
         }
-        match &self.broker {
-            Some(BrokerConfig::Kafka(kafka)) => {
-                let secrets = kafka.properties.iter().filter(|(name, _)| is_secret_name(name));
-                secrets.for_each(|(_, value)| scrubber.learn(value.expose()));
+        for broker in self.broker.iter().chain(self.brokers.values()) {
+            match broker {
+                BrokerConfig::Kafka(kafka) => {
+                    let secrets = kafka.properties.iter().filter(|(name, _)| is_secret_name(name));
+                    secrets.for_each(|(_, value)| scrubber.learn(value.expose()));
+                }
+                BrokerConfig::RabbitMq(rabbit) => scrubber.learn_url(&rabbit.url),
             }
-            Some(BrokerConfig::RabbitMq(rabbit)) => scrubber.learn_url(&rabbit.url),
-            None => {}
         }
         scrubber
     }

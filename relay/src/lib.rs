@@ -26,6 +26,7 @@ pub mod output;
 pub mod owner;
 pub mod pump;
 pub mod redrive;
+pub mod routes;
 pub mod secret;
 pub mod supervise;
 

@@ -14,18 +14,18 @@ use crate::exit::{Exit, Failure};
 #[derive(Debug, Default)]
 pub struct Supervisor {
     tasks: JoinSet<Result<(), Failure>>,
-    names: HashMap<Id, &'static str>,
+    names: HashMap<Id, String>,
 }
 
 impl Supervisor {
     /// Starts a task. It is to run until the token given to [`wait`](Supervisor::wait) is cancelled.
     pub fn spawn(
         &mut self,
-        name: &'static str,
+        name: impl Into<String>,
         task: impl Future<Output = Result<(), Failure>> + Send + 'static,
     ) {
         let handle = self.tasks.spawn(task);
-        self.names.insert(handle.id(), name);
+        self.names.insert(handle.id(), name.into());
     }
 
     /// Waits until all tasks have ended. When one ends before `stop` is cancelled, `stop` is cancelled for the
@@ -51,7 +51,7 @@ impl Supervisor {
         asked: bool,
     ) -> Result<(), Failure> {
         const HINT: &str = "this is a defect of the relay; restart it and report the log";
-        let name = |id: &Id| self.names.get(id).copied().unwrap_or("a task");
+        let name = |id: &Id| self.names.get(id).map_or("a task", String::as_str);
         match ended {
             Ok((id, Ok(()))) if asked => {
                 info!(task = name(&id), "stopped");

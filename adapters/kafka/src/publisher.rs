@@ -95,7 +95,7 @@ impl KafkaPublisher {
 }
 
 impl Publisher for KafkaPublisher {
-    fn binding(&self) -> Binding {
+    fn binding(&self, _destination: &Destination) -> Binding {
         Binding::Kafka
     }
 

@@ -8,29 +8,56 @@ use serde_json::{Value, json};
 
 use crate::cli::{OutboxCommand, OutboxDeadCommand};
 use crate::commands::{Context, database};
+use crate::config::OutboxConfig;
 use crate::exit::{Exit, Failure};
 use crate::output;
 
 pub(super) async fn run(context: &Context, command: OutboxCommand) -> Result<Exit, Failure> {
-    let outbox = context.database().await?.outbox;
     match command {
-        OutboxCommand::Status => status(context, &outbox.status().await.map_err(database)?)?,
-        OutboxCommand::Dead(OutboxDeadCommand::List { limit }) => {
-            dead(context, &outbox.buried(limit).await.map_err(database)?)?;
+        OutboxCommand::Status => status(context).await?,
+        OutboxCommand::Dead(OutboxDeadCommand::List { limit, outbox }) => {
+            let store = context.outbox(named(context, outbox.as_deref())?).await?.outbox;
+            dead(context, &store.buried(limit).await.map_err(database)?)?;
         }
     }
     Ok(Exit::Ok)
 }
 
-fn status(context: &Context, status: &OutboxStatus) -> Result<(), Failure> {
-    if context.is_json() {
-        let oldest = status.oldest.map(|age| age.as_secs_f64());
-        let document = json!({ "pending": status.pending, "oldest_seconds": oldest, "dead": status.dead });
-        return Ok(output::json(&document)?);
+/// The outbox of that name; the only one, where none is named.
+fn named<'c>(context: &'c Context, name: Option<&str>) -> Result<&'c OutboxConfig, Failure> {
+    let outboxes = &context.config.outbox;
+    let found = match name {
+        Some(name) => outboxes.iter().find(|outbox| outbox.name == name),
+        None => outboxes.first().filter(|_| outboxes.len() == 1),
+    };
+    found.ok_or_else(|| {
+        let names: Vec<&str> = outboxes.iter().map(|outbox| outbox.name.as_str()).collect();
+        let what = match name {
+            Some(name) => format!("there is no outbox {name:?} in {}", context.global.config.display()),
+            None => format!("{} has {} outboxes", context.global.config.display(), names.len()),
+        };
+        Failure::new(Exit::Usage, what, format!("name one with --outbox: {}", names.join(", ")))
+    })
+}
+
+async fn status(context: &Context) -> Result<(), Failure> {
+    let mut all = Vec::new();
+    for outbox in &context.config.outbox {
+        let status = context.outbox(outbox).await?.outbox.status().await.map_err(database)?;
+        all.push((outbox.name.as_str(), status));
     }
-    let oldest = status.oldest.map_or_else(|| "-".to_owned(), in_words);
-    let row = vec![status.pending.to_string(), oldest, status.dead.to_string()];
-    Ok(output::table(&["PENDING", "OLDEST", "DEAD"], [row])?)
+    if context.is_json() {
+        let document = |(name, status): &(&str, OutboxStatus)| {
+            let oldest = status.oldest.map(|age| age.as_secs_f64());
+            json!({ "name": name, "pending": status.pending, "oldest_seconds": oldest, "dead": status.dead })
+        };
+        return Ok(output::json(&all.iter().map(document).collect::<Vec<Value>>())?);
+    }
+    let row = |(name, status): &(&str, OutboxStatus)| {
+        let oldest = status.oldest.map_or_else(|| "-".to_owned(), in_words);
+        vec![(*name).to_owned(), status.pending.to_string(), oldest, status.dead.to_string()]
+    };
+    Ok(output::table(&["OUTBOX", "PENDING", "OLDEST", "DEAD"], all.iter().map(row))?)
 }
 
 fn dead(context: &Context, rows: &[BuriedRow]) -> Result<(), Failure> {

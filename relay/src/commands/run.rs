@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backstop_core::sink::Publisher;
+use backstop_core::{AdapterError, FaultKind};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -25,8 +26,10 @@ const RETRY_MAX: Duration = Duration::from_secs(10);
 
 pub(super) async fn run(context: &Arc<Context>) -> Result<Exit, Failure> {
     let config = &context.config;
-    context.broker()?;
-    if !config.outbox.enabled && !config.dead_letters.enabled {
+    if config.dead_letters.enabled || config.brokers.is_empty() {
+        context.broker()?;
+    }
+    if !config.outbox.iter().any(|outbox| outbox.enabled) && !config.dead_letters.enabled {
         return Err(Failure::new(
             Exit::Configuration,
             format!("{}: there is nothing to run", context.global.config.display()),
@@ -42,10 +45,10 @@ pub(super) async fn run(context: &Arc<Context>) -> Result<Exit, Failure> {
 /// this, too.
 pub(crate) async fn work(context: &Arc<Context>, stop: CancellationToken) -> Result<(), Failure> {
     let mut supervisor = Supervisor::default();
-    if context.config.outbox.enabled {
+    for outbox in context.config.outbox.iter().filter(|outbox| outbox.enabled).cloned() {
         let (context, stop) = (context.clone(), stop.clone());
-        supervisor.spawn("the outbox pump", async move {
-            match patiently(&stop, "outbox", || pump(&context)).await? {
+        supervisor.spawn(format!("the pump of {:?}", outbox.name), async move {
+            match patiently(&stop, &outbox.name, || pump(&context, &outbox)).await? {
                 Some(pump) => pump.run(stop).await.map(drop).map_err(|error| pump_failure(&error)),
                 None => Ok(()),
             }
@@ -91,20 +94,22 @@ async fn patiently<T, F: Future<Output = Result<T, Failure>>>(
     }
 }
 
-async fn pump(context: &Context) -> Result<Pump, Failure> {
-    let store = context.database().await?.outbox;
+async fn pump(context: &Context, outbox: &OutboxConfig) -> Result<Pump, Failure> {
+    let store = context.outbox(outbox).await?.outbox;
     store.status().await.map_err(database)?;
-    let publisher = reachable(context).await?;
-    Ok(Pump::new(store, publisher, pump_settings(&context.config.outbox)))
+    let config = &context.config;
+    let brokers = config.brokers.len() + usize::from(config.broker.is_some());
+    let publisher = answering(context.pipeline()?, brokers).await?;
+    Ok(Pump::new(store, publisher, pump_settings(outbox)))
 }
 
 async fn collector(context: &Context) -> Result<Collector<broker::AnySource>, Failure> {
     let Database { ledger, .. } = context.ledger().await?;
     ledger.count(&backstop_core::ledger::LetterFilter::default()).await.map_err(database)?;
-    reachable(context).await?;
+    let refused = |error: AdapterError| Failure::broker(&error);
+    answering(broker::publisher(context.broker()?).map_err(refused)?, 1).await?;
     let Config { dead_letters, .. } = &context.config;
-    let sources =
-        broker::sources(context.broker()?, dead_letters).map_err(|error| Failure::broker(&error))?;
+    let sources = broker::sources(context.broker()?, dead_letters).map_err(refused)?;
     let owner = OwnerSettings {
         lease: dead_letters.name.clone(),
         ttl: dead_letters.lease_ttl,
@@ -113,11 +118,11 @@ async fn collector(context: &Context) -> Result<Collector<broker::AnySource>, Fa
     Ok(Collector::new(ledger, sources, owner))
 }
 
-/// A publisher whose broker answers.
-async fn reachable(context: &Context) -> Result<Box<dyn Publisher>, Failure> {
-    let publisher = broker::publisher(context.broker()?).map_err(|error| Failure::broker(&error))?;
+/// The publisher, if at least one of its brokers answers: destinations of the others wait in the pump.
+async fn answering(publisher: Box<dyn Publisher>, brokers: usize) -> Result<Box<dyn Publisher>, Failure> {
     let faults = publisher.probe(&[]).await;
-    match faults.first() {
+    let serious = faults.iter().find(|fault| fault.error().kind() != FaultKind::Unreachable);
+    match serious.or_else(|| faults.first().filter(|_| faults.len() >= brokers)) {
         Some(fault) => Err(Failure::publish(fault)),
         None => Ok(publisher),
     }

@@ -1,5 +1,6 @@
 //! A TOML document that is read section by section, with every fault noted at its line.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::ops::Range;
 use std::time::Duration;
@@ -154,6 +155,50 @@ impl<'a> Section<'a> {
         let place = place.unwrap_or_else(|| self.place.clone());
         let name = if self.name.is_empty() { name.to_owned() } else { format!("{}.{name}", self.name) };
         Section { name, place, table, known: Vec::new(), reader: self.reader }
+    }
+
+    /// The tables of that name: `[name]` once, or `[[name]]` for each.
+    pub(super) fn sections(&mut self, name: &'static str) -> Vec<Self> {
+        let Some((value, place)) = self.value(name) else { return Vec::new() };
+        let one = |table, place| self.inner(name.to_owned(), table, place);
+        match value {
+            DeValue::Table(table) => vec![one(table, place)],
+            DeValue::Array(items) => {
+                let item = |item: &'a Spanned<DeValue<'a>>| {
+                    let place = self.reader.place(&item.span());
+                    match item.get_ref() {
+                        DeValue::Table(table) => Some(one(table, place)),
+                        other => self.wrong_type(name, place, "a table", other),
+                    }
+                };
+                items.iter().filter_map(item).collect()
+            }
+            other => self.wrong_type(name, place, "a table", other).unwrap_or_default(),
+        }
+    }
+
+    /// The tables within the table of that name, by names that are free.
+    pub(super) fn named(&mut self, name: &'static str) -> Vec<(Located, Self)> {
+        let Some((value, place)) = self.value(name) else { return Vec::new() };
+        let DeValue::Table(table) = value else {
+            return self.wrong_type(name, place, "a table of tables", value).unwrap_or_default();
+        };
+        let inner = |(key, value): (&'a Spanned<Cow<'a, str>>, &'a Spanned<DeValue<'a>>)| {
+            let place = self.reader.place(&value.span());
+            let path = format!("{name}.{}", key.get_ref());
+            let DeValue::Table(table) = value.get_ref() else {
+                return self.wrong_type(&path, place, "a table", value.get_ref());
+            };
+            let text = key.get_ref().clone().into_owned();
+            let key = Located { text, place: self.reader.place(&key.span()), interpolated: false };
+            Some((key, self.inner(path, table, place)))
+        };
+        table.iter().filter_map(inner).collect()
+    }
+
+    fn inner(&self, name: String, table: &'a DeTable<'a>, place: Place) -> Self {
+        let name = if self.name.is_empty() { name } else { format!("{}.{name}", self.name) };
+        Section { name, place, table: Some(table), known: Vec::new(), reader: self.reader }
     }
 
     /// Whether the table stands in the document.

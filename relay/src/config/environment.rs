@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fmt;
 
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeArray, DeTable, DeValue};
 
 /// What the names of variables that override keys begin with. Two underscores, so that no other variable of the
 /// program does.
@@ -79,7 +79,25 @@ fn insert<'a>(table: &mut DeTable<'a>, path: &[String], place: &std::ops::Range<
         table.insert(Spanned::new(place.clone(), key.clone().into()), Spanned::new(place.clone(), empty));
     }
     // What is no table stays: that is a fault of the file, which is told.
-    if let Some(DeValue::Table(inner)) = table.get_mut(key.as_str()).map(Spanned::get_mut) {
-        insert(inner, rest, place, value);
+    match table.get_mut(key.as_str()).map(Spanned::get_mut) {
+        Some(DeValue::Table(inner)) => insert(inner, rest, place, value),
+        Some(DeValue::Array(items)) => insert_into_item(items, rest, place, value),
+        _ => {}
+    }
+}
+
+/// The first of the path counts the items from 0. An item that is not there, or is no table, is left alone: the
+/// variable becomes an item of its own, which is refused for its type.
+fn insert_into_item<'a>(
+    items: &mut DeArray<'a>,
+    path: &[String],
+    place: &std::ops::Range<usize>,
+    value: DeValue<'a>,
+) {
+    let item =
+        path.first().and_then(|index| index.parse::<usize>().ok()).and_then(|index| items.get_mut(index));
+    match item.map(Spanned::get_mut) {
+        Some(DeValue::Table(inner)) if path.len() > 1 => insert(inner, &path[1..], place, value),
+        _ => items.push(Spanned::new(place.clone(), value)),
     }
 }

@@ -5,11 +5,13 @@ use serde_json::{Map, Value};
 use super::*;
 
 /// Each table of the file, with the definition that describes it and what must stand before a key of it.
-const TABLES: [(&str, &str, &str); 6] = [
+const TABLES: [(&str, &str, &str); 8] = [
     ("database", "database", "[database]\n"),
     ("kafka", "broker", "[broker]\nkind = \"kafka\"\n"),
     ("rabbitmq", "broker", "[broker]\nkind = \"rabbitmq\"\n"),
-    ("outbox", "outbox", "[outbox]\n"),
+    ("route", "routes", "[[routes]]\n"),
+    ("outbox", "outbox", "[[outbox]]\n"),
+    ("database", "outbox.database", "[outbox.database]\n"),
     ("dead_letters", "dead_letters", "[dead_letters]\n"),
     ("database", "dead_letters.ledger", "[dead_letters.ledger]\n"),
 ];
@@ -55,7 +57,7 @@ fn the_schema_has_the_defaults_of_the_reader() {
     {
         let text = format!(
             "[database]\nurl = \"sqlite:x.db\"\n[broker]\nkind = \"{kind}\"\n{broker}\n[dead_letters.ledger]\nurl = \
-             \"sqlite:l.db\"\n"
+             \"sqlite:l.db\"\n[outbox.database]\nurl = \"sqlite:o.db\"\n"
         );
         let config = Config::parse(&text, &Environment::default()).expect("sound");
         let printed = serde_json::to_value(&config).expect("JSON");
@@ -63,8 +65,11 @@ fn the_schema_has_the_defaults_of_the_reader() {
             if table == "broker" && definition != kind {
                 continue;
             }
-            let section = &printed[table.split('.').next().expect("a name")];
-            let section = if table.ends_with(".ledger") { &section["ledger"] } else { section };
+            let mut section = &printed;
+            for name in table.split('.') {
+                section = &section[name];
+                section = section.get(0).unwrap_or(section);
+            }
             for (key, property) in properties(definition) {
                 if let Some(default) = property.get("default") {
                     assert_eq!(default, &section[&key], "{table}.{key}");

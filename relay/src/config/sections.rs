@@ -9,7 +9,7 @@ use url::{Host, Url};
 use super::document::{Located, Place, Reader, Section};
 use super::{
     BrokerConfig, Config, DatabaseConfig, DeadLettersConfig, KafkaConfig, OnUnsendable, Ordering,
-    OutboxConfig, RabbitConfig,
+    OutboxConfig, RabbitConfig, RouteConfig,
 };
 use crate::secret::{Secret, SecretUrl};
 
@@ -30,26 +30,79 @@ pub(super) fn config(table: &DeTable<'_>, reader: &Reader<'_>) -> Option<Config>
             "add [database] with url = \"postgres://…\" or \"sqlite:…\"",
         );
     }
-    let database = database(section);
-    let broker = top.section("broker");
-    let broker = if broker.is_there() { self::broker(broker).map(Some) } else { Some(None) };
-    let outbox = outbox(top.section("outbox"));
-    let rabbit = matches!(broker, Some(Some(BrokerConfig::RabbitMq(_))));
-    let dead_letters = dead_letters(top.section("dead_letters"), rabbit);
-    top.finish();
-    Some(Config { database: database?, broker: broker?, outbox, dead_letters: dead_letters? })
-}
-
-fn database(mut section: Section<'_>) -> Option<DatabaseConfig> {
-    let url = section.secret("url", "url_file");
-    if !section.has("url") && !section.has("url_file") {
+    if section.is_there() && !section.has("url") && !section.has("url_file") {
         section.missing("url", DATABASE_URL);
     }
-    let url = url.and_then(|url| database_url(&section, &url));
+    let database = database(section, None);
+    let broker = top.section("broker");
+    let broker = if broker.is_there() { self::broker(broker).map(Some) } else { Some(None) };
+    let brokers = brokers(&mut top);
+    let routes = routes(&mut top, &brokers);
+    let outbox = outboxes(&mut top, database.as_ref());
+    let rabbit = matches!(broker, Some(Some(BrokerConfig::RabbitMq(_))));
+    let dead_letters = dead_letters(top.section("dead_letters"), rabbit, database.as_ref());
+    top.finish();
+    let brokers = brokers.into_iter().map(|(name, broker)| Some((name.text, broker?))).collect::<Option<_>>();
+    Some(Config { database: database?, broker: broker?, brokers: brokers?, routes, outbox, dead_letters })
+}
+
+/// A database; what is not given is as in `parent`. Without an URL of either there is none, which was told already.
+fn database(mut section: Section<'_>, parent: Option<&DatabaseConfig>) -> Option<DatabaseConfig> {
+    let given = section.has("url") || section.has("url_file");
+    let url = section.secret("url", "url_file").and_then(|url| database_url(&section, &url));
     let schema = section.text("schema").and_then(|name| identifier(&section, "schema", name));
     let prefix = section.text("prefix").and_then(|name| prefix(&section, name));
     section.finish();
-    Some(DatabaseConfig { url: url?, schema, prefix: prefix.unwrap_or_else(|| "backstop".to_owned()) })
+    let inherited = parent.filter(|_| !given);
+    Some(DatabaseConfig {
+        url: url.or_else(|| inherited.map(|parent| parent.url.clone()))?,
+        schema: schema.or_else(|| inherited.and_then(|parent| parent.schema.clone())),
+        prefix: prefix
+            .or_else(|| inherited.map(|parent| parent.prefix.clone()))
+            .unwrap_or_else(|| "backstop".to_owned()),
+    })
+}
+
+type Named = (Located, Option<BrokerConfig>);
+
+fn brokers(top: &mut Section<'_>) -> Vec<Named> {
+    let sections = top.named("brokers");
+    sections.into_iter().map(|(name, section)| (name, broker(section))).collect()
+}
+
+fn routes(top: &mut Section<'_>, brokers: &[Named]) -> Vec<RouteConfig> {
+    let routes: Vec<_> =
+        top.sections("routes").into_iter().filter_map(|section| route(section, brokers)).collect();
+    for (name, _) in brokers {
+        if !routes.iter().any(|route| route.broker == name.text) {
+            let hint = format!("add [[routes]] with destination = \"…\" and broker = {:?}", name.text);
+            top.fault(name.place.clone(), format!("no route leads to [brokers.{}]", name.text), hint);
+        }
+    }
+    routes
+}
+
+fn route(mut section: Section<'_>, brokers: &[Named]) -> Option<RouteConfig> {
+    let destination = section.text("destination");
+    if !section.has("destination") {
+        section.missing("destination", "name a topic, exchange or queue; each * stands for any text");
+    }
+    let broker = section.text("broker");
+    if !section.has("broker") {
+        section.missing("broker", "name one of [brokers]");
+    }
+    if let Some(broker) =
+        broker.as_ref().filter(|broker| !brokers.iter().any(|(name, _)| name.text == broker.text))
+    {
+        let what = format!("{}: there is no [brokers.{}]", section.path("broker"), broker.text);
+        section.fault(
+            broker.place.clone(),
+            what,
+            "name one of [brokers]; without a route a message goes to [broker]",
+        );
+    }
+    section.finish();
+    Some(RouteConfig { destination: destination?.text, broker: broker?.text })
 }
 
 fn database_url(section: &Section<'_>, url: &Located) -> Option<SecretUrl> {
@@ -179,7 +232,22 @@ fn rabbitmq_url(section: &Section<'_>, located: &Located, allow_plaintext: bool)
     Some(SecretUrl::new(&located.text))
 }
 
-fn outbox(mut section: Section<'_>) -> OutboxConfig {
+fn outboxes(top: &mut Section<'_>, database: Option<&DatabaseConfig>) -> Vec<OutboxConfig> {
+    let sections = if top.has("outbox") { top.sections("outbox") } else { vec![top.section("outbox")] };
+    let mut outboxes: Vec<OutboxConfig> = Vec::new();
+    for section in sections {
+        let place = section.place();
+        let outbox = outbox(section, database);
+        if outboxes.iter().any(|other| other.name == outbox.name) {
+            let what = format!("[[outbox]] has the name {:?} twice", outbox.name);
+            top.fault(place, what, "give each outbox a name of its own; it names the lease");
+        }
+        outboxes.push(outbox);
+    }
+    outboxes
+}
+
+fn outbox(mut section: Section<'_>, database: Option<&DatabaseConfig>) -> OutboxConfig {
     let choices =
         [("dead", OnUnsendable::Dead), ("block-key", OnUnsendable::BlockKey), ("stop", OnUnsendable::Stop)];
     let outbox = OutboxConfig {
@@ -190,12 +258,22 @@ fn outbox(mut section: Section<'_>) -> OutboxConfig {
         batch_bytes: section.number("batch_bytes", 8 << 20, 1024..(1 << 30) + 1),
         idle_poll: section.duration("idle_poll", millis(40), millis(1)..millis(60_000)),
         on_unsendable: section.choice("on_unsendable", &choices).unwrap_or(OnUnsendable::Dead),
+        database: inner_database(section.section("database"), database),
     };
     section.finish();
     outbox
 }
 
-fn dead_letters(mut section: Section<'_>, rabbit: bool) -> Option<DeadLettersConfig> {
+/// A database of a section's own; `None` where there is none, or it was told what is wrong.
+fn inner_database(section: Section<'_>, parent: Option<&DatabaseConfig>) -> Option<DatabaseConfig> {
+    if section.is_there() { database(section, parent) } else { None }
+}
+
+fn dead_letters(
+    mut section: Section<'_>,
+    rabbit: bool,
+    database: Option<&DatabaseConfig>,
+) -> DeadLettersConfig {
     let enabled = section.switch("enabled", false);
     let name = lease_name(&mut section, "dead-letters");
     let lease_ttl = lease_ttl(&mut section);
@@ -206,11 +284,10 @@ fn dead_letters(mut section: Section<'_>, rabbit: bool) -> Option<DeadLettersCon
     for source in &sources {
         source_name(&section, source, rabbit);
     }
-    let ledger = section.section("ledger");
-    let ledger = if ledger.is_there() { database(ledger).map(Some) } else { Some(None) };
+    let ledger = inner_database(section.section("ledger"), database);
     section.finish();
     let sources = sources.into_iter().map(|source| source.text).collect();
-    Some(DeadLettersConfig { enabled, name, sources, lease_ttl, ledger: ledger? })
+    DeadLettersConfig { enabled, name, sources, lease_ttl, ledger }
 }
 
 fn source_name(section: &Section<'_>, source: &Located, rabbit: bool) {

@@ -29,10 +29,10 @@ fn a_minimal_file_gets_every_default() {
     let config = Config::parse(MINIMAL, &env()).expect("sound");
     assert_eq!(config.database.prefix, "backstop");
     assert_eq!(
-        (config.broker.is_none(), config.outbox.enabled, config.dead_letters.enabled),
+        (config.broker.is_none(), config.outbox[0].enabled, config.dead_letters.enabled),
         (true, true, false)
     );
-    assert_eq!(config.outbox.lease_ttl, Duration::from_secs(10));
+    assert_eq!(config.outbox[0].lease_ttl, Duration::from_secs(10));
     assert_eq!(config.ledger(), &config.database);
 }
 
@@ -145,6 +145,59 @@ fn what_is_printed_can_be_read_again() {
     assert_eq!(Config::parse(&printed, &env()).expect("sound"), config);
 }
 
+const SEVERAL: &str = r#"
+[database]
+url = "sqlite:/tmp/x.db"
+prefix = "shop"
+[brokers.audit]
+kind = "rabbitmq"
+url = "amqp://localhost/"
+[[routes]]
+destination = "audit.*"
+broker = "audit"
+[[outbox]]
+[[outbox]]
+name = "old"
+database = { prefix = "old" }
+[[outbox]]
+name = "far"
+database = { url = "sqlite:/tmp/far.db" }
+"#;
+
+#[test]
+fn outboxes_and_routes_may_be_several() {
+    let config = overridden(SEVERAL, &[("BACKSTOP__OUTBOX__2__LEASE_TTL", "3s")]).expect("sound");
+    let names: Vec<&str> = config.outbox.iter().map(|outbox| outbox.name.as_str()).collect();
+    assert_eq!(names, ["outbox", "old", "far"]);
+    assert_eq!(config.outbox[2].lease_ttl, Duration::from_secs(3));
+    let places: Vec<(&str, &str)> = (config.outbox.iter())
+        .map(|outbox| config.database_of(outbox))
+        .map(|database| (database.url.expose(), database.prefix.as_str()))
+        .collect();
+    let expected =
+        [("sqlite:/tmp/x.db", "shop"), ("sqlite:/tmp/x.db", "old"), ("sqlite:/tmp/far.db", "backstop")];
+    assert_eq!(places, expected);
+    assert_eq!(config.databases().len(), 3);
+    let printed = toml::to_string(&config).expect("TOML");
+    assert_eq!(Config::parse(&printed, &env()).expect("sound"), config, "{printed}");
+}
+
+#[test]
+fn routes_and_outboxes_that_cannot_be_meant_are_refused() {
+    let text = SEVERAL.replace("broker = \"audit\"", "broker = \"adit\"").replace("\"far\"", "\"old\"");
+    let faults = faults(&text);
+    let lines: Vec<(usize, &str)> = faults.iter().map(|(line, what, _)| (*line, what.as_str())).collect();
+    let expected = [
+        (5, "no route leads to [brokers.audit]"),
+        (10, "[routes] broker: there is no [brokers.adit]"),
+        (15, "[[outbox]] has the name \"old\" twice"),
+    ];
+    assert_eq!(lines, expected);
+    let variables = [("BACKSTOP__OUTBOX__7__NAME", "x")];
+    let faults = overridden(SEVERAL, &variables).expect_err("there are three");
+    assert_eq!(faults[0].place, Place::Variable("BACKSTOP__OUTBOX__7__NAME".to_owned()));
+}
+
 #[test]
 fn hostile_files_are_refused_in_words() {
     let keys: String = (0..20_000).map(|n| format!("k{n} = 1\n")).collect();
@@ -187,8 +240,8 @@ fn the_environment_overrides_every_kind_of_key() {
     let Some(BrokerConfig::Kafka(kafka)) = &config.broker else { panic!("Kafka expected") };
     assert_eq!(kafka.brokers, ["localhost:1", "localhost:2"]);
     assert_eq!(kafka.properties["sasl.password"].expose(), "pw");
-    assert_eq!(config.outbox.lease_ttl, Duration::from_secs(5));
-    assert_eq!((config.outbox.enabled, config.outbox.batch_rows), (false, 17));
+    assert_eq!(config.outbox[0].lease_ttl, Duration::from_secs(5));
+    assert_eq!((config.outbox[0].enabled, config.outbox[0].batch_rows), (false, 17));
     assert_eq!(config.ledger().url.expose(), "sqlite:l.db");
 }
 

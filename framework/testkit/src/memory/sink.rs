@@ -87,7 +87,7 @@ fn given_up() -> PublishError {
 }
 
 impl Publisher for MemoryPublisher {
-    fn binding(&self) -> Binding {
+    fn binding(&self, _destination: &Destination) -> Binding {
         Binding::Kafka
     }
 
