@@ -28,6 +28,7 @@ mod interpolate;
 mod sections;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -67,6 +68,9 @@ pub struct Config {
     pub routes: Vec<RouteConfig>,
     /// `[outbox]`, or `[[outbox]]` for each of several. One with the defaults unless given.
     pub outbox: Vec<OutboxConfig>,
+    /// `[http]`: the relay answers HTTP where the section is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpConfig>,
     /// `[dead_letters]`
     pub dead_letters: DeadLettersConfig,
 }
@@ -184,6 +188,22 @@ pub enum OnUnsendable {
     Stop,
 }
 
+/// What the relay answers over HTTP: `/live`, `/ready` and `/metrics`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HttpConfig {
+    /// `listen`: address and port. Defaults to `127.0.0.1:8642`.
+    pub listen: SocketAddr,
+    /// `token` or `token_file`: what callers other than probes send as `Authorization: Bearer …`. Needed beyond this
+    /// host, unless `insecure` is set.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "mask")]
+    pub token: Option<Secret>,
+    /// `allowed_hosts`: names under which the server may be called without a token, besides its address and, on this
+    /// host, `localhost`.
+    pub allowed_hosts: Vec<String>,
+    /// `insecure`: whether anybody who reaches the address may ask. Defaults to `false`.
+    pub insecure: bool,
+}
+
 /// The collector of dead letters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DeadLettersConfig {
@@ -269,6 +289,9 @@ impl Config {
         for database in self.databases() {
             scrubber.learn_url(&database.url);
         }
+        if let Some(token) = self.http.as_ref().and_then(|http| http.token.as_ref()) {
+            scrubber.learn(token.expose());
+        }
         for broker in self.broker.iter().chain(self.brokers.values()) {
             match broker {
                 BrokerConfig::Kafka(kafka) => {
@@ -298,6 +321,10 @@ fn read(path: &Path) -> Result<String, Failure> {
 
 fn duration<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&humantime::format_duration(*value))
+}
+
+fn mask<S: Serializer>(_secret: &Option<Secret>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(crate::secret::MASK)
 }
 
 fn masked<S: Serializer>(properties: &BTreeMap<String, Secret>, serializer: S) -> Result<S::Ok, S::Error> {

@@ -15,6 +15,8 @@ use crate::commands::{Context, database};
 use crate::config::{Config, OnUnsendable, OutboxConfig};
 use crate::database::Database;
 use crate::exit::{Exit, Failure};
+use crate::http::Server;
+use crate::jobs::Jobs;
 use crate::owner::OwnerSettings;
 use crate::pump::{self, Pump, PumpSettings};
 use crate::supervise::{Supervisor, until_signalled};
@@ -45,10 +47,19 @@ pub(super) async fn run(context: &Arc<Context>) -> Result<Exit, Failure> {
 /// this, too.
 pub(crate) async fn work(context: &Arc<Context>, stop: CancellationToken) -> Result<(), Failure> {
     let mut supervisor = Supervisor::default();
-    for outbox in context.config.outbox.iter().filter(|outbox| outbox.enabled).cloned() {
-        let (context, stop) = (context.clone(), stop.clone());
+    let enabled = || context.config.outbox.iter().filter(|outbox| outbox.enabled);
+    let jobs = Jobs::new(enabled().map(|outbox| outbox.name.clone()));
+    if let Some(http) = &context.config.http {
+        let (server, stop) = (Server::bind(http, jobs.clone()).await?, stop.clone());
+        supervisor.spawn("the HTTP server", async move {
+            server.run(stop).await;
+            Ok(())
+        });
+    }
+    for outbox in enabled().cloned() {
+        let (context, stop, jobs) = (context.clone(), stop.clone(), jobs.clone());
         supervisor.spawn(format!("the pump of {:?}", outbox.name), async move {
-            match patiently(&stop, &outbox.name, || pump(&context, &outbox)).await? {
+            match patiently(&stop, &outbox.name, || pump(&context, &outbox, &jobs)).await? {
                 Some(pump) => pump.run(stop).await.map(drop).map_err(|error| pump_failure(&error)),
                 None => Ok(()),
             }
@@ -94,13 +105,15 @@ async fn patiently<T, F: Future<Output = Result<T, Failure>>>(
     }
 }
 
-async fn pump(context: &Context, outbox: &OutboxConfig) -> Result<Pump, Failure> {
+async fn pump(context: &Context, outbox: &OutboxConfig, jobs: &Jobs) -> Result<Pump, Failure> {
     let store = context.outbox(outbox).await?.outbox;
     store.status().await.map_err(database)?;
     let config = &context.config;
     let brokers = config.brokers.len() + usize::from(config.broker.is_some());
     let publisher = answering(context.pipeline()?, brokers).await?;
-    Ok(Pump::new(store, publisher, pump_settings(outbox)))
+    let pump = Pump::new(store.clone(), publisher, pump_settings(outbox));
+    jobs.started(&outbox.name, store, pump.status());
+    Ok(pump)
 }
 
 async fn collector(context: &Context) -> Result<Collector<broker::AnySource>, Failure> {

@@ -1,5 +1,6 @@
 //! The sections of the configuration file, key by key, with their defaults and bounds.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use backstop_core::identifier::Identifier;
@@ -8,13 +9,15 @@ use url::{Host, Url};
 
 use super::document::{Located, Place, Reader, Section};
 use super::{
-    BrokerConfig, Config, DatabaseConfig, DeadLettersConfig, KafkaConfig, OnUnsendable, Ordering,
+    BrokerConfig, Config, DatabaseConfig, DeadLettersConfig, HttpConfig, KafkaConfig, OnUnsendable, Ordering,
     OutboxConfig, RabbitConfig, RouteConfig,
 };
 use crate::secret::{Secret, SecretUrl};
 
 /// Longest prefix, so that the names of indexes stay within PostgreSQL's 63 bytes.
 const MAX_PREFIX: usize = 32;
+/// Shortest token of the HTTP server, so that nobody can guess it.
+const MIN_TOKEN: usize = 16;
 const DATABASE_URL: &str = "write postgres://user:password@host:5432/database or sqlite:/path/to/file.db; percent-encode @ : / ? # in a password";
 const BROKER_URL: &str =
     "write amqp://user:password@host:5672/vhost or amqps://…; percent-encode @ : / ? # in a password";
@@ -40,10 +43,20 @@ pub(super) fn config(table: &DeTable<'_>, reader: &Reader<'_>) -> Option<Config>
     let routes = routes(&mut top, &brokers);
     let outbox = outboxes(&mut top, database.as_ref());
     let rabbit = matches!(broker, Some(Some(BrokerConfig::RabbitMq(_))));
+    let http = top.section("http");
+    let http = http.is_there().then(|| self::http(http));
     let dead_letters = dead_letters(top.section("dead_letters"), rabbit, database.as_ref());
     top.finish();
     let brokers = brokers.into_iter().map(|(name, broker)| Some((name.text, broker?))).collect::<Option<_>>();
-    Some(Config { database: database?, broker: broker?, brokers: brokers?, routes, outbox, dead_letters })
+    Some(Config {
+        database: database?,
+        broker: broker?,
+        brokers: brokers?,
+        routes,
+        outbox,
+        http,
+        dead_letters,
+    })
 }
 
 /// A database; what is not given is as in `parent`. Without an URL of either there is none, which was told already.
@@ -262,6 +275,33 @@ fn outbox(mut section: Section<'_>, database: Option<&DatabaseConfig>) -> Outbox
     };
     section.finish();
     outbox
+}
+
+fn http(mut section: Section<'_>) -> HttpConfig {
+    const HINT: &str = "write an address and a port, such as \"127.0.0.1:8642\" or \"[::]:8642\"";
+    let usual = SocketAddr::from(([127, 0, 0, 1], 8642));
+    let listen = section.text("listen");
+    let place = listen.as_ref().map_or_else(|| section.place(), |listen| listen.place.clone());
+    let listen = listen.map_or(usual, |text| {
+        text.text.parse().unwrap_or_else(|_| {
+            section.fault(place.clone(), format!("[http] listen: {} is no address", text.shown()), HINT);
+            usual
+        })
+    });
+    let token = section.secret("token", "token_file");
+    if let Some(short) = token.as_ref().filter(|token| token.text.len() < MIN_TOKEN) {
+        let what = format!("[http] token has less than {MIN_TOKEN} characters");
+        section.fault(short.place.clone(), what, "make one with: openssl rand -base64 32");
+    }
+    let insecure = section.switch("insecure", false);
+    if token.is_none() && !insecure && !listen.ip().is_loopback() && !section.has("token_file") {
+        let what =
+            format!("[http] listen = \"{listen}\" can be reached from other hosts, and there is no token");
+        section.fault(place, what, "set token_file, or insecure = true where the network keeps others out");
+    }
+    let allowed_hosts = section.texts("allowed_hosts").into_iter().map(|host| host.text).collect();
+    section.finish();
+    HttpConfig { listen, token: token.map(|token| Secret::new(token.text)), allowed_hosts, insecure }
 }
 
 /// A database of a section's own; `None` where there is none, or it was told what is wrong.

@@ -199,6 +199,23 @@ fn routes_and_outboxes_that_cannot_be_meant_are_refused() {
 }
 
 #[test]
+fn http_beyond_this_host_needs_a_token() {
+    let http = |more: &str| format!("{MINIMAL}[http]\n{more}");
+    let config = Config::parse(&http(""), &env()).expect("sound");
+    assert_eq!(config.http.expect("given").listen.to_string(), "127.0.0.1:8642");
+    let (line, what, _) = only_fault(&http("listen = \"0.0.0.0:80\""));
+    assert_eq!(line, 4);
+    assert!(what.contains("can be reached from other hosts, and there is no token"), "{what}");
+    for more in ["token = \"0123456789abcdef\"", "insecure = true"] {
+        let config = Config::parse(&http(&format!("listen = \"[::]:80\"\n{more}")), &env()).expect("sound");
+        let shown = format!("{config:?}{}", toml::to_string(&config).expect("TOML"));
+        assert!(!shown.contains("0123456789abcdef"), "{shown}");
+    }
+    assert_eq!(only_fault(&http("token = \"short\"")).1, "[http] token has less than 16 characters");
+    assert_eq!(only_fault(&http("listen = \"localhost\"")).1, "[http] listen: \"localhost\" is no address");
+}
+
+#[test]
 fn hostile_files_are_refused_in_words() {
     let keys: String = (0..20_000).map(|n| format!("k{n} = 1\n")).collect();
     assert_eq!(Config::parse(&keys, &env()).expect_err("unknown keys").len(), 20_001);
