@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, Executor, PgPool, Row};
 
 use crate::envelope::storable;
 use crate::failure::failed;
+use crate::hex::hex;
 use crate::outbox_row::{self, columns};
 use crate::reader::{PgOutboxReader, ReaderSql};
 use crate::tables::PgTables;
@@ -68,7 +69,11 @@ impl PgOutboxStore {
     async fn delete_some(&self, rows: &[RowId]) -> Result<(), AdapterError> {
         let numbers = rows.iter().map(|row| row.seq.to_string()).collect::<Vec<_>>().join(",");
         // As bytes in hexadecimal, because any writer may choose them: there is nothing of theirs to escape.
-        let ids = rows.iter().map(|row| bytea(&row.id)).collect::<Vec<_>>().join(",");
+        let ids = rows
+            .iter()
+            .map(|row| format!(r#""\\\\x{}""#, hex(row.id.as_bytes())))
+            .collect::<Vec<_>>()
+            .join(",");
         // One string, so one round trip and one transaction, and planned for these very numbers: a plan that was
         // cached while the table was empty would scan it.
         let sql = format!(
@@ -118,17 +123,6 @@ impl PgOutboxStore {
         };
         rows.iter().map(read).collect::<Result<_, _>>().map_err(failed("read the dead rows"))
     }
-}
-
-/// The text's bytes as an element of an array in an escape string.
-fn bytea(text: &str) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digits = |byte: u8| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
-    let mut element = String::with_capacity(2 * text.len() + 7);
-    element.push_str(r#""\\\\x"#);
-    element.extend(text.bytes().flat_map(digits).map(char::from));
-    element.push('"');
-    element
 }
 
 impl Leases for PgOutboxStore {
