@@ -42,6 +42,11 @@ pub fn events(count: usize, keys: usize, fail: impl Fn(usize) -> Option<Fail>) -
 }
 
 impl Placed {
+    /// Whether it ends as a dead letter, unless the handler is mended.
+    pub fn ends_dead(&self) -> bool {
+        matches!(self.event.fail, Some(Fail::Permanent | Fail::Always | Fail::Panic))
+    }
+
     /// The message that carries it.
     ///
     /// # Panics
