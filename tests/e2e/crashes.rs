@@ -63,10 +63,7 @@ async fn consumer_dies(broker: Broker, point: &str) {
         30 => Some(Fail::Always),
         _ => None,
     });
-    for placed in &events {
-        workload::ledger(&database, placed).await;
-        publisher.message(&place, placed.message("/tests")).await;
-    }
+    workload::publish(&database, &publisher, &place, &events).await;
     for pass in [1, 3, 5] {
         config.spawn(Some(&format!("{point}:{pass}"))).ended(PATIENCE).await;
     }
@@ -124,10 +121,7 @@ async fn cut_inside_commit(cut: Cut) {
     config.postgres_url = Some(proxy.url());
     let publisher = Publisher::new(Broker::Kafka);
     let events = workload::events(COUNT, 20, |_| None);
-    for placed in &events {
-        workload::ledger(&database, placed).await;
-        publisher.message(&place, placed.message("/tests")).await;
-    }
+    workload::publish(&database, &publisher, &place, &events).await;
     let run = config.start();
     wait::until("all is applied", PATIENCE, || async {
         database.applied(&config.group).await == COUNT as i64

@@ -86,10 +86,7 @@ async fn everything_ends_where_it_must(broker: Broker) {
     let events = workload::events(350, 9, trouble);
     let odd = odd(broker);
     let run = config.start();
-    for placed in &events {
-        workload::ledger(&database, placed).await;
-        publisher.message(&place, placed.message("/tests")).await;
-    }
+    workload::publish(&database, &publisher, &place, &events).await;
     for (envelope, _) in &odd {
         publisher.envelope(&place, envelope.clone()).await;
     }
@@ -162,14 +159,14 @@ async fn quarantine_waits(broker: Broker) {
     let run = config.start();
     let publisher = Publisher::new(broker);
     let first = workload::events(10, 10, |_| None);
-    publish(&database, &publisher, &place, &first).await;
+    workload::publish(&database, &publisher, &place, &first).await;
     wait::until("the consumer runs", PATIENCE, || async { database.applied(&config.group).await == 10 })
         .await;
 
     break_letters(&config).await;
     let events = workload::events(60, 60, |n| (n % 3 == 0).then_some(Fail::Permanent));
     let events: Vec<_> = events.into_iter().map(renamed).collect();
-    publish(&database, &publisher, &place, &events).await;
+    workload::publish(&database, &publisher, &place, &events).await;
     wait::until("the others are applied", PATIENCE, || async { database.applied(&config.group).await == 50 })
         .await;
     wait::until("what is given up is held", PATIENCE, || async { database.held().await == 20 }).await;
@@ -189,13 +186,6 @@ async fn quarantine_waits(broker: Broker) {
 fn renamed(mut placed: Placed) -> Placed {
     placed.event.key = format!("other-{}", placed.event.key);
     placed
-}
-
-async fn publish(database: &Database, publisher: &Publisher, place: &str, events: &[Placed]) {
-    for placed in events {
-        workload::ledger(database, placed).await;
-        publisher.message(place, placed.message("/tests")).await;
-    }
 }
 
 async fn break_letters(config: &ConsumerConfig) {
