@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use backstop_core::held::{Failure, HeldMessage};
 
+use crate::hex::hex;
 use crate::tables::PgTables;
 
 /// A first failure. Nothing of the key need be there, and nothing is locked: the row is its own head, or waits for
@@ -164,16 +165,8 @@ pub(crate) fn integer(count: u32) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
 }
 
-/// Bytes as an expression of hexadecimal digits: nothing in it can end it early, whatever the server's settings.
 fn literal(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    let mut text = String::with_capacity(2 * bytes.len() + 18);
-    text.push_str("decode('");
-    for byte in bytes {
-        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
-    }
-    text.push_str("', 'hex')");
-    text
+    format!("decode('{}', 'hex')", hex(bytes))
 }
 
 fn text_literal(text: &str) -> String {

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use backstop_core::held::{ClaimedHead, HeldMessages, Holding};
+use backstop_core::held::{ClaimedHead, Failure, HeldMessage, HeldMessages, Holding};
 use backstop_core::inbox::{Admission, CommitError, Inbox, Unit};
-use backstop_core::{MessageKey, Via};
+use backstop_core::{DeadReason, MessageKey, Via};
 use backstop_postgres::{PgInbox, PgTx};
 use sqlx::Executor;
-use support::{CONSUMER, Db, PLACE, envelope, failure, fresh, key, limits, new_held, origin, unit, until};
+use support::{CONSUMER, Db, PLACE, envelope, failure, fresh, key, limits, new_held, origin, unit};
 
 const NOW: Duration = Duration::ZERO;
+const HOUR: Duration = Duration::from_secs(3_600);
 
 async fn claim(inbox: &PgInbox) -> Option<ClaimedHead<PgTx>> {
     inbox.claim(CONSUMER, limits()).await.expect("asked")
@@ -128,21 +129,19 @@ async fn an_attempt_is_undone_and_rescheduled_under_its_claim() {
     claimed.tx.execute("INSERT INTO effect VALUES (1/0)").await.expect_err("a failure");
     inbox.undo(&mut claimed.tx).await.expect("undone");
     assert!(claim(&inbox).await.is_none(), "the claim stands");
-    let later = failure(2, Duration::from_millis(100));
+    let later = failure(2, HOUR);
     inbox.reschedule(CONSUMER, Some(claimed.tx), &claimed.head, &later).await.expect("rescheduled");
     assert!(claim(&inbox).await.is_none(), "not due");
-    let slot = tokio::sync::Mutex::new(None);
-    until("it is due", || async {
-        let claimed = claim(&inbox).await;
-        let due = claimed.is_some();
-        *slot.lock().await = claimed;
-        due
-    })
-    .await;
-    let mut claimed = slot.into_inner().expect("due");
+    db.run("UPDATE backstop_held SET due_at = now()").await;
+    let mut claimed = claim(&inbox).await.expect("due");
     assert_eq!((claimed.head.attempts, claimed.handled), (2, false));
+    claimed.tx.execute("INSERT INTO effect VALUES (1)").await.expect("written");
+    let condemned = Failure { condemned: Some(DeadReason::Exhausted), ..failure(3, HOUR) };
     inbox.undo(&mut claimed.tx).await.expect("undone");
-    inbox.finish(CONSUMER, claimed.tx, &claimed.head).await.expect("after its quarantine");
+    inbox.reschedule(CONSUMER, Some(claimed.tx), &claimed.head, &condemned).await.expect("condemned");
+    assert!(claim(&inbox).await.is_none(), "nobody else is at it while its letter is published");
+    let head = HeldMessage { attempts: 3, condemned: condemned.condemned, ..claimed.head };
+    inbox.give_up(CONSUMER, &head).await.expect("after its quarantine");
     assert!(!inbox.is_handled(CONSUMER, &key("1")).await.expect("asked"), "given up is not handled");
     assert_eq!(db.number("SELECT count(*) FROM effect").await, 0);
     assert_eq!(db.number("SELECT count(*) FROM backstop_held").await, 0);
