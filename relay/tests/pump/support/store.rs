@@ -29,6 +29,9 @@ struct Data {
     token: i64,
     read_faults: VecDeque<FaultKind>,
     write_faults: VecDeque<FaultKind>,
+    burial_fault: Option<FaultKind>,
+    unburiable: BTreeSet<i64>,
+    burial_delay: Duration,
     lease_down: bool,
     refused_burials: u32,
     delete_delay: Duration,
@@ -103,6 +106,20 @@ impl Store {
 
     pub(crate) fn fail_writes(&self, faults: &[FaultKind]) {
         self.data().write_faults.extend(faults);
+    }
+
+    /// Lets every burial fail, or no longer.
+    pub(crate) fn fail_burials(&self, fault: Option<FaultKind>) {
+        self.data().burial_fault = fault;
+    }
+
+    /// Lets every burial fail in which this row is.
+    pub(crate) fn refuse_to_bury(&self, seq: i64) {
+        self.data().unburiable.insert(seq);
+    }
+
+    pub(crate) fn slow_burials(&self, delay: Duration) {
+        self.data().burial_delay = delay;
     }
 
     /// Lets every request for a lease fail, or no longer.
@@ -198,8 +215,11 @@ impl OutboxStore for Store {
         rows: &'a [DeadRow],
     ) -> BoxFuture<'a, Result<bool, AdapterError>> {
         Box::pin(async move {
-            sleep(Duration::from_millis(1)).await;
+            let delay = self.data().burial_delay;
+            sleep(delay + Duration::from_millis(1)).await;
             let mut data = self.data();
+            let refused = rows.iter().any(|row| data.unburiable.contains(&row.seq));
+            fault(data.burial_fault.or(refused.then_some(FaultKind::Invalid)))?;
             fault(data.write_faults.pop_front())?;
             if data.lease.as_ref().is_none_or(|(held, _)| held != lease) {
                 data.refused_burials += 1;
