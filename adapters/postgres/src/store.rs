@@ -10,7 +10,7 @@ use futures_core::future::BoxFuture;
 use sqlx::{AssertSqlSafe, Executor, PgPool, Row};
 
 use crate::envelope::storable;
-use crate::failure::failed;
+use crate::failure::{code, failed};
 use crate::outbox_row::{self, columns};
 use crate::reader::{PgOutboxReader, ReaderSql};
 use crate::tables::PgTables;
@@ -35,6 +35,9 @@ const BURY: &str = "
                headers, payload, created_at, reason, error FROM d
     )
     SELECT EXISTS (SELECT FROM l)";
+
+const MAY_BURY: &str = "GRANT SELECT, DELETE ON {outbox} TO the relay's user; GRANT SELECT, INSERT ON {dead} TO it; \
+                        GRANT SELECT, INSERT, UPDATE ON {lease} TO it";
 
 const STATUS: &str = "
     SELECT (SELECT count(*) FROM {outbox}), (SELECT count(*) FROM {dead}),
@@ -100,7 +103,14 @@ impl PgOutboxStore {
             .bind(errors)
             .fetch_one(&self.pool)
             .await
-            .map_err(failed("move rows from the outbox to the dead rows"))
+            .map_err(|error| {
+                let denied = code(&error) == Some("42501");
+                let error = failed("move rows from the outbox to the dead rows")(error);
+                match denied {
+                    true => error.with_hint(self.tables.fill(MAY_BURY)),
+                    false => error,
+                }
+            })
     }
 
     async fn read_buried(&self, limit: u32) -> Result<Vec<BuriedRow>, AdapterError> {

@@ -4,6 +4,9 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use backstop_core::FaultKind;
+use backstop_core::lease::Lease;
+use backstop_core::outbox::OutboxStore;
 use backstop_core::sink::Publisher;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -94,8 +97,19 @@ async fn patiently<T, F: Future<Output = Result<T, Failure>>>(
 async fn pump(context: &Context) -> Result<Pump, Failure> {
     let store = context.database().await?.outbox;
     store.status().await.map_err(database)?;
+    may_bury(&*store, &context.config.outbox.name).await?;
     let publisher = reachable(context).await?;
     Ok(Pump::new(store, publisher, pump_settings(&context.config.outbox)))
+}
+
+/// Asks for a burial of nothing, under a lease that nobody has. Without the permission, rows that can never be sent
+/// would stay, which is better known now than when there is one.
+async fn may_bury(store: &dyn OutboxStore, lease: &str) -> Result<(), Failure> {
+    let lease = Lease { name: lease.to_owned(), owner: String::new(), token: -1 };
+    match store.bury(&lease, &[]).await {
+        Err(error) if error.kind() != FaultKind::Conflict => Err(database(error)),
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 async fn collector(context: &Context) -> Result<Collector<broker::AnySource>, Failure> {
