@@ -237,7 +237,8 @@ fn migrate_goes_up_and_down_and_says_so() {
         let steps = up.json().as_array().expect("a list").len();
         assert!(steps > 0 && up.json()[0]["state"] == "applied");
         assert_eq!(relay.run("migrate").stdout, "nothing to do\n");
-        assert_eq!(relay.run("outbox status").stdout, "PENDING  OLDEST  DEAD\n0        -       0\n");
+        let status = relay.run("outbox status").stdout;
+        assert_eq!(status, "PENDING  OLDEST  DEAD  OWNER  LEASE ENDS IN\n0        -       0     -      -\n");
         assert_eq!(relay.run("outbox dead list").stdout, "no dead rows\n");
         assert_eq!(relay.run("dead-letters list").stdout, "no letters\n");
         let dry = relay.run("migrate down --to 0 --dry-run");

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use backstop_core::lease::Holder;
 use backstop_core::outbox::{BuriedRow, OutboxStatus};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
@@ -9,12 +10,16 @@ use serde_json::{Value, json};
 use crate::cli::{OutboxCommand, OutboxDeadCommand};
 use crate::commands::{Context, database};
 use crate::exit::{Exit, Failure};
-use crate::output;
+use crate::output::{self, or_dash};
 
 pub(super) async fn run(context: &Context, command: OutboxCommand) -> Result<Exit, Failure> {
     let outbox = context.database().await?.outbox;
     match command {
-        OutboxCommand::Status => status(context, &outbox.status().await.map_err(database)?)?,
+        OutboxCommand::Status => {
+            let counts = outbox.status().await.map_err(database)?;
+            let holder = outbox.holder(&context.config.outbox.name).await.map_err(database)?;
+            status(context, &counts, holder.as_ref())?;
+        }
         OutboxCommand::Dead(OutboxDeadCommand::List { limit }) => {
             dead(context, &outbox.buried(limit).await.map_err(database)?)?;
         }
@@ -22,15 +27,27 @@ pub(super) async fn run(context: &Context, command: OutboxCommand) -> Result<Exi
     Ok(Exit::Ok)
 }
 
-fn status(context: &Context, status: &OutboxStatus) -> Result<(), Failure> {
+fn status(context: &Context, status: &OutboxStatus, holder: Option<&Holder>) -> Result<(), Failure> {
     if context.is_json() {
-        let oldest = status.oldest.map(|age| age.as_secs_f64());
-        let document = json!({ "pending": status.pending, "oldest_seconds": oldest, "dead": status.dead });
+        let document = json!({
+            "pending": status.pending,
+            "oldest_seconds": status.oldest.map(|age| age.as_secs_f64()),
+            "dead": status.dead,
+            "owner": holder.map(|holder| &holder.lease.owner),
+            "token": holder.map(|holder| holder.lease.token),
+            "lease_seconds": holder.map(|holder| holder.remaining.as_secs_f64()),
+        });
         return Ok(output::json(&document)?);
     }
-    let oldest = status.oldest.map_or_else(|| "-".to_owned(), in_words);
-    let row = vec![status.pending.to_string(), oldest, status.dead.to_string()];
-    Ok(output::table(&["PENDING", "OLDEST", "DEAD"], [row])?)
+    let age = |age: Option<Duration>| age.map_or_else(|| "-".to_owned(), in_words);
+    let row = vec![
+        status.pending.to_string(),
+        age(status.oldest),
+        status.dead.to_string(),
+        or_dash(holder.map(|holder| holder.lease.owner.as_str())),
+        age(holder.map(|holder| holder.remaining)),
+    ];
+    Ok(output::table(&["PENDING", "OLDEST", "DEAD", "OWNER", "LEASE ENDS IN"], [row])?)
 }
 
 fn dead(context: &Context, rows: &[BuriedRow]) -> Result<(), Failure> {

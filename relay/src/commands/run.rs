@@ -164,3 +164,53 @@ fn pump_failure(error: &pump::PumpError) -> Failure {
         "mend the cause and start the relay again; see `backstop-relay check`",
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    fn failure(exit: Exit) -> Failure {
+        Failure::new(exit, "no", "look")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_is_away_is_waited_for_and_a_refusal_is_not() {
+        let stop = CancellationToken::new();
+        let tries = Cell::new(0);
+        let open = |last: Result<u32, Failure>| {
+            tries.set(0);
+            let tries = &tries;
+            move || {
+                tries.set(tries.get() + 1);
+                let answer =
+                    if tries.get() < 20 { Err(failure(Exit::DatabaseUnreachable)) } else { last.clone() };
+                async move { answer }
+            }
+        };
+        assert_eq!(patiently(&stop, "outbox", open(Ok(7))).await, Ok(Some(7)));
+        let refused = Err(failure(Exit::DatabaseRefused));
+        assert_eq!(patiently(&stop, "outbox", open(refused.clone())).await, refused.map(|_: u32| None));
+        assert_eq!(tries.get(), 20, "asked once more after a refusal");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_ends_the_wait_even_while_a_server_does_not_answer() {
+        for answers in [false, true] {
+            let stop = CancellationToken::new();
+            let stopper = stop.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_secs(60)).await;
+                stopper.cancel();
+            });
+            let open = || async move {
+                if !answers {
+                    std::future::pending::<()>().await;
+                }
+                Err::<u32, _>(failure(Exit::BrokerUnreachable))
+            };
+            assert_eq!(patiently(&stop, "outbox", open).await, Ok(None));
+        }
+    }
+}

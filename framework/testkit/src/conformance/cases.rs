@@ -118,6 +118,7 @@ macro_rules! store_conformance {
                 a_row_under_an_old_number_stays,
             ],
             lease: [
+                the_holder_is_told,
                 one_owner,
                 renewal_keeps_the_token,
                 renewal_prolongs,

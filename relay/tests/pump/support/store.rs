@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use backstop_core::lease::{Lease, Leases};
+use backstop_core::lease::{Holder, Lease, Leases};
 use backstop_core::outbox::{
     BuriedRow, Claimed, DeadRow, OutboxReader, OutboxRow, OutboxStatus, OutboxStore, Reread, RowId,
 };
@@ -186,6 +186,10 @@ impl Leases for Store {
             self.data().lease.take_if(|(held, _)| held == lease);
             Ok(())
         })
+    }
+
+    fn holder<'a>(&'a self, _name: &'a str) -> BoxFuture<'a, Result<Option<Holder>, AdapterError>> {
+        Box::pin(async { unreachable!("the pump asks for the lease, not for its holder") })
     }
 }
 
