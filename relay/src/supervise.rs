@@ -176,6 +176,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_first_failure_counts_and_the_others_drain() {
+        for panics in [false, true] {
+            let stop = CancellationToken::new();
+            let mut supervisor = Supervisor::default();
+            supervisor.spawn("pump", async move {
+                assert!(!panics, "lost");
+                Err(Failure::new(Exit::DatabaseRefused, "refused", "grant it"))
+            });
+            let drained = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+            let (seen, done) = (stop.clone(), drained.clone());
+            supervisor.spawn("collector", async move {
+                seen.cancelled().await;
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                done.store(true, std::sync::atomic::Ordering::SeqCst);
+                Err(Failure::new(Exit::BrokerUnreachable, "gone meanwhile", "look"))
+            });
+            let failure = supervisor.wait(stop).await.expect_err("a failure");
+            let expected = if panics { Exit::Failed } else { Exit::DatabaseRefused };
+            assert_eq!(failure.exit(), expected, "{failure}");
+            assert!(drained.load(std::sync::atomic::Ordering::SeqCst), "the other was cut short");
+        }
+    }
+
+    #[tokio::test]
     async fn a_panic_is_a_failure_with_its_cause() {
         let mut supervisor = Supervisor::default();
         supervisor.spawn("pump", async { panic!("lost {}", 1) });

@@ -61,6 +61,8 @@ fn judged_by_code(code: &str) -> (FaultKind, Option<&'static str>) {
         "3D000" => (FaultKind::Missing, Some("create the database, or correct its name in the URL")),
         "42501" => (FaultKind::Denied, Some("grant the user its permissions: see migrations/README.md")),
         "25006" => (FaultKind::Unreachable, Some("connect to the primary: this server is read-only")),
+        // Too large for an index or a row.
+        "54000" => (FaultKind::Invalid, None),
         "53300" => (FaultKind::Unreachable, Some("raise max_connections, or use smaller pools")),
         _ => match code.get(..2) {
             Some("28") => (FaultKind::Denied, Some("check the user and password of the database URL")),

@@ -6,6 +6,7 @@ use backstop_core::held::{Failure, HeldMessage};
 
 use crate::hex::hex;
 use crate::tables::PgTables;
+use crate::time;
 
 /// A first failure. Nothing of the key need be there, and nothing is locked: the row is its own head, or waits for
 /// its elders because only the lowest number of a key runs.
@@ -61,7 +62,7 @@ const IMPORT: &str = "
 /// runs.
 const CLAIM: &str = "
     SELECT n, place, ordering_key, message_key, msg_key, headers, body, origin::text, via, attempts, class, error,
-           held_since, extract(epoch FROM clock_timestamp() - held_since)::float8, throttled, condemned,
+           {held_since}, extract(epoch FROM clock_timestamp() - {held_since})::float8, throttled, condemned,
            pg_current_xact_id()::text
     FROM {held} AS h
     WHERE consumer = $1 AND state = 'retry' AND due_at <= clock_timestamp()
@@ -85,7 +86,7 @@ const RESCHEDULE: &str = "
     WHERE n = $1 AND attempts = $2";
 
 const SUMMARY: &str = "
-    SELECT count(*), extract(epoch FROM clock_timestamp() - min(held_since))::float8
+    SELECT count(*), extract(epoch FROM clock_timestamp() - min({held_since}))::float8
     FROM {held} WHERE consumer = $1";
 
 /// The statements with the names of the tables filled in.
@@ -103,7 +104,9 @@ pub(crate) struct HeldSql {
 
 impl HeldSql {
     pub(crate) fn new(tables: &PgTables) -> Self {
-        let fill = |statement: &str| Arc::<str>::from(tables.fill(statement));
+        let held_since = time::clamped("held_since");
+        let fill =
+            |statement: &str| Arc::<str>::from(tables.fill(&statement.replace("{held_since}", &held_since)));
         Self {
             hold: fill(HOLD),
             append: fill(APPEND),

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backstop_core::AdapterError;
-use backstop_core::lease::{Lease, Leases};
+use backstop_core::lease::{Holder, Lease, Leases};
 use backstop_core::outbox::{BuriedRow, DeadRow, OutboxReader, OutboxStatus, OutboxStore, RowId};
 use futures_core::future::BoxFuture;
 use sqlx::{AssertSqlSafe, Executor, PgPool, Row};
 
 use crate::envelope::storable;
-use crate::failure::failed;
+use crate::failure::{code, failed};
 use crate::hex::hex;
 use crate::outbox_row::{self, columns};
 use crate::reader::{PgOutboxReader, ReaderSql};
@@ -39,6 +39,9 @@ const BURY: &str = "
                headers, payload, created_at, reason, error FROM d
     )
     SELECT EXISTS (SELECT FROM l)";
+
+const MAY_BURY: &str = "GRANT SELECT, DELETE ON {outbox} TO the relay's user; GRANT SELECT, INSERT ON {dead} TO it; \
+                        GRANT SELECT, INSERT, UPDATE ON {lease} TO it";
 
 const STATUS: &str = "
     SELECT (SELECT count(*) FROM {outbox}), (SELECT count(*) FROM {dead}),
@@ -92,7 +95,14 @@ impl PgOutboxStore {
             .bind(errors)
             .fetch_one(&self.pool)
             .await
-            .map_err(failed("move rows from the outbox to the dead rows"))
+            .map_err(|error| {
+                let denied = code(&error) == Some("42501");
+                let error = failed("move rows from the outbox to the dead rows")(error);
+                match denied {
+                    true => error.with_hint(self.tables.fill(MAY_BURY)),
+                    false => error,
+                }
+            })
     }
 
     async fn read_buried(&self, limit: u32) -> Result<Vec<BuriedRow>, AdapterError> {
@@ -149,6 +159,10 @@ impl Leases for PgOutboxStore {
 
     fn release<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<(), AdapterError>> {
         Box::pin(lease::release(&self.pool, &self.tables, lease))
+    }
+
+    fn holder<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Holder>, AdapterError>> {
+        Box::pin(lease::holder(&self.pool, &self.tables, name))
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use backstop_core::held::{ClaimedHead, Failure, HeldMessage, HeldMessages, Holding};
 use backstop_core::inbox::{Admission, CommitError, Inbox, Unit};
-use backstop_core::{DeadReason, MessageKey, Via};
+use backstop_core::{DeadReason, FaultKind, MessageKey, Via};
 use backstop_postgres::{PgInbox, PgTx};
 use sqlx::Executor;
 use support::{CONSUMER, Db, PLACE, envelope, failure, fresh, key, limits, new_held, origin, unit};
@@ -39,6 +39,38 @@ async fn import(inbox: &PgInbox, id: &str) -> Holding {
     let (key, envelope, origin) = (key(id), envelope(id), origin(1));
     let message = new_held(unit("k", &key), &envelope, &origin);
     inbox.import(backstop_core::held::NewHeld { via: Via::Door, ..message }).await.expect("asked")
+}
+
+#[tokio::test]
+async fn what_can_never_be_stored_is_told_from_an_outage() {
+    let db = Db::new().await;
+    let inbox = db.inbox();
+    let long: String = (0..2_000).map(|_| uuid::Uuid::new_v4().simple().to_string()).collect();
+    for (place, sqlstate) in [("or\0ders", "22021"), (&*long, "54000")] {
+        let (key, envelope, origin) = (key("1"), envelope("1"), origin(1));
+        let message = || new_held(Unit { place, ..unit("k", &key) }, &envelope, &origin);
+        let error = inbox.import(message()).await.expect_err("no place");
+        assert_eq!(error.kind(), FaultKind::Invalid, "{error:?}");
+        assert!(format!("{error:?}").contains(sqlstate), "{error:?}");
+        assert_eq!(inbox.hold(message(), &failure(1, NOW)).await.expect_err("no place").kind(), error.kind());
+    }
+    inbox.ready().await.expect("it was the message's fault");
+    db.drop().await;
+}
+
+#[tokio::test]
+async fn a_time_beyond_what_can_be_told_is_brought_near() {
+    let db = Db::new().await;
+    let inbox = db.inbox();
+    for time in ["infinity", "-infinity", "290000-01-01", "4713-01-01 BC"] {
+        hold(&inbox, time).await;
+        db.run(&format!("UPDATE backstop_held SET held_since = '{time}'")).await;
+        assert_eq!(inbox.summary(CONSUMER).await.expect("counted").messages, 1, "{time}");
+        let claimed = claim(&inbox).await.expect("due");
+        assert_eq!(claimed.head.message_key, key(time));
+        inbox.finish(CONSUMER, claimed.tx, &claimed.head).await.expect("finished");
+    }
+    db.drop().await;
 }
 
 #[tokio::test]

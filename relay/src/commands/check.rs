@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use backstop_core::lease::Holder;
 use backstop_core::outbox::OutboxStore;
 use backstop_core::schema::{Finding, Severity};
 use backstop_core::sink::Publisher;
@@ -41,11 +42,11 @@ pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
     for outbox in config.outbox.iter().filter(|outbox| outbox.enabled) {
         if let Some(database) = usable(config.database_of(outbox)) {
             destinations.extend(look_at_outbox(&mut findings, &outbox.name, &*database.outbox).await);
-            lease(&mut findings, database, &outbox.name, outbox.lease_ttl).await;
+            lease(&mut findings, database, &outbox.name).await;
         }
     }
     if let Some(database) = usable(config.ledger()).filter(|_| config.dead_letters.enabled) {
-        lease(&mut findings, database, &config.dead_letters.name, config.dead_letters.lease_ttl).await;
+        lease(&mut findings, database, &config.dead_letters.name).await;
     }
     look_at_brokers(&mut findings, config, destinations).await;
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
@@ -121,20 +122,18 @@ async fn look_at_outbox(
     }
 }
 
-/// Whether a relay holds the lease: asking for it, and giving it back at once, is the only way to know.
-async fn lease(findings: &mut Vec<Finding>, database: &Database, name: &str, ttl: Duration) {
+/// Whether a relay holds the lease.
+async fn lease(findings: &mut Vec<Finding>, database: &Database, name: &str) {
     let subject = format!("lease {name}");
-    let owner = format!("check-{}", uuid::Uuid::new_v4().simple());
-    match database.outbox.acquire(name, &owner, ttl.min(Duration::from_secs(5))).await {
-        Ok(None) => findings.push(Finding::fine(subject, "a relay holds it")),
-        Ok(Some(lease)) => {
-            if let Err(error) = database.outbox.release(&lease).await {
-                findings.push(failed(&subject, &error));
-            }
-            findings.push(Finding::warning(subject, "no relay holds it", "start `backstop-relay run`"));
+    findings.push(match database.outbox.holder(name).await {
+        Ok(Some(Holder { lease, remaining })) => {
+            let detail =
+                format!("relay {} holds it, for {} unless renewed", lease.owner, in_words(remaining));
+            Finding::fine(subject, detail)
         }
-        Err(error) => findings.push(failed(&subject, &error)),
-    }
+        Ok(None) => Finding::warning(subject, "no relay holds it", "start `backstop-relay run`"),
+        Err(error) => failed(&subject, &error),
+    });
 }
 
 /// Sources of the collector that are names, not patterns; none when it is off.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use backstop_core::lease::Holder;
 use backstop_core::outbox::{BuriedRow, OutboxStatus};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
@@ -10,7 +11,7 @@ use crate::cli::{OutboxCommand, OutboxDeadCommand};
 use crate::commands::{Context, database};
 use crate::config::OutboxConfig;
 use crate::exit::{Exit, Failure};
-use crate::output;
+use crate::output::{self, or_dash};
 
 pub(super) async fn run(context: &Context, command: OutboxCommand) -> Result<Exit, Failure> {
     match command {
@@ -40,24 +41,42 @@ fn named<'c>(context: &'c Context, name: Option<&str>) -> Result<&'c OutboxConfi
     })
 }
 
+type Standing<'a> = (&'a str, OutboxStatus, Option<Holder>);
+
 async fn status(context: &Context) -> Result<(), Failure> {
     let mut all = Vec::new();
     for outbox in &context.config.outbox {
-        let status = context.outbox(outbox).await?.outbox.status().await.map_err(database)?;
-        all.push((outbox.name.as_str(), status));
+        let store = context.outbox(outbox).await?.outbox;
+        let status = store.status().await.map_err(database)?;
+        all.push((outbox.name.as_str(), status, store.holder(&outbox.name).await.map_err(database)?));
     }
     if context.is_json() {
-        let document = |(name, status): &(&str, OutboxStatus)| {
-            let oldest = status.oldest.map(|age| age.as_secs_f64());
-            json!({ "name": name, "pending": status.pending, "oldest_seconds": oldest, "dead": status.dead })
+        let document = |(name, status, holder): &Standing<'_>| {
+            json!({
+                "name": name,
+                "pending": status.pending,
+                "oldest_seconds": status.oldest.map(|age| age.as_secs_f64()),
+                "dead": status.dead,
+                "owner": holder.as_ref().map(|holder| &holder.lease.owner),
+                "token": holder.as_ref().map(|holder| holder.lease.token),
+                "lease_seconds": holder.as_ref().map(|holder| holder.remaining.as_secs_f64()),
+            })
         };
         return Ok(output::json(&all.iter().map(document).collect::<Vec<Value>>())?);
     }
-    let row = |(name, status): &(&str, OutboxStatus)| {
-        let oldest = status.oldest.map_or_else(|| "-".to_owned(), in_words);
-        vec![(*name).to_owned(), status.pending.to_string(), oldest, status.dead.to_string()]
+    let age = |age: Option<Duration>| age.map_or_else(|| "-".to_owned(), in_words);
+    let row = |(name, status, holder): &Standing<'_>| {
+        vec![
+            (*name).to_owned(),
+            status.pending.to_string(),
+            age(status.oldest),
+            status.dead.to_string(),
+            or_dash(holder.as_ref().map(|holder| holder.lease.owner.as_str())),
+            age(holder.as_ref().map(|holder| holder.remaining)),
+        ]
     };
-    Ok(output::table(&["OUTBOX", "PENDING", "OLDEST", "DEAD"], all.iter().map(row))?)
+    let header = ["OUTBOX", "PENDING", "OLDEST", "DEAD", "OWNER", "LEASE ENDS IN"];
+    Ok(output::table(&header, all.iter().map(row))?)
 }
 
 fn dead(context: &Context, rows: &[BuriedRow]) -> Result<(), Failure> {

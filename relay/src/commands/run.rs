@@ -4,6 +4,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use backstop_core::lease::Lease;
+use backstop_core::outbox::OutboxStore;
 use backstop_core::sink::Publisher;
 use backstop_core::{AdapterError, FaultKind};
 use tokio_util::sync::CancellationToken;
@@ -108,12 +110,23 @@ async fn patiently<T, F: Future<Output = Result<T, Failure>>>(
 async fn pump(context: &Context, outbox: &OutboxConfig, jobs: &Jobs) -> Result<Pump, Failure> {
     let store = context.outbox(outbox).await?.outbox;
     store.status().await.map_err(database)?;
+    may_bury(&*store, &outbox.name).await?;
     let config = &context.config;
     let brokers = config.brokers.len() + usize::from(config.broker.is_some());
     let publisher = answering(context.pipeline()?, brokers).await?;
     let pump = Pump::new(store.clone(), publisher, pump_settings(outbox));
     jobs.started(&outbox.name, store, pump.status());
     Ok(pump)
+}
+
+/// Asks for a burial of nothing, under a lease that nobody has. Without the permission, rows that can never be sent
+/// would stay, which is better known now than when there is one.
+async fn may_bury(store: &dyn OutboxStore, lease: &str) -> Result<(), Failure> {
+    let lease = Lease { name: lease.to_owned(), owner: String::new(), token: -1 };
+    match store.bury(&lease, &[]).await {
+        Err(error) if error.kind() != FaultKind::Conflict => Err(database(error)),
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 async fn collector(context: &Context) -> Result<Collector<broker::AnySource>, Failure> {
@@ -167,4 +180,54 @@ fn pump_failure(error: &pump::PumpError) -> Failure {
         crate::exit::with_cause(error),
         "mend the cause and start the relay again; see `backstop-relay check`",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    fn failure(exit: Exit) -> Failure {
+        Failure::new(exit, "no", "look")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_is_away_is_waited_for_and_a_refusal_is_not() {
+        let stop = CancellationToken::new();
+        let tries = Cell::new(0);
+        let open = |last: Result<u32, Failure>| {
+            tries.set(0);
+            let tries = &tries;
+            move || {
+                tries.set(tries.get() + 1);
+                let answer =
+                    if tries.get() < 20 { Err(failure(Exit::DatabaseUnreachable)) } else { last.clone() };
+                async move { answer }
+            }
+        };
+        assert_eq!(patiently(&stop, "outbox", open(Ok(7))).await, Ok(Some(7)));
+        let refused = Err(failure(Exit::DatabaseRefused));
+        assert_eq!(patiently(&stop, "outbox", open(refused.clone())).await, refused.map(|_: u32| None));
+        assert_eq!(tries.get(), 20, "asked once more after a refusal");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_ends_the_wait_even_while_a_server_does_not_answer() {
+        for answers in [false, true] {
+            let stop = CancellationToken::new();
+            let stopper = stop.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_secs(60)).await;
+                stopper.cancel();
+            });
+            let open = || async move {
+                if !answers {
+                    std::future::pending::<()>().await;
+                }
+                Err::<u32, _>(failure(Exit::BrokerUnreachable))
+            };
+            assert_eq!(patiently(&stop, "outbox", open).await, Ok(None));
+        }
+    }
 }

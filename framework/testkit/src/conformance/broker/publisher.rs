@@ -102,6 +102,37 @@ pub async fn a_full_pipeline_refuses<H: BrokerHarness>(harness: &H) {
     assert!(confirmed.iter().all(|confirmation| confirmation.result.is_ok()));
 }
 
+/// What is given up is confirmed once, stored or of unknown fate, and the next message goes through.
+pub async fn what_is_abandoned_is_confirmed_and_the_publisher_works_on<H: BrokerHarness>(harness: &H) {
+    let (mut publisher, place) = (harness.publisher().await, harness.place());
+    publisher.abandon().await;
+    for ticket in 0..50 {
+        submit(&mut publisher, ticket, &place, message(&format!("key {}", ticket % 7), &ticket.to_string()));
+    }
+    publisher.abandon().await;
+    let confirmed = confirmations(&mut publisher, 50).await;
+    let mut tickets: Vec<u64> = confirmed.iter().map(|confirmation| confirmation.ticket).collect();
+    tickets.sort_unstable();
+    assert_eq!(tickets, (0..50).collect::<Vec<u64>>());
+    let known = |confirmation: &Confirmation| match &confirmation.result {
+        Ok(()) => true,
+        Err(error) => error.scope() == Scope::Broker,
+    };
+    assert!(confirmed.iter().all(known), "{confirmed:?}");
+    let mut outcome = Err(Scope::Broker);
+    for ticket in 50..70 {
+        submit(&mut publisher, ticket, &place, message("tea", &ticket.to_string()));
+        let confirmation = confirmations(&mut publisher, 1).await.remove(0);
+        assert_eq!(confirmation.ticket, ticket);
+        outcome = confirmation.result.map_err(|error| error.scope());
+        if outcome.is_ok() {
+            break;
+        }
+        tokio::time::sleep(SILENCE).await;
+    }
+    assert_eq!(outcome, Ok(()), "it does not work again");
+}
+
 /// Waiting for confirmations can be given up and taken up again without losing one.
 pub async fn waiting_is_cancel_safe<H: BrokerHarness>(harness: &H) {
     let (mut publisher, place) = (harness.publisher().await, harness.place());
