@@ -20,6 +20,7 @@ pub(crate) type Look = u64;
 
 /// The gaps of one reader.
 #[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone, PartialEq, Eq))]
 pub(crate) struct Gaps {
     /// First number to (last number, first look after it was shown). Looks ascend with the numbers, because gaps are
     /// shown beyond all that was read before.
@@ -169,6 +170,49 @@ pub(crate) fn between(after: i64, found: impl IntoIterator<Item = i64>) -> Vec<(
         expected = number.saturating_add(1);
     }
     ranges
+}
+
+/// For the model, whose states must not differ by how often was looked.
+#[cfg(test)]
+mod canonical {
+    use std::hash::{Hash, Hasher};
+
+    use super::*;
+
+    impl Gaps {
+        /// Numbers the looks anew, in the same order, and joins what is closed. No more than that order counts.
+        pub(crate) fn renumber(&mut self) {
+            if self.open.is_empty() {
+                // Then the holders are not asked for, and the next look forgets them.
+                self.holders.clear();
+            }
+            for (from, to) in std::mem::take(&mut self.closed) {
+                match self.closed.last_entry().filter(|last| *last.get() == from - 1) {
+                    Some(mut last) => *last.get_mut() = to,
+                    None => drop(self.closed.insert(from, to)),
+                }
+            }
+            let next = self.look + 1;
+            let looks = self.open.values().map(|(_, look)| *look).chain(self.holders.values().copied());
+            let looks: BTreeSet<Look> = looks.filter(|look| *look < self.look).collect();
+            let last = looks.len() as Look + 1;
+            let rank = |look: Look| match look {
+                look if look == next => last + 1,
+                look => looks.range(..look).count() as Look + 1,
+            };
+            self.open.values_mut().for_each(|(_, look)| *look = rank(*look));
+            self.holders.values_mut().for_each(|look| *look = rank(*look));
+            self.look = last;
+        }
+    }
+
+    impl Hash for Gaps {
+        fn hash<H: Hasher>(&self, state: &mut H) {
+            let mut holders: Vec<_> = self.holders.iter().collect();
+            holders.sort_unstable();
+            (&self.open, &self.closed, holders, self.look).hash(state);
+        }
+    }
 }
 
 #[cfg(test)]
