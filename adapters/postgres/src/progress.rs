@@ -12,6 +12,8 @@ pub(crate) struct Progress {
     pub(crate) gaps: Gaps,
     /// What was returned beyond the frontier.
     pub(crate) ahead: Ahead,
+    /// The server that was read, by the time of its start.
+    server: Option<String>,
 }
 
 /// What was found out between two reads.
@@ -26,12 +28,20 @@ pub(crate) struct Before {
 
 impl Progress {
     pub(crate) fn new() -> Self {
-        Self { frontier: i64::MIN, gaps: Gaps::default(), ahead: Ahead::default() }
+        Self { frontier: i64::MIN, gaps: Gaps::default(), ahead: Ahead::default(), server: None }
     }
 
-    /// Whether numbers that were passed are being given again.
-    pub(crate) fn is_beyond(&self, last: Option<i64>) -> bool {
-        last.is_some_and(|last| last < self.frontier)
+    /// Takes in which server is read next, and where its sequence stands. Forgets everything, and says so, if numbers
+    /// that were passed may be given to other rows: the sequence stands lower, or another server has taken over. That
+    /// one may have lost the newest numbers and have given them again since, before anybody looked.
+    pub(crate) fn meet(&mut self, server: &str, last: Option<i64>) -> bool {
+        let other = self.server.as_deref().is_some_and(|known| known != server);
+        let forgets = other || last.is_some_and(|last| last < self.frontier);
+        if forgets {
+            *self = Self::new();
+        }
+        self.server.get_or_insert_with(|| server.to_owned());
+        forgets
     }
 
     /// Whether a row of that number is one for a read to come.
@@ -43,7 +53,7 @@ impl Progress {
 
     /// Takes in the rows that one read returned, by number and id, ascending. `cut` says that it left rows behind.
     pub(crate) fn advance(&mut self, rows: &[(i64, &str)], cut: bool, before: Before) {
-        let Self { frontier, gaps, ahead } = self;
+        let Self { frontier, gaps, ahead, .. } = self;
         let Before { last, ripe } = before;
         let start = *frontier;
         let (filled, beyond) = rows.split_at(rows.partition_point(|(number, _)| *number <= start));

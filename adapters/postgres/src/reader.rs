@@ -58,7 +58,7 @@ impl ReaderSql {
         }
     }
 
-    /// Last number given, and who holds locks on the outbox. Locks of prepared transactions have no process, and
+    /// Last number given, when the server was started, and who holds locks on the outbox. Locks of prepared transactions have no process, and
     /// count all the same.
     fn pulse(&self, sequence: Option<&str>) -> String {
         // A sequence that was never called names the number that it will give first.
@@ -66,7 +66,7 @@ impl ReaderSql {
             format!("(SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {name})")
         });
         format!(
-            "SELECT {last}, CASE WHEN $1 THEN ARRAY(SELECT virtualtransaction FROM pg_locks \
+            "SELECT {last}, pg_postmaster_start_time()::text, CASE WHEN $1 THEN ARRAY(SELECT virtualtransaction FROM pg_locks \
              WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted \
              AND relation = '{}'::regclass \
              AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) END",
@@ -100,6 +100,16 @@ impl State {
     fn new() -> Self {
         Self { progress: Progress::new(), scanned: Instant::now(), row_bytes: 256 }
     }
+}
+
+/// What is asked between two reads.
+struct Pulse {
+    /// The last number given, where the sequence may be read.
+    last: Option<i64>,
+    /// When the server was started, as it says.
+    server: String,
+    /// The holders of locks, where there are gaps.
+    holders: Vec<String>,
 }
 
 /// Rows that a statement brought, within bounds.
@@ -146,13 +156,12 @@ impl PgOutboxReader {
 
     async fn read_next(&mut self, rows: usize, bytes: usize) -> Result<Claimed, AdapterError> {
         let mut scoped = self.begin().await?;
-        let (last, holders) = self.feel(&mut scoped).await?;
-        if self.state.progress.is_beyond(last) {
+        let Pulse { last, server, holders } = self.feel(&mut scoped).await?;
+        if self.state.progress.meet(&server, last) {
             tracing::warn!(
                 outbox = self.sql.outbox,
-                "the outbox's sequence went backwards: reading from the start"
+                "the server was started anew, or the outbox's sequence went backwards: reading from the start"
             );
-            self.state = State::new();
         }
         if self.full_scan.is_some_and(|every| self.state.scanned.elapsed() >= every)
             && let Some(claimed) = self.scan(&mut scoped, rows).await?
@@ -180,7 +189,7 @@ impl PgOutboxReader {
         bytes: usize,
         before: Before,
     ) -> Result<Claimed, AdapterError> {
-        let State { progress: Progress { frontier, gaps, ahead }, row_bytes, .. } = &self.state;
+        let State { progress: Progress { frontier, gaps, ahead, .. }, row_bytes, .. } = &self.state;
         let limit = rows.min(2 * bytes / row_bytes.max(&1)).max(16).min(rows.max(1));
         let probes = gaps.probes();
         let count = i64::try_from(limit).unwrap_or(i64::MAX);
@@ -210,18 +219,17 @@ impl PgOutboxReader {
         Ok(batch.into_claimed(0))
     }
 
-    /// The last number given (where the sequence may be read) and the holders of locks (where there are gaps).
-    async fn feel(&mut self, scoped: &mut Scoped) -> Result<(Option<i64>, Vec<String>), AdapterError> {
+    async fn feel(&mut self, scoped: &mut Scoped) -> Result<Pulse, AdapterError> {
         let pulse = match &self.pulse {
             Some(pulse) => Arc::clone(pulse),
             None => self.find_sequence(scoped).await?,
         };
-        let (last, holders): (Option<i64>, Option<Vec<String>>) = sqlx::query_as(AssertSqlSafe(pulse))
+        let (last, server, holders): (_, _, Option<Vec<String>>) = sqlx::query_as(AssertSqlSafe(pulse))
             .bind(!self.state.progress.gaps.is_empty())
             .fetch_one(&mut **scoped)
             .await
             .map_err(failed("read who writes to the outbox"))?;
-        Ok((last, holders.unwrap_or_default()))
+        Ok(Pulse { last, server, holders: holders.unwrap_or_default() })
     }
 
     async fn find_sequence(&mut self, scoped: &mut Scoped) -> Result<Arc<str>, AdapterError> {

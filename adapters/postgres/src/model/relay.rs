@@ -137,10 +137,8 @@ impl World {
     pub(super) fn look(&mut self, scene: &Scene, r: usize) {
         let (last, server) = (scene.sequence.then_some(self.database.last), self.database.server);
         let term = self.relays[r].term();
-        let moved = term.server != server && !scene.has(Flaw::ServerBySequence);
-        if moved || term.progress.is_beyond(last) {
-            term.progress = Progress::new();
-        }
+        let told = if scene.has(Flaw::ServerBySequence) { 0 } else { server };
+        term.progress.meet(&told.to_string(), last);
         term.server = server;
         let ask = !term.progress.gaps.is_empty();
         let asked = if scene.has(Flaw::HoldersBefore) {
