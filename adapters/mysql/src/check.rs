@@ -39,10 +39,7 @@ pub(crate) const HELD: Use = Use {
 };
 
 const TABLES: [(&str, Use); 6] = [
-    (
-        "outbox",
-        Use { key: "seq", columns: OUTBOX_COLUMNS, permissions: &["SELECT", "INSERT", "DELETE"] },
-    ),
+    ("outbox", Use { key: "seq", columns: OUTBOX_COLUMNS, permissions: &["SELECT", "INSERT", "DELETE"] }),
     (
         "outbox_dead",
         Use {
@@ -87,8 +84,7 @@ async fn server(pool: &MySqlPool) -> Result<Finding, AdapterError> {
             .await
             .map_err(failed("ask for the version of the server"))?;
     let maria = version.contains("MariaDB");
-    let numbers: Vec<u32> =
-        version.split(['.', '-']).map_while(|part| part.parse().ok()).take(3).collect();
+    let numbers: Vec<u32> = version.split(['.', '-']).map_while(|part| part.parse().ok()).take(3).collect();
     let (name, oldest) = if maria { ("MariaDB", [10, 6, 0]) } else { ("MySQL", [8, 0, 16]) };
     let detail = if maria { version.clone() } else { format!("{name} {version}") };
     Ok(if numbers < oldest.to_vec() {

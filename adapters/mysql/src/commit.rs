@@ -57,7 +57,10 @@ async fn ended(error: sqlx::Error, mut tx: MySqlTx, sql: &InboxSql) -> CommitErr
     let (consumer, message_key) = &tx.message;
     let committed = async {
         // What the handler did after the end of its transaction is not to be committed by giving the connection back.
-        tx.scoped.run("ROLLBACK AND NO CHAIN NO RELEASE".to_owned()).await.map_err(|stopped| stopped.error)?;
+        tx.scoped
+            .run("ROLLBACK AND NO CHAIN NO RELEASE".to_owned())
+            .await
+            .map_err(|stopped| stopped.error)?;
         sqlx::query(AssertSqlSafe(sql.is_handled.clone()))
             .bind(consumer.as_bytes())
             .bind(message_key.as_str().as_bytes())

@@ -62,7 +62,9 @@ fn by_number(number: u16, sqlstate: Option<&str>) -> Option<Disposition> {
             return Some(Disposition::Conflict);
         }
         // A missing parent or a rival row may come and go; time limits and cancelled statements too.
-        1022 | errors::DUPLICATE | 1216 | 1217 | 1451 | 1452 | 1586 | 1317 | 1969 | 3024 => ErrorClass::Transient,
+        1022 | errors::DUPLICATE | 1216 | 1217 | 1451 | 1452 | 1586 | 1317 | 1969 | 3024 => {
+            ErrorClass::Transient
+        }
         number if is_outage(number) => ErrorClass::Unavailable,
         // No value, none that fits, or none that a CHECK takes. MariaDB's 4025 has another meaning in MySQL.
         1048 | 1264 | 1265 | 1292 | 1364 | 1366 | 1406 | 1690 | 3819 => ErrorClass::Permanent,

@@ -68,7 +68,10 @@ pub(crate) mod errors {
 
 /// Whether another instance was at it: the wait for its lock was cut short, or broken as a deadlock.
 pub(crate) fn is_busy(error: &sqlx::Error) -> bool {
-    matches!(number(error), Some(errors::DEADLOCK | errors::LOCK_TIMEOUT | errors::LOCKED | errors::CHANGED_ROW))
+    matches!(
+        number(error),
+        Some(errors::DEADLOCK | errors::LOCK_TIMEOUT | errors::LOCKED | errors::CHANGED_ROW)
+    )
 }
 
 /// Whether the server, or the place in it, takes no writes: a replica, or a primary that lost its role.
@@ -113,16 +116,16 @@ fn judged_by_number(error: &MySqlDatabaseError) -> (FaultKind, Option<&'static s
             FaultKind::Missing,
             Some("run `backstop-relay migrate`, or check the database and prefix of the tables"),
         ),
-        1046 | errors::NO_DATABASE => (FaultKind::Missing, Some("create the database, or correct its name in the URL")),
+        1046 | errors::NO_DATABASE => {
+            (FaultKind::Missing, Some("create the database, or correct its name in the URL"))
+        }
         errors::TABLE_DENIED | errors::COLUMN_DENIED | 1227 | 1370 => {
             (FaultKind::Denied, Some("grant the user its permissions: see migrations/README.md"))
         }
         1044 | 1045 | 1698 | 1820 | 1862 | 3118 => {
             (FaultKind::Denied, Some("check the user, password and database of the database URL"))
         }
-        1040 | 1203 | 1226 => {
-            (FaultKind::Unreachable, Some("raise max_connections, or use smaller pools"))
-        }
+        1040 | 1203 | 1226 => (FaultKind::Unreachable, Some("raise max_connections, or use smaller pools")),
         1665 => (FaultKind::Invalid, Some("set binlog_format to ROW or MIXED")),
         number => (kind_of(number, error.code()), None),
     }

@@ -145,7 +145,8 @@ impl Gaps {
     ///
     /// A gap of several looks waits for whom the last of them waits for, which is for all.
     pub(crate) fn merge(&mut self, rows: impl IntoIterator<Item = i64>) {
-        let mut rows = rows.into_iter().filter(|row| !self.is_open(*row)).collect::<Vec<_>>().into_iter().peekable();
+        let mut rows =
+            rows.into_iter().filter(|row| !self.is_open(*row)).collect::<Vec<_>>().into_iter().peekable();
         let mut merged: BTreeMap<i64, (i64, Look)> = BTreeMap::new();
         for (from, (to, look)) in std::mem::take(&mut self.open) {
             let mut apart = false;

@@ -16,9 +16,9 @@ use crate::held_sql::{gate, integer};
 use crate::inbox::MySqlInbox;
 use crate::patience::within;
 use crate::scoped::Scoped;
+use crate::session;
 use crate::time::{from_micros, micros};
 use crate::transaction::{MySqlTx, Savepoint};
-use crate::session;
 
 /// How many heads one call puts off because another instance is at their message.
 const MAX_BUSY: usize = 16;
@@ -136,8 +136,7 @@ impl HeldMessages for MySqlInbox {
     }
 
     async fn summary(&self, consumer: &str) -> Result<HeldSummary, AdapterError> {
-        let query =
-            sqlx::query_as(AssertSqlSafe(Arc::clone(&self.held.summary))).bind(consumer.as_bytes());
+        let query = sqlx::query_as(AssertSqlSafe(Arc::clone(&self.held.summary))).bind(consumer.as_bytes());
         let doing = "count the held messages";
         let (messages, oldest): (i64, Option<i64>) =
             within(doing, async { query.fetch_one(&self.pool).await.map_err(failed(doing)) }).await?;
@@ -193,8 +192,11 @@ impl MySqlInbox {
         let gate = sqlx::query(AssertSqlSafe(Arc::clone(&self.held.gate))).bind(number);
         let found = gate.fetch_optional(&mut **scoped).await.map_err(failed(doing))?;
         found.map(drop).ok_or_else(|| {
-            AdapterError::new(FaultKind::Missing, format!("cannot {doing}: gate {number} is not in its table"))
-                .with_hint("write the numbers 0 to 63 into the table of gates, as migration 2 does")
+            AdapterError::new(
+                FaultKind::Missing,
+                format!("cannot {doing}: gate {number} is not in its table"),
+            )
+            .with_hint("write the numbers 0 to 63 into the table of gates, as migration 2 does")
         })
     }
 
@@ -310,8 +312,7 @@ impl MySqlInbox {
         limits: Limits,
     ) -> Result<Found, AdapterError> {
         let savepoint = Savepoint::new();
-        let (insert, admitted) =
-            (self.sql.insert(consumer, &head.message_key), session::admitted(limits));
+        let (insert, admitted) = (self.sql.insert(consumer, &head.message_key), session::admitted(limits));
         let handled = match scoped.run(format!("SAVEPOINT {savepoint}; {insert}; {admitted}")).await {
             Ok(_) => false,
             Err(stopped) => match number(&stopped.error) {

@@ -101,11 +101,15 @@ impl HeldSql {
         vec![
             format!("SELECT n FROM {gates} WHERE n = {gate} FOR UPDATE"),
             format!("DELETE FROM {table} WHERE n = {}", head.n),
-            // The lowest may have failed by itself before, and then falls due when it was told to.
+            // A plain read, which waits for nobody, and is right because the gate is locked. The lowest may have failed by
+            // itself before, and then falls due when it was told to.
             format!(
-                "UPDATE {table} SET due_at = IF(state = 'waiting', UTC_TIMESTAMP(6), due_at), state = 'retry' \
-                 WHERE consumer = {consumer} AND place = {place} AND digest = UNHEX(SHA2({key}, 256)) \
-                 ORDER BY n LIMIT 1"
+                "SET @backstop_next = (SELECT n FROM {table} FORCE INDEX (`in_order`) WHERE consumer = {consumer} \
+                 AND place = {place} AND digest = UNHEX(SHA2({key}, 256)) ORDER BY n LIMIT 1)"
+            ),
+            format!(
+                "UPDATE {table} SET state = 'retry', due_at = UTC_TIMESTAMP(6) \
+                 WHERE n = @backstop_next AND state = 'waiting'"
             ),
         ]
     }

@@ -19,6 +19,9 @@ use crate::time::micros;
 use crate::transaction::{MySqlTx, Savepoint};
 use crate::{check, session};
 
+/// Rows that one DELETE takes.
+const PRUNE_AT_ONCE: usize = 500;
+
 /// Opens the transactions of a transactional consumer, and keeps its failures.
 ///
 /// The transaction runs at READ COMMITTED and with autocommit off, whatever the session's defaults. The server ends a
@@ -41,7 +44,7 @@ pub(crate) struct InboxSql {
     inbox: String,
     held: String,
     pub(crate) is_handled: Arc<str>,
-    prune: Arc<str>,
+    old: Arc<str>,
     ready: Arc<str>,
 }
 
@@ -59,9 +62,9 @@ impl MySqlInbox {
             inbox: tables.inbox(),
             held: tables.quoted("held"),
             is_handled: fill("SELECT EXISTS (SELECT 1 FROM {inbox} WHERE consumer = ? AND message_key = ?)"),
-            prune: fill(
-                "DELETE FROM {inbox} WHERE consumer = ? AND handled_at < UTC_TIMESTAMP(6) - INTERVAL ? MICROSECOND \
-                 ORDER BY handled_at LIMIT ?",
+            old: fill(
+                "SELECT message_key FROM {inbox} FORCE INDEX (`age`) WHERE consumer = ? \
+                 AND handled_at < UTC_TIMESTAMP(6) - INTERVAL ? MICROSECOND ORDER BY handled_at LIMIT ?",
             ),
             ready: fill(
                 "SELECT (SELECT COUNT(*) FROM (SELECT consumer, message_key, handled_at FROM {inbox} LIMIT 0) AS i) \
@@ -110,19 +113,25 @@ impl MySqlInbox {
     }
 
     async fn prune_some(&self, consumer: &str, age: Duration, limit: u32) -> Result<u64, AdapterError> {
-        contested("prune the inbox", async || {
-            let mut scoped = Scoped::begin(&self.pool).await.map_err(failed("prune the inbox"))?;
-            let pruned = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.prune)))
-                .bind(consumer.as_bytes())
-                .bind(micros(age))
-                .bind(limit)
-                .execute(&mut *scoped)
-                .await
-                .map_err(failed("prune the inbox"))?;
-            scoped.commit().await.map_err(failed("prune the inbox"))?;
-            Ok(pruned.rows_affected())
-        })
-        .await
+        const DOING: &str = "prune the inbox";
+        let old = sqlx::query_scalar::<_, Vec<u8>>(AssertSqlSafe(Arc::clone(&self.sql.old)))
+            .bind(consumer.as_bytes())
+            .bind(micros(age))
+            .bind(limit);
+        let old = within(DOING, async { old.fetch_all(&self.pool).await.map_err(failed(DOING)) }).await?;
+        let mut pruned = 0;
+        for some in old.chunks(PRUNE_AT_ONCE) {
+            let sql = self.sql.delete(consumer, some);
+            pruned += contested(DOING, async || {
+                let mut scoped = Scoped::begin(&self.pool).await.map_err(failed(DOING))?;
+                let deleted =
+                    scoped.run(sql.clone()).await.map_err(|stopped| failed(DOING)(stopped.error))?;
+                scoped.commit().await.map_err(failed(DOING))?;
+                Ok(deleted.iter().sum::<u64>())
+            })
+            .await?;
+        }
+        Ok(pruned)
     }
 }
 
@@ -138,6 +147,16 @@ impl InboxSql {
             self.held,
             literal::bytes(unit.place.as_bytes()),
             literal::bytes(unit.ordering_key),
+        )
+    }
+
+    /// Deletes these rows by name: any other way to them would pass over those of open transactions, and wait for them.
+    fn delete(&self, consumer: &str, message_keys: &[Vec<u8>]) -> String {
+        let keys = message_keys.iter().map(|key| literal::bytes(key)).collect::<Vec<_>>().join(", ");
+        format!(
+            "DELETE i FROM {} AS i FORCE INDEX (PRIMARY) WHERE i.consumer = {} AND i.message_key IN ({keys})",
+            self.inbox,
+            literal::bytes(consumer.as_bytes())
         )
     }
 

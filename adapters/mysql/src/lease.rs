@@ -22,8 +22,7 @@ const CREATE: &str =
 const LOOK: &str = "SELECT token, owner <=> ? AS ours, expires_at <= UTC_TIMESTAMP(6) AS ended FROM {lease} \
                     WHERE name = ? FOR UPDATE";
 
-const TAKE: &str =
-    "UPDATE {lease} SET owner = ?, token = ?, expires_at = UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND WHERE name = ?";
+const TAKE: &str = "UPDATE {lease} SET owner = ?, token = ?, expires_at = UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND WHERE name = ?";
 
 const RELEASE: &str = "UPDATE {lease} SET owner = NULL, expires_at = UTC_TIMESTAMP(6) \
                        WHERE name = ? AND owner = ? AND token = ?";

@@ -47,11 +47,7 @@ impl Numbers {
     }
 
     /// The ranges up to `end` that hold neither one of these nor one of `others`, which are ascending and apart.
-    pub(crate) fn absent(
-        &self,
-        others: impl IntoIterator<Item = (i64, i64)>,
-        end: i64,
-    ) -> Vec<(i64, i64)> {
+    pub(crate) fn absent(&self, others: impl IntoIterator<Item = (i64, i64)>, end: i64) -> Vec<(i64, i64)> {
         let mut taken: Vec<(i64, i64)> = others.into_iter().chain(self.0.iter().copied()).collect();
         taken.sort_unstable();
         let mut absent = Vec::new();
@@ -95,8 +91,7 @@ pub(crate) fn counter(tables: &MySqlTables) -> String {
 
 const FRESH: &str = "SET @backstop_expiry = 0 /*!80000 + @@SESSION.information_schema_stats_expiry, \
      SESSION information_schema_stats_expiry = 0 */";
-const AS_BEFORE: &str =
-    "SET @backstop_expiry = @backstop_expiry /*!80000 , SESSION information_schema_stats_expiry = @backstop_expiry */";
+const AS_BEFORE: &str = "SET @backstop_expiry = @backstop_expiry /*!80000 , SESSION information_schema_stats_expiry = @backstop_expiry */";
 
 /// What the counter gives next; `None` where it cannot be seen.
 pub(crate) async fn next(scoped: &mut Scoped, counter: &str) -> Result<Option<i64>, AdapterError> {

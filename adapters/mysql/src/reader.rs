@@ -220,11 +220,7 @@ impl MySqlOutboxReader {
     }
 
     /// The ranges in which rows may have come late: every gap, or where there are many, up to `limit` rows in them.
-    async fn missing(
-        &mut self,
-        scoped: &mut Scoped,
-        limit: usize,
-    ) -> Result<Vec<(i64, i64)>, AdapterError> {
+    async fn missing(&mut self, scoped: &mut Scoped, limit: usize) -> Result<Vec<(i64, i64)>, AdapterError> {
         if self.state.gaps.are_many() {
             let lowest = self.state.gaps.ranges().next().map_or(LOWEST, |(from, _)| from);
             let there = Numbers::read(scoped, &self.outbox, lowest, self.state.frontier).await?;

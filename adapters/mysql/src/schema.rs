@@ -61,13 +61,12 @@ impl MySqlSchema {
         let doing = || failed("begin a change of the tables");
         let mut alone = Alone { connection: self.pool.acquire().await.map_err(doing())? };
         if let Some(schema) = self.tables.schema() {
-            let there: i64 = sqlx::query_scalar(
-                "SELECT COUNT(*) FROM information_schema.SCHEMATA WHERE SCHEMA_NAME = ?",
-            )
-            .bind(schema.as_str())
-            .fetch_one(&mut *alone.connection)
-            .await
-            .map_err(doing())?;
+            let there: i64 =
+                sqlx::query_scalar("SELECT COUNT(*) FROM information_schema.SCHEMATA WHERE SCHEMA_NAME = ?")
+                    .bind(schema.as_str())
+                    .fetch_one(&mut *alone.connection)
+                    .await
+                    .map_err(doing())?;
             if there == 0 {
                 let create = format!("CREATE DATABASE IF NOT EXISTS {}", schema.quoted('`'));
                 alone

@@ -8,8 +8,7 @@ use std::time::Duration;
 use backstop_core::inbox::Limits;
 
 /// Begins a transaction that writes, and nothing else.
-pub(crate) const BEGIN: &str =
-    "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION READ WRITE";
+pub(crate) const BEGIN: &str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION READ WRITE";
 
 /// Begins a transaction all of whose reads are of one moment.
 pub(crate) const SNAPSHOT: &str =

@@ -73,7 +73,8 @@ impl Witness {
                 return Ok(None);
             }
         }
-        let holders = sqlx::query_scalar(AssertSqlSafe(self.holders.clone())).fetch_all(&mut *connection).await?;
+        let holders =
+            sqlx::query_scalar(AssertSqlSafe(self.holders.clone())).fetch_all(&mut *connection).await?;
         let lost: Option<(String, String)> = sqlx::query_as(LOST).fetch_optional(&mut *connection).await?;
         let complete = lost.is_some_and(|(_, lost)| lost == "0");
         Ok(complete.then_some(holders))
@@ -82,12 +83,11 @@ impl Witness {
 
 /// Whether a row in one of the ranges exists, committed or not. `condition` says which.
 pub(crate) async fn locked(pool: &MySqlPool, outbox: &str, condition: &str) -> Result<bool, sqlx::Error> {
-    let sql = format!("SELECT seq FROM {outbox} FORCE INDEX (PRIMARY) WHERE {condition} LIMIT 1 FOR UPDATE NOWAIT");
+    let sql =
+        format!("SELECT seq FROM {outbox} FORCE INDEX (PRIMARY) WHERE {condition} LIMIT 1 FOR UPDATE NOWAIT");
     let mut scoped = Scoped::begin(pool).await?;
-    let found = sqlx::query_scalar::<_, i64>(AssertSqlSafe(sql))
-        .persistent(false)
-        .fetch_optional(&mut *scoped)
-        .await;
+    let found =
+        sqlx::query_scalar::<_, i64>(AssertSqlSafe(sql)).persistent(false).fetch_optional(&mut *scoped).await;
     scoped.rollback().await;
     match found {
         Ok(found) => Ok(found.is_some()),

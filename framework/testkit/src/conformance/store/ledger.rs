@@ -267,7 +267,11 @@ pub async fn a_late_letter_supersedes_nothing<H: StoreHarness>(harness: &H) {
 /// A ledger's leases are the same kind.
 pub async fn the_ledger_has_leases<H: StoreHarness>(harness: &H) {
     let (ledger, other) = (harness.ledger(), harness.ledger());
-    let lease = ledger.acquire("collector", "a", Duration::from_secs(60)).await.expect("the database answers");
+    let lease =
+        ledger.acquire("collector", "a", Duration::from_secs(60)).await.expect("the database answers");
     assert!(lease.is_some());
-    assert_eq!(other.acquire("collector", "b", Duration::from_secs(60)).await.expect("the database answers"), None);
+    assert_eq!(
+        other.acquire("collector", "b", Duration::from_secs(60)).await.expect("the database answers"),
+        None
+    );
 }
