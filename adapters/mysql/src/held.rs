@@ -61,7 +61,7 @@ impl HeldMessages for MySqlInbox {
         limits: Limits,
     ) -> Result<Option<ClaimedHead<MySqlTx>>, AdapterError> {
         for _ in 0..MAX_BUSY {
-            match within("claim a held message", self.claim_one(consumer, limits)).await? {
+            match within("claim a held message", Box::pin(self.claim_one(consumer, limits))).await? {
                 Found::Head(head) => return Ok(Some(*head)),
                 Found::Nothing => return Ok(None),
                 Found::Other => {}

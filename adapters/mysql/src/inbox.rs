@@ -19,7 +19,7 @@ use crate::time::micros;
 use crate::transaction::{MySqlTx, Savepoint};
 use crate::{check, session};
 
-/// Rows that one DELETE takes.
+/// Rows that one transaction takes.
 const PRUNE_AT_ONCE: usize = 500;
 
 /// Opens the transactions of a transactional consumer, and keeps its failures.
@@ -150,14 +150,15 @@ impl InboxSql {
         )
     }
 
-    /// Deletes these rows by name: any other way to them would pass over those of open transactions, and wait for them.
+    /// Deletes these rows, each by a statement of its own: where a list has few rows, the server may read all rows of the
+    /// consumer instead, and wait for those of open transactions.
     fn delete(&self, consumer: &str, message_keys: &[Vec<u8>]) -> String {
-        let keys = message_keys.iter().map(|key| literal::bytes(key)).collect::<Vec<_>>().join(", ");
-        format!(
-            "DELETE i FROM {} AS i FORCE INDEX (PRIMARY) WHERE i.consumer = {} AND i.message_key IN ({keys})",
-            self.inbox,
-            literal::bytes(consumer.as_bytes())
-        )
+        let consumer = literal::bytes(consumer.as_bytes());
+        let delete = |key: &Vec<u8>| {
+            let key = literal::bytes(key);
+            format!("DELETE FROM {} WHERE consumer = {consumer} AND message_key = {key}", self.inbox)
+        };
+        message_keys.iter().map(delete).collect::<Vec<_>>().join("; ")
     }
 
     /// Writes the inbox row of a claimed head.
@@ -175,7 +176,7 @@ impl Inbox for MySqlInbox {
     type Tx = MySqlTx;
 
     async fn begin(&self, unit: Unit<'_>, limits: Limits) -> Result<Admission<MySqlTx>, AdapterError> {
-        within("write the inbox row", self.admit(unit, limits)).await
+        within("write the inbox row", Box::pin(self.admit(unit, limits))).await
     }
 
     async fn commit(&self, tx: MySqlTx) -> Result<(), CommitError> {

@@ -25,11 +25,13 @@ const DELETE_AT_ONCE: usize = 500;
 /// Keeps the lease from being taken over until the transaction ends.
 const FENCE: &str = "SELECT 1 FROM {lease} WHERE name = ? AND owner = ? AND token = ? LOCK IN SHARE MODE";
 
+/// A date that is none, which a strict session would not write again, is left out: the error tells it.
 const BURY: &str = "
     INSERT INTO {dead} (seq, id, source, destination, routing_key, `key`, kind, subject, event_time, content_type,
                         headers, payload, created_at, reason, error)
-    SELECT seq, id, source, destination, routing_key, `key`, kind, subject, event_time, content_type,
-           headers, payload, created_at, ?, ?
+    SELECT seq, id, source, destination, routing_key, `key`, kind, subject,
+           IF(MONTH(event_time) > 0 AND DAYOFMONTH(event_time) > 0, event_time, NULL), content_type, headers, payload,
+           created_at, ?, ?
     FROM {outbox} WHERE seq = ? AND CAST(id AS BINARY) = ? FOR UPDATE";
 
 const UNLIST: &str = "DELETE FROM {outbox} WHERE seq = ?";
