@@ -8,20 +8,24 @@ use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, MySqlPool};
 
-use crate::failure::{is_busy, number};
+use crate::failure::is_busy;
 use crate::scoped::Scoped;
 use crate::tables::MySqlTables;
 
 /// The least time between two looks: locks are searched among those of all sessions.
 const PAUSE: Duration = Duration::from_millis(20);
-/// How long to wait before it is asked again whether locks are shown.
+/// How long it counts whether locks can be seen at all.
 const RETRY: Duration = Duration::from_secs(60);
 
-/// Whether metadata locks are recorded, and all of them.
+/// Whether metadata locks are recorded, and this server alone gives the numbers: where several do, as in a cluster, each
+/// skips those of the others, and knows none of their locks.
 const RECORDED: &str = "SELECT COUNT(*) FROM performance_schema.setup_instruments \
-     WHERE NAME = 'wait/lock/metadata/sql/mdl' AND ENABLED = 'YES'";
+     WHERE NAME = 'wait/lock/metadata/sql/mdl' AND ENABLED = 'YES' AND @@GLOBAL.auto_increment_increment = 1";
 
-/// How many could not be recorded for want of room.
+/// How many nodes write, where they are of Galera.
+const NODES: &str = "SHOW GLOBAL STATUS LIKE 'wsrep_cluster_size'";
+
+/// How many locks could not be recorded for want of room.
 const LOST: &str = "SHOW GLOBAL STATUS LIKE 'Performance_schema_metadata_lock_lost'";
 
 /// Looks at the metadata locks on one outbox.
@@ -29,7 +33,8 @@ const LOST: &str = "SHOW GLOBAL STATUS LIKE 'Performance_schema_metadata_lock_lo
 pub(crate) struct Witness {
     holders: String,
     next: Instant,
-    shown: bool,
+    /// When it was asked last whether locks can be seen, if they could.
+    seen: Option<Instant>,
 }
 
 impl Witness {
@@ -43,7 +48,7 @@ impl Witness {
             tables.schema_expression(),
             tables.name("outbox").to_ascii_lowercase()
         );
-        Self { holders, next: Instant::now(), shown: false }
+        Self { holders, next: Instant::now(), seen: None }
     }
 
     /// Everything that may write to the outbox at this moment, by names that are not used twice; `None` if that is not
@@ -52,26 +57,27 @@ impl Witness {
         if Instant::now() < self.next {
             return None;
         }
-        let answer = self.ask(pool).await;
-        let (pause, shown) = match answer {
-            Ok(Some(_)) => (PAUSE, true),
-            Ok(None) | Err(_) => (RETRY, false),
-        };
-        if let Err(error) = &answer {
+        let answer = self.ask(pool).await.unwrap_or_else(|error| {
             tracing::debug!(%error, "who writes to the outbox cannot be seen: missing numbers stay open");
+            None
+        });
+        if answer.is_none() {
+            self.seen = None;
         }
-        self.next = Instant::now() + pause;
-        self.shown = shown;
-        answer.ok().flatten()
+        self.next = Instant::now() + if answer.is_some() { PAUSE } else { RETRY };
+        answer
     }
 
-    async fn ask(&self, pool: &MySqlPool) -> Result<Option<Vec<String>>, sqlx::Error> {
+    async fn ask(&mut self, pool: &MySqlPool) -> Result<Option<Vec<String>>, sqlx::Error> {
         let mut connection = pool.acquire().await?;
-        if !self.shown {
+        if self.seen.is_none_or(|seen| seen.elapsed() >= RETRY) {
             let recorded: i64 = sqlx::query_scalar(RECORDED).fetch_one(&mut *connection).await?;
-            if recorded == 0 {
+            let nodes: Option<(String, String)> =
+                sqlx::query_as(NODES).fetch_optional(&mut *connection).await?;
+            if recorded == 0 || nodes.is_some_and(|(_, nodes)| !matches!(nodes.as_str(), "0" | "1")) {
                 return Ok(None);
             }
+            self.seen = Some(Instant::now());
         }
         let holders =
             sqlx::query_scalar(AssertSqlSafe(self.holders.clone())).fetch_all(&mut *connection).await?;
@@ -91,7 +97,7 @@ pub(crate) async fn locked(pool: &MySqlPool, outbox: &str, condition: &str) -> R
     scoped.rollback().await;
     match found {
         Ok(found) => Ok(found.is_some()),
-        Err(error) if is_busy(&error) || number(&error) == Some(1969) => Ok(true),
+        Err(error) if is_busy(&error) => Ok(true),
         Err(error) => Err(error),
     }
 }

@@ -3,6 +3,7 @@
 mod commit;
 mod common;
 mod held;
+mod lost;
 mod outbox;
 mod reader;
 mod schema;

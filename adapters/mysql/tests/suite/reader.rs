@@ -354,3 +354,38 @@ async fn no_committed_row_is_missed_while_writers_come_and_go() {
     assert_eq!(db.number("SELECT COUNT(*) FROM backstop_outbox").await, 0);
     db.drop().await;
 }
+
+/// Reads, on one connection, of which the server counts how many rows they touch.
+#[tokio::test]
+async fn a_backlog_is_not_read_again_and_again() {
+    let db = Db::new().await;
+    let options: MySqlConnectOptions = url().parse().expect("a URL");
+    let one = sqlx::mysql::MySqlPoolOptions::new().max_connections(1);
+    let one = one.connect_with(options.database(&db.schema)).await.expect("connected");
+    let store = backstop_mysql::MySqlOutboxStore::new(one.clone(), db.tables.clone()).full_scan(None);
+    let fill = "INSERT INTO backstop_outbox (destination) WITH RECURSIVE c AS (SELECT 1 AS n UNION ALL \
+                SELECT n + 1 FROM c WHERE n < 10000) SELECT 'orders' FROM c";
+    db.run(&format!("SET SESSION max_recursive_iterations = 20000; {fill}; {fill}")).await;
+    let mut lost = db.pool.begin().await.expect("begun");
+    lost.execute(AssertSqlSafe(insert("lost"))).await.expect("written");
+    let mut reader = store.reader();
+    let mut came = 0;
+    while came < 20_000 {
+        came += reader.read(5_000, 64 << 20).await.expect("read").rows.len();
+    }
+    lost.rollback().await.expect("rolled back");
+    let touched = async || {
+        let rows: Vec<(String, String)> =
+            sqlx::query_as("SHOW SESSION STATUS LIKE 'Handler_read%'").fetch_all(&one).await.expect("asked");
+        rows.iter().map(|(_, count)| count.parse::<i64>().expect("a number")).sum::<i64>()
+    };
+    let before = touched().await;
+    for _ in 0..10 {
+        assert!(read(&mut reader).await.rows.is_empty());
+    }
+    let (once, twice) = (touched().await, touched().await);
+    let per_read = (once - before - (twice - once)) / 10;
+    assert!(per_read < 200, "{per_read} rows for each read");
+    one.close().await;
+    db.drop().await;
+}
