@@ -104,6 +104,37 @@ async fn numbers_that_were_taken_and_not_written_yet_are_waited_for() {
     db.drop().await;
 }
 
+/// A statement that waits with its number, and has no row yet that could be found: only its metadata lock tells of it.
+#[tokio::test]
+async fn a_number_whose_row_waits_to_be_written_is_waited_for() {
+    let db = Db::new().await;
+    let mut reader = store(&db).reader();
+    db.run("INSERT INTO backstop_outbox (seq, destination) VALUES (5, 'a'), (10, 'a')").await;
+    let mut operator = db.pool.acquire().await.expect("a connection");
+    // A lock on the gap, and on no row.
+    let lock = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; BEGIN; \
+                SELECT seq FROM backstop_outbox WHERE seq = 7 FOR UPDATE";
+    operator.execute(sqlx::raw_sql(lock)).await.expect("locked");
+    let writing = tokio::spawn({
+        let pool = db.pool.clone();
+        async move {
+            let insert = "INSERT INTO backstop_outbox (seq, destination) VALUES (7, 'late')";
+            pool.execute(insert).await.expect("written");
+        }
+    });
+    db.until_waiting(1).await;
+    assert_eq!(seqs(&mut reader).await, [5, 10]);
+    for _ in 0..10 {
+        assert!(seqs(&mut reader).await.is_empty());
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    operator.execute("ROLLBACK").await.expect("rolled back");
+    drop(operator);
+    writing.await.expect("joined");
+    assert_eq!(seqs(&mut reader).await, [7]);
+    db.drop().await;
+}
+
 /// A prepared transaction outlives its connection, and its metadata lock may not.
 #[tokio::test]
 async fn a_prepared_transaction_is_waited_for() {
