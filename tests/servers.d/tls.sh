@@ -156,8 +156,8 @@ ssl.truststore.type=PEM
 ssl.truststore.location=$BASE/kafka/ca.pem
 listener.name.ssl.ssl.client.auth=required
 listener.name.sasl_ssl.ssl.client.auth=none
-# Beyond it a client logs in again; with a token, when that ends, if this is sooner.
-listener.name.sasl_ssl.connections.max.reauth.ms=3600000
+# A client logs in again after that, or when its token ends, if this is sooner.
+listener.name.sasl_ssl.oauthbearer.connections.max.reauth.ms=3600000
 listener.name.sasl_ssl.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512,OAUTHBEARER
 listener.name.sasl_ssl.plain.sasl.jaas.config=$module.plain.PlainLoginModule required user_$TLS_USER="$TLS_PASSWORD";
 listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config=$module.scram.ScramLoginModule required;
