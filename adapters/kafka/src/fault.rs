@@ -155,7 +155,9 @@ pub(crate) fn is_refusal(code: Code, reason: &str) -> bool {
 /// Whether librdkafka speaks of a connection that ended before anything was said on it. Brokers that are going down do
 /// that too.
 pub(crate) fn hangs_up_at_once(reason: &str) -> bool {
-    reason.contains("APIVERSION_QUERY") || reason.contains("PLAINTEXT broker listener")
+    ["APIVERSION_QUERY", "SSL_HANDSHAKE", "PLAINTEXT broker listener"]
+        .iter()
+        .any(|mark| reason.contains(mark))
 }
 
 /// The error of a client that brokers refuse, or that refuses the brokers.

@@ -325,9 +325,8 @@ impl<O: Outbox> ProducerContext for Context<O> {
         let Some(ticket) = lock(&self.slots).take(slot) else { return };
         let result = match result {
             Ok(_) => {
-                if self.all_down.swap(false, Ordering::AcqRel) {
-                    self.voice.forget_refusal();
-                }
+                self.all_down.store(false, Ordering::Release);
+                self.voice.forget_refusal();
                 Ok(())
             }
             Err((error, message)) => Err(self.judged(message.topic(), error)),
