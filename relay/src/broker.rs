@@ -10,15 +10,35 @@ use backstop_kafka::{KafkaPublisher, KafkaSettings, KafkaSettlement, KafkaSink, 
 use backstop_rabbitmq::{RabbitPublisher, RabbitSettings, RabbitSettlement, RabbitSink, RabbitSource};
 
 use crate::collector::Opener;
-use crate::config::{BrokerConfig, DeadLettersConfig, KafkaConfig, Ordering, RabbitConfig};
+use crate::config::{BrokerConfig, Config, DeadLettersConfig, KafkaConfig, Ordering, RabbitConfig};
+use crate::routes::RoutedPublisher;
 
 /// The name that brokers see.
 const CLIENT: &str = "backstop-relay";
+/// What `[broker]` is called beside those of `[brokers]`; no name of theirs, which are not empty.
+const DEFAULT: &str = "";
 /// Largest dead letter that is sent again to Kafka, in bytes: what `KafkaDeadLetters` takes. The broker has the last
 /// word.
 const MAX_LETTER_BYTES: usize = 128 << 20;
 
-/// The relay's pipeline.
+/// The pipeline of an outbox: to one broker, or by routes to several; `None` where no broker is configured.
+///
+/// # Errors
+/// For settings that can never work; it does not connect.
+pub fn pipeline(config: &Config) -> Result<Option<Box<dyn Publisher>>, AdapterError> {
+    if config.brokers.is_empty() {
+        return config.broker.as_ref().map(publisher).transpose();
+    }
+    let named = config.brokers.iter().map(|(name, broker)| (name.as_str(), broker));
+    let all = config.broker.iter().map(|broker| (DEFAULT, broker)).chain(named);
+    let publishers = all
+        .map(|(name, broker)| Ok((name.to_owned(), publisher(broker)?)))
+        .collect::<Result<Vec<_>, AdapterError>>()?;
+    let otherwise = config.broker.as_ref().map(|_| DEFAULT);
+    Ok(Some(Box::new(RoutedPublisher::new(publishers, &config.routes, otherwise))))
+}
+
+/// The pipeline to one broker.
 ///
 /// # Errors
 /// For settings that can never work; it does not connect.

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use backstop_core::ledger::{LetterFilter, LetterStatus};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use crate::commands;
 use crate::exit::{Exit, Failure};
@@ -37,7 +38,7 @@ pub struct Global {
         value_name = "FILE",
         env = "BACKSTOP_CONFIG",
         hide_env_values = true,
-        default_value = "backstop-relay.toml"
+        default_value = crate::config::USUAL_FILE
     )]
     pub config: PathBuf,
     /// The form of the output.
@@ -61,9 +62,21 @@ pub enum Command {
     /// consumer are the real ones; database and broker live in this process. The exit status says whether the ledger
     /// balances at the end.
     Demo(Demo),
-    /// Any other command.
+    /// A command that needs a configuration file.
     #[command(flatten)]
     Configured(ConfiguredCommand),
+    /// The configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print the completions of a shell.
+    ///
+    /// For bash: `backstop-relay completions bash > /etc/bash_completion.d/backstop-relay`.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Print the manual page: `backstop-relay man > backstop-relay.1`.
+    Man,
 }
 
 /// A command that needs a configuration file.
@@ -75,9 +88,6 @@ pub enum ConfiguredCommand {
     Migrate(Migrate),
     /// Look at the configuration, databases and broker, and say what to mend.
     Check,
-    /// The configuration.
-    #[command(subcommand)]
-    Config(ConfigCommand),
     /// Dead letters in the ledger.
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
@@ -130,12 +140,14 @@ pub enum MigrateCommand {
 pub enum ConfigCommand {
     /// Print the configuration with every default, and without secrets.
     Print,
+    /// Print the JSON schema of the configuration file, for editors. Needs no configuration.
+    Schema,
 }
 
 /// `outbox …`
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum OutboxCommand {
-    /// How many rows wait, and for how long.
+    /// How many rows wait, and for how long, in each outbox.
     Status,
     /// Rows that can never be sent.
     #[command(subcommand)]
@@ -143,13 +155,16 @@ pub enum OutboxCommand {
 }
 
 /// `outbox dead …`
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum OutboxDeadCommand {
     /// List them, oldest first.
     List {
         /// At most so many.
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
         limit: u32,
+        /// Of the outbox with this name; needed where the configuration has several.
+        #[arg(long, value_name = "NAME")]
+        outbox: Option<String>,
     },
 }
 

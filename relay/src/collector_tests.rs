@@ -2,7 +2,7 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use backstop_core::lease::Lease;
+use backstop_core::lease::{Holder, Lease};
 use backstop_core::ledger::{LetterEvent, LetterFilter, LetterStatus};
 use backstop_core::source::SourceInfo;
 use backstop_core::{FaultKind, Identity, Message, Origin, Via};
@@ -30,6 +30,10 @@ impl Leases for Memory {
 
     fn release<'a>(&'a self, _: &'a Lease) -> Answer<'a, ()> {
         Box::pin(async { Ok(()) })
+    }
+
+    fn holder<'a>(&'a self, _: &'a str) -> Answer<'a, Option<Holder>> {
+        Box::pin(async { Ok(None) })
     }
 }
 

@@ -3,6 +3,7 @@
 mod check;
 mod config;
 mod dead_letters;
+mod generated;
 mod migrate;
 mod outbox;
 pub(crate) mod redrive;
@@ -11,9 +12,11 @@ pub(crate) mod run;
 use std::sync::Arc;
 
 use backstop_core::AdapterError;
+use backstop_core::sink::Publisher;
 
-use crate::cli::{Cli, Command, ConfiguredCommand, DeadLettersCommand, Global};
-use crate::config::{BrokerConfig, Config, DatabaseConfig};
+use crate::broker;
+use crate::cli::{Cli, Command, ConfigCommand, ConfiguredCommand, DeadLettersCommand, Global};
+use crate::config::{BrokerConfig, Config, DatabaseConfig, Environment, OutboxConfig};
 use crate::database::Database;
 use crate::exit::{Exit, Failure};
 use crate::output::Format;
@@ -32,7 +35,7 @@ pub(crate) struct Context {
 
 impl Context {
     pub(crate) fn load(global: Global) -> Result<Self, Failure> {
-        let config = Config::load(&global.config, &|name| std::env::var(name).ok())?;
+        let config = Config::load(&global.config, &Environment::of_process())?;
         let scrubber = config.scrubber();
         Ok(Self { config, global, scrubber })
     }
@@ -43,18 +46,28 @@ impl Context {
 
     /// The broker of the configuration.
     pub(crate) fn broker(&self) -> Result<&BrokerConfig, Failure> {
-        self.config.broker.as_ref().ok_or_else(|| {
-            Failure::new(
-                Exit::Configuration,
-                format!("{}: [broker] is missing", self.global.config.display()),
-                "add [broker] with kind = \"kafka\" or \"rabbitmq\"",
-            )
-        })
+        self.config.broker.as_ref().ok_or_else(|| self.no_broker())
     }
 
-    /// The database that holds the outbox.
-    pub(crate) async fn database(&self) -> Result<Database, Failure> {
-        open(&self.config.database).await
+    fn no_broker(&self) -> Failure {
+        Failure::new(
+            Exit::Configuration,
+            format!("{}: [broker] is missing", self.global.config.display()),
+            "add [broker] with kind = \"kafka\" or \"rabbitmq\"",
+        )
+    }
+
+    /// What publishes the rows of an outbox, to one broker or several.
+    pub(crate) fn pipeline(&self) -> Result<Box<dyn Publisher>, Failure> {
+        match broker::pipeline(&self.config).map_err(|error| Failure::broker(&error))? {
+            Some(pipeline) => Ok(pipeline),
+            None => Err(self.no_broker()),
+        }
+    }
+
+    /// The database that holds an outbox.
+    pub(crate) async fn outbox(&self, outbox: &OutboxConfig) -> Result<Database, Failure> {
+        open(self.config.database_of(outbox)).await
     }
 
     /// The database that holds the ledger.
@@ -79,6 +92,13 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, (Failure, Scrubber)> {
         Command::Demo(demo) => log(&cli.global, "off", &Scrubber::default())
             .and_then(|()| on_runtime(crate::demo::run(&cli.global, &demo)))
             .map_err(without_secrets),
+        Command::Completions { shell } => generated::completions(shell).map_err(without_secrets),
+        Command::Man => generated::man().map_err(without_secrets),
+        Command::Config(ConfigCommand::Schema) => generated::schema().map_err(without_secrets),
+        Command::Config(ConfigCommand::Print) => {
+            let context = Context::load(cli.global).map_err(without_secrets)?;
+            config::print(&context).map_err(|failure| (failure, context.scrubber.clone()))
+        }
         Command::Configured(command) => {
             let context = Arc::new(Context::load(cli.global).map_err(without_secrets)?);
             dispatch(&context, command).map_err(|failure| (failure, context.scrubber.clone()))
@@ -99,7 +119,6 @@ fn dispatch(context: &Arc<Context>, command: ConfiguredCommand) -> Result<Exit, 
             ConfiguredCommand::Run => run::run(context).await,
             ConfiguredCommand::Migrate(migrate) => migrate::run(context, migrate).await,
             ConfiguredCommand::Check => check::run(context).await,
-            ConfiguredCommand::Config(command) => config::run(context, command),
             ConfiguredCommand::Outbox(command) => outbox::run(context, command).await,
             ConfiguredCommand::DeadLetters(DeadLettersCommand::Redrive(redrive)) => {
                 redrive::run(context, redrive).await

@@ -16,23 +16,35 @@
 //! Unknown keys are refused, and every fault is reported at once with its line. Secrets come from environment
 //! variables (`${NAME}` inside a text; `$$` is a dollar sign) or from files (`url_file` in place of `url`, and in the
 //! broker's properties `"sasl.password_file"` in place of `"sasl.password"`); they are never shown.
+//!
+//! An environment variable takes the place of any key: `BACKSTOP__OUTBOX__LEASE_TTL=5s` stands for `lease_ttl` in
+//! `[outbox]`, `BACKSTOP__BROKER__BROKERS=kafka-1:9092,kafka-2:9092` for the list, and
+//! `BACKSTOP__BROKER__PROPERTIES__SASL_PASSWORD_FILE=/run/secrets/kafka` for `"sasl.password_file"` in
+//! `[broker.properties]`. Its value is taken as it is; a variable that names no key is refused like an unknown key.
 
 mod document;
+mod environment;
 mod interpolate;
 mod sections;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-pub use document::Fault;
+pub use document::{Fault, Place};
+pub use environment::Environment;
 pub(crate) use sections::url_is_local;
 
 use crate::exit::{Complaint, Exit, Failure};
 use crate::secret::{Scrubber, Secret, SecretUrl, is_secret_name};
 
+/// The schema of the configuration file, as JSON Schema 2020-12.
+pub const SCHEMA: &str = include_str!("../config.schema.json");
+/// The file that is read unless another is named.
+pub const USUAL_FILE: &str = "backstop-relay.toml";
 /// The largest configuration file that is read, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
 /// Faults that are reported at once.
@@ -44,11 +56,21 @@ const MAX_FAULTS: usize = 100;
 pub struct Config {
     /// `[database]`: where the outbox is.
     pub database: DatabaseConfig,
-    /// `[broker]`: where messages go, and where dead letters are. Not needed for `migrate` and `outbox`.
+    /// `[broker]`: where messages go that no route names, and where dead letters are. Not needed for `migrate` and
+    /// `outbox`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub broker: Option<BrokerConfig>,
-    /// `[outbox]`
-    pub outbox: OutboxConfig,
+    /// `[brokers.<name>]`: further brokers, to which routes lead.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub brokers: BTreeMap<String, BrokerConfig>,
+    /// `[[routes]]`: which destinations go to a further broker; the first that matches counts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<RouteConfig>,
+    /// `[outbox]`, or `[[outbox]]` for each of several. One with the defaults unless given.
+    pub outbox: Vec<OutboxConfig>,
+    /// `[http]`: the relay answers HTTP where the section is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpConfig>,
     /// `[dead_letters]`
     pub dead_letters: DeadLettersConfig,
 }
@@ -76,6 +98,15 @@ pub enum BrokerConfig {
     Kafka(KafkaConfig),
     /// `kind = "rabbitmq"`
     RabbitMq(RabbitConfig),
+}
+
+/// A way from destinations to a broker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RouteConfig {
+    /// `destination`: the name of a topic, exchange or queue; each `*` in it stands for any text.
+    pub destination: String,
+    /// `broker`: the name of one of `[brokers]`.
+    pub broker: String,
 }
 
 /// Apache Kafka.
@@ -126,7 +157,7 @@ pub enum Ordering {
 pub struct OutboxConfig {
     /// `enabled`: whether `run` drains the outbox. Defaults to `true`.
     pub enabled: bool,
-    /// `name`: of the lease, so that one of several relays owns the outbox. Defaults to `outbox`.
+    /// `name`: of the outbox and its lease, so that one of several relays owns it. Defaults to `outbox`.
     pub name: String,
     /// `lease_ttl`: after which time another relay takes over from one that died. Defaults to 10 s.
     #[serde(serialize_with = "duration")]
@@ -140,6 +171,9 @@ pub struct OutboxConfig {
     pub idle_poll: Duration,
     /// `on_unsendable`: what to do with a row that can never be sent. Defaults to `"dead"`.
     pub on_unsendable: OnUnsendable,
+    /// `[outbox.database]`: where this outbox is; what is not given is as in `[database]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub database: Option<DatabaseConfig>,
 }
 
 /// What to do with a row that can never be sent.
@@ -154,6 +188,22 @@ pub enum OnUnsendable {
     Stop,
 }
 
+/// What the relay answers over HTTP: `/live`, `/ready` and `/metrics`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HttpConfig {
+    /// `listen`: address and port. Defaults to `127.0.0.1:8642`.
+    pub listen: SocketAddr,
+    /// `token` or `token_file`: what callers other than probes send as `Authorization: Bearer …`. Needed beyond this
+    /// host, unless `insecure` is set.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "mask")]
+    pub token: Option<Secret>,
+    /// `allowed_hosts`: names under which the server may be called without a token, besides its address and, on this
+    /// host, `localhost`.
+    pub allowed_hosts: Vec<String>,
+    /// `insecure`: whether anybody who reaches the address may ask. Defaults to `false`.
+    pub insecure: bool,
+}
+
 /// The collector of dead letters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DeadLettersConfig {
@@ -166,21 +216,25 @@ pub struct DeadLettersConfig {
     /// `lease_ttl`: after which time another relay takes over from one that died. Defaults to 10 s.
     #[serde(serialize_with = "duration")]
     pub lease_ttl: Duration,
-    /// `[dead_letters.ledger]`: a database of its own for the ledger. Defaults to `[database]`.
+    /// `[dead_letters.ledger]`: where the ledger is; what is not given is as in `[database]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ledger: Option<DatabaseConfig>,
 }
 
 impl Config {
-    /// Reads the file; `env` looks an environment variable up.
+    /// Reads the file. Where the file of the usual name is missing, overrides in the environment may stand for it.
     ///
     /// # Errors
-    /// With one complaint for each fault of the file.
-    pub fn load(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, Failure> {
-        let text = read(path)?;
+    /// With one complaint for each fault.
+    pub fn load(path: &Path, env: &Environment) -> Result<Self, Failure> {
+        let without_file = path == Path::new(USUAL_FILE) && !path.exists() && !env.overrides().is_empty();
+        let text = if without_file { String::new() } else { read(path)? };
         Self::parse(&text, env).map_err(|faults| {
             let complaint = |fault: Fault| Complaint {
-                what: format!("{}:{}: {}", path.display(), fault.line, fault.what),
+                what: match fault.place {
+                    Place::Line(line) => format!("{}:{line}: {}", path.display(), fault.what),
+                    Place::Variable(name) => format!("environment variable {name}: {}", fault.what),
+                },
                 hint: Some(fault.hint),
             };
             let more = faults.len().saturating_sub(MAX_FAULTS);
@@ -197,7 +251,7 @@ impl Config {
     ///
     /// # Errors
     /// Every fault there is, by line.
-    pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, Vec<Fault>> {
+    pub fn parse(text: &str, env: &Environment) -> Result<Self, Vec<Fault>> {
         let reader = document::Reader::new(text, env);
         let table = reader.parse();
         let config = sections::config(&table, &reader);
@@ -205,6 +259,23 @@ impl Config {
             (Some(config), faults) if faults.is_empty() => Ok(config),
             (_, faults) => Err(faults),
         }
+    }
+
+    /// The database that holds an outbox of this configuration.
+    pub fn database_of<'a>(&'a self, outbox: &'a OutboxConfig) -> &'a DatabaseConfig {
+        outbox.database.as_ref().unwrap_or(&self.database)
+    }
+
+    /// Every database, each once.
+    pub fn databases(&self) -> Vec<&DatabaseConfig> {
+        let outboxes = self.outbox.iter().map(|outbox| self.database_of(outbox));
+        let mut databases = Vec::new();
+        for database in std::iter::once(&self.database).chain(outboxes).chain([self.ledger()]) {
+            if !databases.contains(&database) {
+                databases.push(database);
+            }
+        }
+        databases
     }
 
     /// The database that holds the ledger.
@@ -215,17 +286,20 @@ impl Config {
     /// Knows every secret of this configuration.
     pub fn scrubber(&self) -> Scrubber {
         let mut scrubber = Scrubber::default();
-        scrubber.learn_url(&self.database.url);
-        if let Some(ledger) = &self.dead_letters.ledger {
-            scrubber.learn_url(&ledger.url);
+        for database in self.databases() {
+            scrubber.learn_url(&database.url);
         }
-        match &self.broker {
-            Some(BrokerConfig::Kafka(kafka)) => {
-                let secrets = kafka.properties.iter().filter(|(name, _)| is_secret_name(name));
-                secrets.for_each(|(_, value)| scrubber.learn(value.expose()));
+        if let Some(token) = self.http.as_ref().and_then(|http| http.token.as_ref()) {
+            scrubber.learn(token.expose());
+        }
+        for broker in self.broker.iter().chain(self.brokers.values()) {
+            match broker {
+                BrokerConfig::Kafka(kafka) => {
+                    let secrets = kafka.properties.iter().filter(|(name, _)| is_secret_name(name));
+                    secrets.for_each(|(_, value)| scrubber.learn(value.expose()));
+                }
+                BrokerConfig::RabbitMq(rabbit) => scrubber.learn_url(&rabbit.url),
             }
-            Some(BrokerConfig::RabbitMq(rabbit)) => scrubber.learn_url(&rabbit.url),
-            None => {}
         }
         scrubber
     }
@@ -249,6 +323,10 @@ fn duration<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::
     serializer.collect_str(&humantime::format_duration(*value))
 }
 
+fn mask<S: Serializer>(_secret: &Option<Secret>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(crate::secret::MASK)
+}
+
 fn masked<S: Serializer>(properties: &BTreeMap<String, Secret>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(properties.iter().map(|(name, value)| {
         let shown = if is_secret_name(name) { crate::secret::MASK } else { value.expose() };
@@ -256,6 +334,8 @@ fn masked<S: Serializer>(properties: &BTreeMap<String, Secret>, serializer: S) -
     }))
 }
 
+#[cfg(test)]
+mod schema_tests;
 #[cfg(test)]
 #[path = "config/tests.rs"]
 mod tests;

@@ -12,6 +12,7 @@
 //! | [`owner`], [`pump`] | the lease, and outbox rows on their way to the broker |
 //! | [`collector`], [`letters`] | dead letters from the broker into the ledger |
 //! | [`redrive`] | letters from the ledger back to their consumer |
+//! | [`jobs`], [`http`], [`metrics`] | how the jobs stand, and who is told |
 //! | [`supervise`], [`logging`] | tasks, signals and logs of a running relay |
 
 pub mod broker;
@@ -20,12 +21,16 @@ pub mod collector;
 pub mod config;
 pub mod database;
 pub mod exit;
+pub mod http;
+pub mod jobs;
 pub mod letters;
 pub mod logging;
+pub mod metrics;
 pub mod output;
 pub mod owner;
 pub mod pump;
 pub mod redrive;
+pub mod routes;
 pub mod secret;
 pub mod supervise;
 

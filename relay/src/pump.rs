@@ -17,6 +17,7 @@
 //! Rows are never kept for later: what cannot be sent now is read again when its time has come. Memory is bounded by
 //! [`PumpSettings`], whatever fails and however long.
 
+mod burials;
 mod engine;
 mod flight;
 mod intake;

@@ -14,18 +14,18 @@ use crate::exit::{Exit, Failure};
 #[derive(Debug, Default)]
 pub struct Supervisor {
     tasks: JoinSet<Result<(), Failure>>,
-    names: HashMap<Id, &'static str>,
+    names: HashMap<Id, String>,
 }
 
 impl Supervisor {
     /// Starts a task. It is to run until the token given to [`wait`](Supervisor::wait) is cancelled.
     pub fn spawn(
         &mut self,
-        name: &'static str,
+        name: impl Into<String>,
         task: impl Future<Output = Result<(), Failure>> + Send + 'static,
     ) {
         let handle = self.tasks.spawn(task);
-        self.names.insert(handle.id(), name);
+        self.names.insert(handle.id(), name.into());
     }
 
     /// Waits until all tasks have ended. When one ends before `stop` is cancelled, `stop` is cancelled for the
@@ -51,7 +51,7 @@ impl Supervisor {
         asked: bool,
     ) -> Result<(), Failure> {
         const HINT: &str = "this is a defect of the relay; restart it and report the log";
-        let name = |id: &Id| self.names.get(id).copied().unwrap_or("a task");
+        let name = |id: &Id| self.names.get(id).map_or("a task", String::as_str);
         match ended {
             Ok((id, Ok(()))) if asked => {
                 info!(task = name(&id), "stopped");
@@ -173,6 +173,30 @@ mod tests {
         });
         let failure = supervisor.wait(stop).await.expect_err("a failure");
         assert_eq!(failure.to_string(), "idle ended although nobody asked it to");
+    }
+
+    #[tokio::test]
+    async fn the_first_failure_counts_and_the_others_drain() {
+        for panics in [false, true] {
+            let stop = CancellationToken::new();
+            let mut supervisor = Supervisor::default();
+            supervisor.spawn("pump", async move {
+                assert!(!panics, "lost");
+                Err(Failure::new(Exit::DatabaseRefused, "refused", "grant it"))
+            });
+            let drained = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+            let (seen, done) = (stop.clone(), drained.clone());
+            supervisor.spawn("collector", async move {
+                seen.cancelled().await;
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                done.store(true, std::sync::atomic::Ordering::SeqCst);
+                Err(Failure::new(Exit::BrokerUnreachable, "gone meanwhile", "look"))
+            });
+            let failure = supervisor.wait(stop).await.expect_err("a failure");
+            let expected = if panics { Exit::Failed } else { Exit::DatabaseRefused };
+            assert_eq!(failure.exit(), expected, "{failure}");
+            assert!(drained.load(std::sync::atomic::Ordering::SeqCst), "the other was cut short");
+        }
     }
 
     #[tokio::test]

@@ -4,6 +4,8 @@
 
 #[path = "cli/relay.rs"]
 mod relay;
+#[path = "cli/routes.rs"]
+mod routes;
 
 use relay::{Ran, Relay, amqp, kafka, postgres};
 
@@ -14,6 +16,28 @@ const SECRET: &str = "S3cret-Passw0rd";
 fn fails(ran: &Ran, code: i32, lines: &[&str]) {
     assert_eq!(ran.stderr.lines().collect::<Vec<_>>(), lines, "exit code {}", ran.code);
     assert_eq!((ran.code, ran.stdout.as_str()), (code, ""));
+}
+
+#[test]
+fn the_manual_names_every_command_and_the_shells_accept_the_completions() {
+    let relay = Relay::new("");
+    let man = relay.run("man").stdout.replace('\\', "");
+    assert!(man.contains("\n.TH backstop-relay 1"), "{man}");
+    for command in
+        ["DEMO", "RUN", "MIGRATE DOWN", "OUTBOX DEAD LIST", "DEAD-LETTERS REDRIVE", "CONFIG SCHEMA"]
+    {
+        assert!(man.contains(&format!("\n.SH BACKSTOP-RELAY {command}\n")), "{command} is missing:\n{man}");
+    }
+    let script = relay.run("completions bash").stdout;
+    let status = std::process::Command::new("bash").args(["-nc", &script]).status().expect("bash");
+    assert!(status.success() && script.contains("backstop-relay"), "{script}");
+}
+
+#[test]
+fn the_schema_needs_no_configuration() {
+    let ran = Relay::new("nonsense").run("config schema");
+    let schema: serde_json::Value = serde_json::from_str(&ran.stdout).expect("JSON");
+    assert_eq!((ran.code, &schema["type"]), (0, &"object".into()));
 }
 
 /// What follows the user information of a URL.
@@ -32,6 +56,9 @@ fn help_is_as_recorded() {
         "check",
         "config",
         "config print",
+        "config schema",
+        "completions",
+        "man",
         "dead-letters",
         "dead-letters list",
         "dead-letters show",
@@ -237,7 +264,10 @@ fn migrate_goes_up_and_down_and_says_so() {
         let steps = up.json().as_array().expect("a list").len();
         assert!(steps > 0 && up.json()[0]["state"] == "applied");
         assert_eq!(relay.run("migrate").stdout, "nothing to do\n");
-        assert_eq!(relay.run("outbox status").stdout, "PENDING  OLDEST  DEAD\n0        -       0\n");
+        assert_eq!(
+            relay.run("outbox status").stdout,
+            "OUTBOX  PENDING  OLDEST  DEAD  OWNER  LEASE ENDS IN\noutbox  0        -       0     -      -\n"
+        );
         assert_eq!(relay.run("outbox dead list").stdout, "no dead rows\n");
         assert_eq!(relay.run("dead-letters list").stdout, "no letters\n");
         let dry = relay.run("migrate down --to 0 --dry-run");

@@ -10,7 +10,7 @@ use backstop_core::source::{Received, Settlement, Source};
 use backstop_core::{Destination, Envelope, names};
 use backstop_rabbitmq::{RabbitSettings, declare_queue, delete_queue};
 use backstop_relay::collector::Collector;
-use backstop_relay::config::Config;
+use backstop_relay::config::{Config, Environment};
 use backstop_relay::owner::OwnerSettings;
 use backstop_relay::redrive::{Plan, redrive};
 use backstop_relay::{broker, database::Database};
@@ -33,7 +33,7 @@ async fn setup(broker: &str, letters: &str) -> Setup {
          sources = [\"{letters}\"]\n",
         directory.path().display()
     );
-    let config = Config::parse(&text, &|_| None).expect("sound");
+    let config = Config::parse(&text, &Environment::default()).expect("sound");
     let database = Database::create(&config.database).await.expect("created");
     Schema::migrate(&*database.schema).await.expect("migrated");
     Setup { config, ledger: database.ledger, _directory: directory }

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use backstop_testkit::oracle::Books;
 use backstop_tests::apply::Fail;
 use backstop_tests::commit_proxy::{CommitProxy, Cut};
 use backstop_tests::database::Database;
 use backstop_tests::program::{Broker, ConsumerConfig, RelayConfig};
-use backstop_tests::workload::{self, Placed, Publisher};
+use backstop_tests::workload::{self, Publisher};
 use backstop_tests::{letters, servers, wait};
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -64,32 +63,22 @@ async fn consumer_dies(broker: Broker, point: &str) {
         30 => Some(Fail::Always),
         _ => None,
     });
-    for placed in &events {
-        workload::ledger(&database, placed).await;
-        publisher.message(&place, placed.message("/tests")).await;
-    }
+    workload::publish(&database, &publisher, &place, &events).await;
     for pass in [1, 3, 5] {
         config.spawn(Some(&format!("{point}:{pass}"))).ended(PATIENCE).await;
     }
     let run = config.start();
-    let dead: Vec<String> =
-        events.iter().filter(|event| ends_dead(event)).map(|event| event.id.clone()).collect();
-    let alive = (COUNT - dead.len()) as i64;
+    let dead = events.iter().filter(|placed| placed.ends_dead()).count();
+    let alive = (COUNT - dead) as i64;
     wait::until("all is applied", PATIENCE, || async {
         database.applied(&config.group).await == alive && database.held().await == 0
     })
     .await;
-    let letters = letters::read_distinct(&config, dead.len()).await;
-    assert_eq!(letters.len(), dead.len(), "open letters are exactly what was injected");
+    let letters = letters::read_distinct(&config, dead).await;
+    assert_eq!(letters.len(), dead, "open letters are exactly what was injected");
     run.stop().await;
-    let books = database.books(&config.group).await;
-    let dead_letters = letters::ids(&letters, &events);
-    Books { injected: dead.into_iter().collect(), dead_letters, ..books }.audit().assert_balanced();
+    database.assert_balanced_but_for(&config.group, &events, &letters).await;
     database.drop().await;
-}
-
-fn ends_dead(placed: &Placed) -> bool {
-    matches!(placed.event.fail, Some(Fail::Permanent | Fail::Always))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -132,10 +121,7 @@ async fn cut_inside_commit(cut: Cut) {
     config.postgres_url = Some(proxy.url());
     let publisher = Publisher::new(Broker::Kafka);
     let events = workload::events(COUNT, 20, |_| None);
-    for placed in &events {
-        workload::ledger(&database, placed).await;
-        publisher.message(&place, placed.message("/tests")).await;
-    }
+    workload::publish(&database, &publisher, &place, &events).await;
     let run = config.start();
     wait::until("all is applied", PATIENCE, || async {
         database.applied(&config.group).await == COUNT as i64

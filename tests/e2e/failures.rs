@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use backstop::dead_letter::{rabbitmq_letter_exchange, rabbitmq_letters};
 use backstop::{Envelope, Message, names};
-use backstop_testkit::oracle::Books;
 use backstop_tests::apply::Fail;
 use backstop_tests::database::Database;
 use backstop_tests::program::{Broker, ConsumerConfig};
@@ -56,10 +55,6 @@ fn trouble(n: usize) -> Option<Fail> {
     }
 }
 
-fn ends_dead(placed: &Placed) -> bool {
-    matches!(placed.event.fail, Some(Fail::Permanent | Fail::Always | Fail::Panic))
-}
-
 /// Messages that never reach the handler, and why; each with what must stand in the letter's reason.
 fn odd(broker: Broker) -> Vec<(Envelope, &'static str)> {
     let id = match broker {
@@ -91,26 +86,20 @@ async fn everything_ends_where_it_must(broker: Broker) {
     let events = workload::events(350, 9, trouble);
     let odd = odd(broker);
     let run = config.start();
-    for placed in &events {
-        workload::ledger(&database, placed).await;
-        publisher.message(&place, placed.message("/tests")).await;
-    }
+    workload::publish(&database, &publisher, &place, &events).await;
     for (envelope, _) in &odd {
         publisher.envelope(&place, envelope.clone()).await;
     }
 
-    let dead: Vec<String> =
-        events.iter().filter(|event| ends_dead(event)).map(|event| event.id.clone()).collect();
-    let letters = letters::read(&config, dead.len() + odd.len()).await;
-    let alive = (events.len() - dead.len()) as i64;
+    let dead = events.iter().filter(|placed| placed.ends_dead()).count();
+    let letters = letters::read(&config, dead + odd.len()).await;
+    let alive = (events.len() - dead) as i64;
     wait::until("the others are applied", PATIENCE, || async {
         database.applied(&config.group).await == alive
     })
     .await;
     run.stop().await;
-    let books = database.books(&config.group).await;
-    let dead_letters = letters::ids(&letters, &events);
-    Books { injected: dead.into_iter().collect(), dead_letters, ..books }.audit().assert_balanced();
+    database.assert_balanced_but_for(&config.group, &events, &letters).await;
     check_letters(&config, &events, &odd, &letters);
     database.drop().await;
 }
@@ -118,7 +107,7 @@ async fn everything_ends_where_it_must(broker: Broker) {
 fn check_letters(config: &ConsumerConfig, events: &[Placed], odd: &[(Envelope, &str)], letters: &[Envelope]) {
     let expected_reasons: HashMap<&str, &str> = events
         .iter()
-        .filter(|event| ends_dead(event))
+        .filter(|placed| placed.ends_dead())
         .map(|event| {
             let permanent = event.event.fail == Some(Fail::Permanent);
             (event.id.as_str(), if permanent { "permanent" } else { "exhausted" })
@@ -131,7 +120,7 @@ fn check_letters(config: &ConsumerConfig, events: &[Placed], odd: &[(Envelope, &
         }
         assert_eq!(letter.headers.get_str(names::CONSUMER), Some(config.group.as_str()));
         let reason = letter.headers.get_str(names::REASON).expect("checked above");
-        let id = letter.headers.get_str("ce_id").or_else(|| letter.headers.get_str("cloudEvents:id"));
+        let id = letters::id(letter);
         if let Some(expected) = id.and_then(|id| expected_reasons.get(id)) {
             assert_eq!(reason, *expected, "{id:?}");
             let placed = events.iter().find(|event| Some(event.id.as_str()) == id).expect("an event of ours");
@@ -170,14 +159,14 @@ async fn quarantine_waits(broker: Broker) {
     let run = config.start();
     let publisher = Publisher::new(broker);
     let first = workload::events(10, 10, |_| None);
-    publish(&database, &publisher, &place, &first).await;
+    workload::publish(&database, &publisher, &place, &first).await;
     wait::until("the consumer runs", PATIENCE, || async { database.applied(&config.group).await == 10 })
         .await;
 
     break_letters(&config).await;
     let events = workload::events(60, 60, |n| (n % 3 == 0).then_some(Fail::Permanent));
     let events: Vec<_> = events.into_iter().map(renamed).collect();
-    publish(&database, &publisher, &place, &events).await;
+    workload::publish(&database, &publisher, &place, &events).await;
     wait::until("the others are applied", PATIENCE, || async { database.applied(&config.group).await == 50 })
         .await;
     wait::until("what is given up is held", PATIENCE, || async { database.held().await == 20 }).await;
@@ -189,11 +178,7 @@ async fn quarantine_waits(broker: Broker) {
     assert_eq!(ids.len(), 20);
     wait::until("nothing is held", PATIENCE, || async { database.held().await == 0 }).await;
     run.stop().await;
-    let dead: Vec<String> =
-        events.iter().filter(|event| ends_dead(event)).map(|event| event.id.clone()).collect();
-    let books = database.books(&config.group).await;
-    let dead_letters = letters::ids(&letters, &events);
-    Books { injected: dead.into_iter().collect(), dead_letters, ..books }.audit().assert_balanced();
+    database.assert_balanced_but_for(&config.group, &events, &letters).await;
     database.drop().await;
 }
 
@@ -201,13 +186,6 @@ async fn quarantine_waits(broker: Broker) {
 fn renamed(mut placed: Placed) -> Placed {
     placed.event.key = format!("other-{}", placed.event.key);
     placed
-}
-
-async fn publish(database: &Database, publisher: &Publisher, place: &str, events: &[Placed]) {
-    for placed in events {
-        workload::ledger(database, placed).await;
-        publisher.message(place, placed.message("/tests")).await;
-    }
 }
 
 async fn break_letters(config: &ConsumerConfig) {

@@ -19,10 +19,7 @@ async fn all_are_applied_once(misbehaviour: Fail, failures_expected: bool) {
     config.handler_timeout_ms = 500;
     let publisher = Publisher::new(Broker::Kafka);
     let events = workload::events(30, 6, |n| (n % 3 == 0).then_some(misbehaviour));
-    for placed in &events {
-        workload::ledger(&database, placed).await;
-        publisher.message(&place, placed.message("/tests")).await;
-    }
+    workload::publish(&database, &publisher, &place, &events).await;
     let run = config.start();
     wait::until("all are applied", PATIENCE, || async {
         database.applied(&config.group).await == events.len() as i64 && database.held().await == 0

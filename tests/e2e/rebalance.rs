@@ -28,14 +28,9 @@ async fn rebalanced(broker: Broker) {
     };
 
     let (first, second) = (config.start(), config.start());
-    let mut third = None;
-    for (n, placed) in events.iter().take(1_600).enumerate() {
-        workload::ledger(&database, placed).await;
-        publisher.message(&place, placed.message("/tests")).await;
-        if n == 500 {
-            third = Some(config.start());
-        }
-    }
+    workload::publish(&database, &publisher, &place, &events[..500]).await;
+    let third = config.start();
+    workload::publish(&database, &publisher, &place, &events[500..1_600]).await;
     wait::until("part of it is applied", PATIENCE, || applied(1_000)).await;
     first.stop().await;
     // An order across a change of the partition count is not promised for what is in the topic still.
@@ -44,13 +39,10 @@ async fn rebalanced(broker: Broker) {
     })
     .await;
     workload::grow_topic(&place, 8).await;
-    for placed in events.iter().skip(1_600) {
-        workload::ledger(&database, placed).await;
-        publisher.message(&place, placed.message("/tests")).await;
-    }
+    workload::publish(&database, &publisher, &place, &events[1_600..]).await;
     wait::until("all is applied", PATIENCE, || applied(2_400)).await;
     second.stop().await;
-    third.expect("started above").stop().await;
+    third.stop().await;
     database.assert_balanced(group).await;
     database.drop().await;
 }

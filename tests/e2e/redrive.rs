@@ -29,10 +29,7 @@ async fn redriven(broker: Broker) {
     let watching = bystander.as_ref().map(ConsumerConfig::start);
     let publisher = Publisher::new(broker);
     let first = workload::events(400, 25, |n| (n % 4 == 1).then_some(Fail::Permanent));
-    for placed in &first {
-        workload::ledger(&database, placed).await;
-        publisher.message(&place, placed.message("/tests")).await;
-    }
+    workload::publish(&database, &publisher, &place, &first).await;
     let relay = RelayConfig::new(broker, &database.schema, &[letters::place(&failing)]);
     let _relay = relay.spawn(None);
     let open = "SELECT count(*) FROM backstop_letter WHERE status = 'open'";
@@ -43,12 +40,7 @@ async fn redriven(broker: Broker) {
 
     database.mend().await;
     let live: Vec<_> = workload::events(600, 25, |_| None).into_iter().skip(400).collect();
-    let traffic = async {
-        for placed in &live {
-            workload::ledger(&database, placed).await;
-            publisher.message(&place, placed.message("/tests")).await;
-        }
-    };
+    let traffic = workload::publish(&database, &publisher, &place, &live);
     let arguments = ["dead-letters", "redrive", "--consumer", &failing.group, "--yes"];
     let redrive = async { tokio::task::block_in_place(|| relay.command(&arguments)) };
     let ((), (code, output)) = tokio::join!(traffic, redrive);

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
+use backstop::Envelope;
 use backstop::schema::Schema as _;
 use backstop_postgres::{PgSchema, PgTables};
 use backstop_testkit::oracle::{Books, Fact};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::{AssertSqlSafe, PgPool, Row};
 
-use crate::servers;
+use crate::workload::Placed;
+use crate::{letters, servers};
 
 /// A PostgreSQL schema with Backstop's tables, `committed`, `applied` and `control`.
 #[derive(Debug, Clone)]
@@ -135,6 +137,19 @@ impl Database {
     /// With what is wrong, when the books do not balance.
     pub async fn assert_balanced(&self, consumer: &str) {
         self.books(consumer).await.audit().assert_balanced();
+    }
+
+    /// Checks that those `letters` are of exactly the `events` that end dead, and that `consumer` has applied all else
+    /// that was committed.
+    ///
+    /// # Panics
+    /// With what is wrong, when the books do not balance.
+    pub async fn assert_balanced_but_for(&self, consumer: &str, events: &[Placed], letters: &[Envelope]) {
+        let dead = events.iter().filter(|placed| placed.ends_dead());
+        let injected = dead.map(|placed| placed.id.clone()).collect();
+        let books = self.books(consumer).await;
+        let books = Books { injected, dead_letters: letters::ids(letters, events), ..books };
+        books.audit().assert_balanced();
     }
 
     /// The books of one consumer, with what was committed, what is applied and what still waits; the caller adds

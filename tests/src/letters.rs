@@ -45,11 +45,12 @@ pub async fn read_distinct(config: &ConsumerConfig, expected: usize) -> Vec<Enve
 /// The ids of those letters that carry one of `events`.
 pub fn ids(letters: &[Envelope], events: &[Placed]) -> BTreeSet<String> {
     let known: HashSet<&str> = events.iter().map(|placed| placed.id.as_str()).collect();
-    let id = |letter: &Envelope| {
-        let id = letter.headers.get_str("ce_id").or_else(|| letter.headers.get_str("cloudEvents:id"));
-        id.filter(|id| known.contains(id)).map(str::to_owned)
-    };
-    letters.iter().filter_map(id).collect()
+    letters.iter().filter_map(id).filter(|id| known.contains(id)).map(str::to_owned).collect()
+}
+
+/// The id of the event that a letter carries, by the headers of either broker.
+pub fn id(letter: &Envelope) -> Option<&str> {
+    letter.headers.get_str("ce_id").or_else(|| letter.headers.get_str("cloudEvents:id"))
 }
 
 async fn read_at_least(config: &ConsumerConfig, expected: usize) -> Vec<Envelope> {

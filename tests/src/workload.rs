@@ -42,6 +42,11 @@ pub fn events(count: usize, keys: usize, fail: impl Fn(usize) -> Option<Fail>) -
 }
 
 impl Placed {
+    /// Whether it ends as a dead letter, unless the handler is mended.
+    pub fn ends_dead(&self) -> bool {
+        matches!(self.event.fail, Some(Fail::Permanent | Fail::Always | Fail::Panic))
+    }
+
     /// The message that carries it.
     ///
     /// # Panics
@@ -115,12 +120,15 @@ pub async fn commit(database: &Database, place: &str, events: &[Placed], per_tra
     }
 }
 
-/// Writes an event into the ledger of what was committed, without an outbox.
+/// Publishes events without an outbox, each after it was written into the ledger of what was committed.
 ///
 /// # Panics
-/// When the database cannot be used.
-pub async fn ledger(database: &Database, placed: &Placed) {
-    record(&mut database.pool.acquire().await.expect("PostgreSQL answers"), placed).await;
+/// When a server cannot be used.
+pub async fn publish(database: &Database, publisher: &Publisher, place: &str, events: &[Placed]) {
+    for placed in events {
+        record(&mut database.pool.acquire().await.expect("PostgreSQL answers"), placed).await;
+        publisher.message(place, placed.message("/tests")).await;
+    }
 }
 
 async fn record(connection: &mut PgConnection, placed: &Placed) {

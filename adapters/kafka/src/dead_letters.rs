@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use backstop_core::dead_letter::{DeadLetter, DeadLetters, kafka_letters};
+use backstop_core::dead_letter::{DeadLetter, DeadLetters, kafka_letters, kafka_letters_of};
 use backstop_core::message::Destination;
 use backstop_core::sink::{PublishError, Scope, Sink};
 use backstop_core::source::SourceInfo;
@@ -71,7 +71,7 @@ impl DeadLetters for KafkaDeadLetters {
     }
 
     async fn quarantine(&self, letter: &DeadLetter) -> Result<(), PublishError> {
-        let topic = Destination::new(kafka_letters(letter.origin.place(), &letter.group));
+        let topic = Destination::new(kafka_letters_of(letter.origin.place(), &letter.group));
         match self.sink.publish(&topic, letter.to_envelope()).await {
             Err(error) if error.scope() == Scope::Message => {
                 tracing::warn!(%topic, %error, "kafka: a letter does not fit and goes with the fewest headers");

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use backstop_core::cloudevents;
-use backstop_core::dead_letter::original_origin;
+use backstop_core::dead_letter::origin_at_door;
 use backstop_core::message::{Envelope, Headers};
 use backstop_core::origin::{Origin, Via};
 use backstop_core::source::Received;
@@ -25,26 +25,23 @@ pub(crate) fn envelope(message: &BorrowedMessage<'_>) -> Envelope {
     }
 }
 
-/// The message as a consumer gets it.
+/// The message as a consumer gets it; `door_of` is the topic whose door it came through.
 pub(crate) fn received(
     envelope: Envelope,
     message: &BorrowedMessage<'_>,
-    via: Via,
+    door_of: Option<&str>,
     id_header: Option<&str>,
     settlement: KafkaSettlement,
 ) -> Received<KafkaSettlement> {
-    let original = match via {
-        Via::Door => {
-            original_origin(&envelope.headers).filter(|origin| matches!(origin, Origin::Kafka { .. }))
-        }
-        Via::Live => None,
-    };
-    let origin = original.unwrap_or_else(|| Origin::Kafka {
-        topic: message.topic().to_owned(),
-        partition: message.partition(),
-        offset: message.offset(),
-        timestamp: message.timestamp().to_millis(),
-    });
+    let via = if door_of.is_some() { Via::Door } else { Via::Live };
+    let original = door_of.and_then(|topic| origin_at_door(&envelope.headers, topic));
+    let origin =
+        original.filter(|origin| matches!(origin, Origin::Kafka { .. })).unwrap_or_else(|| Origin::Kafka {
+            topic: message.topic().to_owned(),
+            partition: message.partition(),
+            offset: message.offset(),
+            timestamp: message.timestamp().to_millis(),
+        });
     let (message, identity) = cloudevents::decode(envelope, &origin, via, id_header);
     Received { message, identity, origin, via, settlement }
 }

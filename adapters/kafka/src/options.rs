@@ -174,6 +174,11 @@ impl Options {
             && !self.named_topics().any(|named| named == topic || kafka_door(named, &self.group) == topic)
     }
 
+    /// The topic that this one is the door of.
+    pub(crate) fn door_of(&self, door: &str) -> Option<&str> {
+        self.named_topics().find(|topic| kafka_door(topic, &self.group) == door)
+    }
+
     /// The topics that have a name of their own.
     pub(crate) fn named_topics(&self) -> impl Iterator<Item = &str> {
         self.topics.iter().map(String::as_str).filter(|topic| !is_pattern(topic))

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backstop_core::AdapterError;
 use backstop_core::source::Received;
+use backstop_core::{AdapterError, Via};
 use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
@@ -204,8 +204,12 @@ impl Poller {
         };
         let envelope = decode::envelope(message);
         let settlement = assigned.take(message.offset(), envelope.size());
+        let door_of = match via {
+            Via::Door => self.options.door_of(message.topic()),
+            Via::Live => None,
+        };
         let received =
-            decode::received(envelope, message, via, self.options.id_header.as_deref(), settlement);
+            decode::received(envelope, message, door_of, self.options.id_header.as_deref(), settlement);
         (Some(received), assigned.is_full() || self.flow.is_full())
     }
 

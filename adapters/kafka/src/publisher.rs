@@ -23,9 +23,12 @@ const PROBE: Duration = Duration::from_secs(5);
 /// Publishes many messages at once, each confirmed by its ticket.
 ///
 /// Idempotent, confirmed by all in-sync replicas, compressed, partitioned by key as the Java clients do; messages of
-/// one partition are stored in the order of submission. Nothing times out in the queue: brokers that are down, or a
-/// topic that was deleted, show up as messages that stay unconfirmed. After a fatal error everything under way fails
-/// with [`Scope::Broker`], and a new producer takes over.
+/// one partition are stored in the order of submission. Nothing times out in the queue: while brokers are down, or too
+/// few replicas are in sync, messages stay unconfirmed until that is over or they are
+/// [given up](Publisher::abandon). A topic that was never there is told within seconds, with [`Scope::Destination`];
+/// one that is deleted while messages are sent to it looks like a broker that is down, unless the brokers make topics
+/// by themselves: then it is made anew, with their defaults. After a fatal error everything under way fails with
+/// [`Scope::Broker`], and a new producer takes over.
 ///
 /// What was queued behind a message that the brokers refuse cannot be held back: it may be stored before that
 /// message is submitted again. Size, the usual reason, is therefore checked before a message is queued. A
@@ -95,7 +98,7 @@ impl KafkaPublisher {
 }
 
 impl Publisher for KafkaPublisher {
-    fn binding(&self) -> Binding {
+    fn binding(&self, _destination: &Destination) -> Binding {
         Binding::Kafka
     }
 

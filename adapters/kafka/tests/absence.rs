@@ -105,6 +105,7 @@ async fn a_topic_that_is_gone_for_a_moment_costs_no_message_of_another() {
             cluster.topic_error("flickering", error).expect("taken");
         }
         publish(&sink, "steady", number).await;
+        // The mock cluster does not tell when the source has looked: there is time for it to do so in every turn.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let seen = reading.await.expect("no panic");

@@ -1,13 +1,12 @@
 //! What every broker shows, on topics of its own for each case.
 
-use std::time::Duration;
+mod common;
 
 use backstop_core::dead_letter::{kafka_door, kafka_letters};
-use backstop_kafka::{KafkaDeadLetters, KafkaPublisher, KafkaSettings, KafkaSink, KafkaSource};
+use backstop_kafka::{KafkaDeadLetters, KafkaPublisher, KafkaSink, KafkaSource};
 use backstop_testkit::conformance::{BrokerCapabilities, BrokerHarness};
-use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
+use common::{admin, brokers, create, settings};
+use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
 
 struct Kafka {
     topic: String,
@@ -16,19 +15,6 @@ struct Kafka {
 const GROUP: &str = "stock";
 const MAX_BYTES: usize = 900_000;
 const WINDOW_BYTES: usize = 64 << 20;
-
-fn brokers() -> String {
-    std::env::var("BACKSTOP_TEST_KAFKA")
-        .expect("BACKSTOP_TEST_KAFKA is not set; run: eval \"$(tests/servers env)\"")
-}
-
-fn settings() -> KafkaSettings {
-    KafkaSettings::new(brokers())
-}
-
-fn admin() -> AdminClient<DefaultClientContext> {
-    ClientConfig::new().set("bootstrap.servers", brokers()).create().expect("an admin client")
-}
 
 impl Kafka {
     fn all(&self) -> [String; 3] {
@@ -65,10 +51,7 @@ impl BrokerHarness for Kafka {
         let kafka = Self { topic: format!("conformance-{}", uuid::Uuid::new_v4().simple()) };
         let names = kafka.all();
         let topics = names.each_ref().map(|name| NewTopic::new(name, 3, TopicReplication::Fixed(1)));
-        let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)));
-        for created in admin().create_topics(&topics, &options).await.expect("Kafka answers") {
-            created.expect("a fresh topic can be made");
-        }
+        create(&topics).await;
         kafka
     }
 

@@ -96,12 +96,7 @@ async fn settled_offsets_are_committed_on_the_timer() {
     publish_numbers(&topic.name, "k", 0..5).await;
     let mut source = source(&topic, &group).commit_interval(Duration::from_millis(100));
     read(&mut source, 5).await.into_iter().for_each(|received| assert!(settle(received)));
-    within("the commit", async {
-        while committed(&group, &topic.name, 0) != Some(5) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    })
-    .await;
+    until("the commit", || committed(&group, &topic.name, 0) == Some(5)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -182,12 +177,7 @@ async fn the_door_is_made_and_read_from_its_beginning_with_the_original_origin()
     let mut first = subscribe();
     let poll = tokio::time::timeout(Duration::from_millis(1), first.next()).await;
     assert!(poll.is_err());
-    within("the door", async {
-        while partitions(&door) != 3 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    })
-    .await;
+    until("the door", || partitions(&door) == 3).await;
     within("close", first.close()).await.expect("closed");
 
     let sink = KafkaSink::new(settings());

@@ -93,11 +93,30 @@ async fn check_table(
         None => Finding::error(subject, "does not exist", "run `backstop-relay migrate`"),
         Some((_, lacking)) if lacking.is_empty() => Finding::fine(subject, "usable"),
         Some((user, lacking)) => {
+            let cannot_bury = table == "outbox_dead"
+                && lacking.iter().any(|right| right == "INSERT")
+                && is_the_relays(pool, tables).await?;
             let lacking = lacking.join(", ");
             let grant = format!("GRANT {lacking} ON {name} TO \"{}\"", user.replace('"', "\"\""));
-            Finding::warning(subject, format!("the user lacks {lacking}"), grant)
+            if cannot_bury {
+                let detail = format!("the user lacks {lacking}, so that rows that can never be sent stay");
+                Finding::error(subject, detail, grant)
+            } else {
+                Finding::warning(subject, format!("the user lacks {lacking}"), grant)
+            }
         }
     })
+}
+
+/// Whether the user may empty the outbox, as only the relay does. Applications and collectors of dead letters have no
+/// business with dead rows.
+async fn is_the_relays(pool: &PgPool, tables: &PgTables) -> Result<bool, AdapterError> {
+    let sql = "SELECT coalesce(has_table_privilege(to_regclass($1), 'DELETE'), false)";
+    sqlx::query_scalar(sql)
+        .bind(tables.outbox())
+        .fetch_one(pool)
+        .await
+        .map_err(failed("read the permissions on the outbox"))
 }
 
 /// Numbers must be given one by one: a session that reserves some ahead would commit them after later ones.

@@ -3,7 +3,8 @@
 //! PostgreSQL answers COMMIT with a rollback when a statement before it failed, and sqlx takes that for success. So
 //! the string that commits first asks whether this very transaction is still alive and well: an error skips the rest
 //! of the string. It chains: a ROLLBACK ends the transaction that follows without the warning that one outside of a
-//! transaction would leave in the server's log, and sqlx's count of open transactions stays right. Three things can be wrong, and each has its own SQLSTATE.
+//! transaction would leave in the server's log, and sqlx's count of open transactions stays right. Three things can be
+//! wrong, and each has its own SQLSTATE.
 
 use backstop_core::inbox::CommitError;
 use backstop_core::{AdapterError, FaultKind};

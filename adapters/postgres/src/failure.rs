@@ -79,6 +79,8 @@ fn judged_by_code(code: &str) -> (FaultKind, Option<&'static str>) {
                 "check the user of the database URL, sslmode and sslcert where it must use TLS, and the server's pg_hba.conf",
             ),
         ),
+        // Too large for an index or a row.
+        "54000" => (FaultKind::Invalid, None),
         "53300" => (FaultKind::Unreachable, Some("raise max_connections, or use smaller pools")),
         _ => match code.get(..2) {
             Some("28") => (FaultKind::Denied, Some("check the user and password of the database URL")),

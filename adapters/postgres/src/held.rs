@@ -11,11 +11,10 @@ use sqlx::{AssertSqlSafe, Executor, Postgres, Row};
 
 use crate::commit::commit_and_release;
 use crate::envelope::{encode, storable};
-use crate::failure::failed;
 use crate::held_row::{Unreadable, read, seconds, via_name};
 use crate::held_sql::integer;
 use crate::inbox::{PgInbox, is_busy};
-use crate::patience::within;
+use crate::patience::answer_within;
 use crate::transaction::PgTx;
 
 const SAVEPOINT: &str = "SAVEPOINT backstop_claim";
@@ -50,10 +49,7 @@ impl HeldMessages for PgInbox {
         for _ in 0..MAX_BUSY {
             let mut scoped = self.begin_scoped(limits).await?;
             let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.held.claim))).bind(consumer);
-            let doing = "claim a held message";
-            let found =
-                within(doing, async { query.fetch_optional(&mut *scoped).await.map_err(failed(doing)) })
-                    .await?;
+            let found = answer_within("claim a held message", query.fetch_optional(&mut *scoped)).await?;
             let Some(row) = found else {
                 scoped.release();
                 return Ok(None);
@@ -83,7 +79,7 @@ impl HeldMessages for PgInbox {
     }
 
     async fn undo(&self, tx: &mut PgTx) -> Result<(), AdapterError> {
-        tx.scoped.execute(UNDO).await.map_err(failed("undo the attempt"))?;
+        answer_within("undo the attempt", tx.scoped.execute(UNDO)).await?;
         Ok(())
     }
 
@@ -108,25 +104,23 @@ impl HeldMessages for PgInbox {
             .bind(failure.class.as_str())
             .bind(error)
             .bind(failure.due_in.as_secs_f64());
-        let doing = "reschedule the held message";
-        within(doing, async { query.execute(&self.pool).await.map_err(failed(doing)) }).await?;
+        answer_within("reschedule the held message", query.execute(&self.pool)).await?;
         Ok(())
     }
 
     async fn give_up(&self, consumer: &str, head: &HeldMessage) -> Result<(), AdapterError> {
         let mut scoped = self.begin_scoped(Limits::default()).await?;
-        let xid: Result<String, _> =
-            sqlx::query_scalar("SELECT pg_current_xact_id()::text").fetch_one(&mut *scoped).await;
-        let xid = xid.map_err(failed("delete a held message that is given up"))?;
+        let query = sqlx::query_scalar("SELECT pg_current_xact_id()::text");
+        let doing = "delete a held message that is given up";
+        let xid = answer_within(doing, query.fetch_one(&mut *scoped)).await?;
         let before = self.held.give_up(consumer, head);
         commit_and_release(PgTx { scoped, xid }, &before).await.map_err(into_adapter_error)
     }
 
     async fn summary(&self, consumer: &str) -> Result<HeldSummary, AdapterError> {
         let query = sqlx::query_as(AssertSqlSafe(Arc::clone(&self.held.summary))).bind(consumer);
-        let doing = "count the held messages";
         let (messages, oldest): (i64, Option<f64>) =
-            within(doing, async { query.fetch_one(&self.pool).await.map_err(failed(doing)) }).await?;
+            answer_within("count the held messages", query.fetch_one(&self.pool)).await?;
         Ok(HeldSummary { messages: u64::try_from(messages).unwrap_or(0), oldest: oldest.map(seconds) })
     }
 }
@@ -134,9 +128,8 @@ impl HeldMessages for PgInbox {
 impl PgInbox {
     async fn store(&self, query: Bound<'_>, doing: &str) -> Result<Holding, AdapterError> {
         let read = |row: PgRow| Ok((row.try_get(0)?, row.try_get(1)?));
-        let (known, key_held) =
-            within(doing, async { query.fetch_one(&self.pool).await.and_then(read).map_err(failed(doing)) })
-                .await?;
+        let answer = async { query.fetch_one(&self.pool).await.and_then(read) };
+        let (known, key_held) = answer_within(doing, answer).await?;
         Ok(match (known, key_held) {
             (true, _) => Holding::AlreadyHandled,
             (false, true) => Holding::Stored,
@@ -152,21 +145,22 @@ impl PgInbox {
         tx: &mut PgTx,
         head: &HeldMessage,
     ) -> Result<Option<bool>, AdapterError> {
-        let doing = || failed("write the inbox row of a held message");
-        tx.scoped.execute(SAVEPOINT).await.map_err(doing())?;
-        let answer = sqlx::query(AssertSqlSafe(Arc::clone(&self.held.admit_head)))
+        let insert = sqlx::query(AssertSqlSafe(Arc::clone(&self.held.admit_head)))
             .bind(consumer)
-            .bind(head.message_key.as_str())
-            .fetch_one(&mut *tx.scoped)
-            .await;
-        match answer.and_then(|row| row.try_get::<bool, _>(0)) {
-            Ok(fresh) => Ok(Some(!fresh)),
-            Err(error) if is_busy(&error) => {
-                tx.scoped.execute(UNDO).await.map_err(doing())?;
-                Ok(None)
+            .bind(head.message_key.as_str());
+        answer_within("write the inbox row of a held message", async {
+            tx.scoped.execute(SAVEPOINT).await?;
+            let answer = insert.fetch_one(&mut *tx.scoped).await;
+            match answer.and_then(|row| row.try_get::<bool, _>(0)) {
+                Ok(fresh) => Ok(Some(!fresh)),
+                Err(error) if is_busy(&error) => {
+                    tx.scoped.execute(UNDO).await?;
+                    Ok(None)
+                }
+                Err(error) => Err(error),
             }
-            Err(error) => Err(doing()(error)),
-        }
+        })
+        .await
     }
 }
 

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use backstop_core::held::{Failure, HeldMessage};
 
+use crate::hex::hex;
 use crate::tables::PgTables;
+use crate::time;
 
 /// A first failure. Nothing of the key need be there, and nothing is locked: the row is its own head, or waits for
 /// its elders because only the lowest number of a key runs.
@@ -60,7 +62,7 @@ const IMPORT: &str = "
 /// runs.
 const CLAIM: &str = "
     SELECT n, place, ordering_key, message_key, msg_key, headers, body, origin::text, via, attempts, class, error,
-           held_since, extract(epoch FROM clock_timestamp() - held_since)::float8, throttled, condemned,
+           {held_since}, extract(epoch FROM clock_timestamp() - {held_since})::float8, throttled, condemned,
            pg_current_xact_id()::text
     FROM {held} AS h
     WHERE consumer = $1 AND state = 'retry' AND due_at <= clock_timestamp()
@@ -84,7 +86,7 @@ const RESCHEDULE: &str = "
     WHERE n = $1 AND attempts = $2";
 
 const SUMMARY: &str = "
-    SELECT count(*), extract(epoch FROM clock_timestamp() - min(held_since))::float8
+    SELECT count(*), extract(epoch FROM clock_timestamp() - min({held_since}))::float8
     FROM {held} WHERE consumer = $1";
 
 /// The statements with the names of the tables filled in.
@@ -102,7 +104,9 @@ pub(crate) struct HeldSql {
 
 impl HeldSql {
     pub(crate) fn new(tables: &PgTables) -> Self {
-        let fill = |statement: &str| Arc::<str>::from(tables.fill(statement));
+        let held_since = time::clamped("held_since");
+        let fill =
+            |statement: &str| Arc::<str>::from(tables.fill(&statement.replace("{held_since}", &held_since)));
         Self {
             hold: fill(HOLD),
             append: fill(APPEND),
@@ -164,16 +168,8 @@ pub(crate) fn integer(count: u32) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
 }
 
-/// Bytes as an expression of hexadecimal digits: nothing in it can end it early, whatever the server's settings.
 fn literal(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    let mut text = String::with_capacity(2 * bytes.len() + 18);
-    text.push_str("decode('");
-    for byte in bytes {
-        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
-    }
-    text.push_str("', 'hex')");
-    text
+    format!("decode('{}', 'hex')", hex(bytes))
 }
 
 fn text_literal(text: &str) -> String {

@@ -13,7 +13,7 @@ use sqlx::{AssertSqlSafe, PgPool, Postgres, Row};
 use crate::chain::Chain;
 use crate::failure::{code, failed};
 use crate::held_sql::HeldSql;
-use crate::patience::within;
+use crate::patience::{answer_within, within};
 use crate::scoped::Scoped;
 use crate::tables::PgTables;
 use crate::transaction::PgTx;
@@ -138,10 +138,7 @@ impl PgInbox {
     }
 
     pub(crate) async fn begin_scoped(&self, limits: Limits) -> Result<Scoped, AdapterError> {
-        within("begin a transaction", async {
-            Scoped::begin(&self.pool, begin(limits)).await.map_err(failed("begin a transaction"))
-        })
-        .await
+        answer_within("begin a transaction", Scoped::begin(&self.pool, begin(limits))).await
     }
 }
 
@@ -197,21 +194,15 @@ impl Inbox for PgInbox {
         let query = sqlx::query_scalar(AssertSqlSafe(Arc::clone(&self.sql.is_handled)))
             .bind(consumer)
             .bind(message_key.as_str());
-        within("read the inbox", async {
-            query.fetch_one(&self.pool).await.map_err(failed("read the inbox"))
-        })
-        .await
+        answer_within("read the inbox", query.fetch_one(&self.pool)).await
     }
 
     async fn prune(&self, consumer: &str, age: Duration, limit: u32) -> Result<u64, AdapterError> {
-        let done = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.prune)))
+        let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.prune)))
             .bind(consumer)
             .bind(age.as_secs_f64())
             .bind(i64::from(limit));
-        let done = within("prune the inbox", async {
-            done.execute(&self.pool).await.map_err(failed("prune the inbox"))
-        })
-        .await?;
+        let done = answer_within("prune the inbox", query.execute(&self.pool)).await?;
         Ok(done.rows_affected())
     }
 
@@ -220,20 +211,16 @@ impl Inbox for PgInbox {
     }
 
     async fn ready(&self) -> Result<(), AdapterError> {
-        sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.ready)))
-            .execute(&self.pool)
-            .await
-            .map_err(failed("use the tables of inbox and held messages"))?;
+        let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.ready)));
+        answer_within("use the tables of inbox and held messages", query.execute(&self.pool)).await?;
         let names = [self.tables.inbox(), self.tables.quoted("held")];
-        let may: bool = sqlx::query_scalar(
+        let query = sqlx::query_scalar(
             "SELECT bool_and(has_table_privilege(name, right_)) \
              FROM unnest($1::text[]) AS name, unnest(ARRAY['SELECT', 'INSERT', 'DELETE']) AS right_",
         )
-        .bind(&names[..])
-        .fetch_one(&self.pool)
-        .await
-        .map_err(failed("read the permissions on the tables of inbox and held messages"))?;
-        if may {
+        .bind(&names[..]);
+        let doing = "read the permissions on the tables of inbox and held messages";
+        if answer_within(doing, query.fetch_one(&self.pool)).await? {
             return Ok(());
         }
         Err(AdapterError::new(

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use backstop_core::AdapterError;
-use backstop_core::lease::Lease;
+use backstop_core::lease::{Holder, Lease};
 use sqlx::{AssertSqlSafe, PgPool};
 
 use crate::failure::failed;
+use crate::held_row::seconds;
 use crate::tables::PgTables;
+use crate::time;
 
 /// Takes, renews or leaves alone, in one statement: the row lock decides between contenders.
 const ACQUIRE: &str = "
@@ -22,6 +24,27 @@ const ACQUIRE: &str = "
 
 const RELEASE: &str = "
     UPDATE {lease} SET owner = NULL, expires_at = clock_timestamp() WHERE name = $1 AND owner = $2 AND token = $3";
+
+const HOLDER: &str = "
+    SELECT owner, token, extract(epoch FROM {expires_at} - clock_timestamp())::float8 FROM {lease}
+    WHERE name = $1 AND owner IS NOT NULL AND expires_at > clock_timestamp()";
+
+pub(crate) async fn holder(
+    pool: &PgPool,
+    tables: &PgTables,
+    name: &str,
+) -> Result<Option<Holder>, AdapterError> {
+    let sql = HOLDER.replace("{expires_at}", &time::clamped("expires_at"));
+    let found: Option<(String, i64, f64)> = sqlx::query_as(AssertSqlSafe(tables.fill(&sql)))
+        .bind(name)
+        .fetch_optional(pool)
+        .await
+        .map_err(failed("look for the holder of the lease"))?;
+    Ok(found.map(|(owner, token, remaining)| Holder {
+        lease: Lease { name: name.to_owned(), owner, token },
+        remaining: seconds(remaining),
+    }))
+}
 
 pub(crate) async fn acquire(
     pool: &PgPool,

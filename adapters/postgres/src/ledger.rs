@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use backstop_core::AdapterError;
 use backstop_core::identity;
-use backstop_core::lease::{Lease, Leases};
+use backstop_core::lease::{Holder, Lease, Leases};
 use backstop_core::ledger::{Ledger, Letter, LetterEvent, LetterFilter, LetterStatus};
 use futures_core::future::BoxFuture;
 use sqlx::postgres::{PgArguments, PgConnection};
@@ -197,6 +197,10 @@ impl Leases for PgLedger {
 
     fn release<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<(), AdapterError>> {
         Box::pin(lease::release(&self.pool, &self.tables, lease))
+    }
+
+    fn holder<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Holder>, AdapterError>> {
+        Box::pin(lease::holder(&self.pool, &self.tables, name))
     }
 }
 

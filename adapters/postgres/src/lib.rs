@@ -23,6 +23,7 @@ mod gaps;
 mod held;
 mod held_row;
 mod held_sql;
+mod hex;
 mod inbox;
 mod lease;
 mod ledger;

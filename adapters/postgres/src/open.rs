@@ -15,8 +15,9 @@ const CONNECTIONS: u32 = 24;
 /// How long connecting, and waiting for a connection of the pool, may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Opens a pool of up to 24 connections, enough for one consumer with its defaults, to the server of a `postgres://` URL, after one connection has shown that
-/// the server takes them. The connections are named `backstop` unless the URL says otherwise.
+/// Opens a pool of up to 24 connections, enough for one consumer with its defaults, to the server of a `postgres://`
+/// URL, after one connection has shown that the server takes them. The connections are named `backstop` unless the URL
+/// says otherwise.
 ///
 /// Applications use a pool of their own: nothing here rests on its settings.
 ///

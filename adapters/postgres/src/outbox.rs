@@ -75,8 +75,8 @@ impl PgOutbox {
     ///
     /// # Errors
     /// When the message cannot be stored (its id is empty or longer than 255 bytes, its key or a header is not
-    /// UTF-8, a text holds a NUL, its destination is empty, its time is outside the years 0 to 9999), before anything is sent; or when the database refuses
-    /// the row, and then the transaction is lost, as after any failed statement.
+    /// UTF-8, a text holds a NUL, its destination is empty, its time is outside the years 0 to 9999), before anything
+    /// is sent; or when the database refuses the row, and then the transaction is lost, as after any failed statement.
     pub async fn enqueue(&self, tx: &mut impl PgTransaction, outgoing: Outgoing) -> Result<(), AdapterError> {
         let row = NewRow::new(outgoing)?;
         sqlx::query(AssertSqlSafe(Arc::clone(&self.one)))

@@ -7,17 +7,28 @@ use std::future::Future;
 use std::time::Duration;
 
 use backstop_core::{AdapterError, FaultKind};
+use futures_util::{FutureExt, TryFutureExt};
 use tokio::time::timeout;
+
+use crate::failure::failed;
 
 /// Far longer than any statement of the inbox takes, its waits for locks and for a connection included.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The answer, or an error when there is none within [`PATIENCE`].
-pub(crate) async fn within<T>(
+pub(crate) fn within<T>(
     doing: &str,
     answer: impl Future<Output = Result<T, AdapterError>>,
-) -> Result<T, AdapterError> {
-    timeout(PATIENCE, answer).await.unwrap_or_else(|_| Err(silent(doing)))
+) -> impl Future<Output = Result<T, AdapterError>> {
+    timeout(PATIENCE, answer).map(move |answer| answer.unwrap_or_else(|_| Err(silent(doing))))
+}
+
+/// The same for what sqlx answers; `doing` completes "cannot …".
+pub(crate) fn answer_within<T>(
+    doing: &str,
+    answer: impl Future<Output = Result<T, sqlx::Error>>,
+) -> impl Future<Output = Result<T, AdapterError>> {
+    within(doing, answer.map_err(move |error| failed(doing)(error)))
 }
 
 /// The server did not answer.

@@ -6,6 +6,9 @@ use std::ops::{Deref, DerefMut};
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, Database, PgConnection, PgPool, Postgres, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
+use tokio::time::timeout;
+
+use crate::patience::PATIENCE;
 
 type Manager = <Postgres as Database>::TransactionManager;
 
@@ -45,10 +48,10 @@ impl Scoped {
 }
 
 impl Scoped {
-    /// Rolls back and waits for it; where that fails, the connection is closed.
+    /// Rolls back and waits for it; where that fails, or takes too long, the connection is closed.
     pub(crate) async fn rollback(mut self) {
         if Manager::get_transaction_depth(&self.connection) == 1
-            && Manager::rollback(&mut self.connection).await.is_ok()
+            && let Ok(Ok(())) = timeout(PATIENCE, Manager::rollback(&mut self.connection)).await
         {
             self.done = true;
         }

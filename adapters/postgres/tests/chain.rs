@@ -80,7 +80,7 @@ async fn a_server_that_does_not_answer_is_given_up() {
     let mut lock = db.pool.begin().await.expect("begun");
     lock.execute("LOCK TABLE backstop_inbox, backstop_held IN ACCESS EXCLUSIVE MODE").await.expect("locked");
     let (inbox, of_1) = (db.inbox(), key("1"));
-    let (known, pruned, summary) = tokio::join!(
+    let (known, pruned, claimed, ready) = tokio::join!(
         inbox.is_handled(CONSUMER, &of_1),
         inbox.prune(CONSUMER, Duration::ZERO, 1),
         backstop_core::held::HeldMessages::claim(
@@ -88,10 +88,12 @@ async fn a_server_that_does_not_answer_is_given_up() {
             CONSUMER,
             Limits { lock: Duration::from_secs(300), handler: Duration::from_secs(300) }
         ),
+        inbox.ready(),
     );
     assert_eq!(known.expect_err("no answer").kind(), FaultKind::Unreachable);
     assert_eq!(pruned.expect_err("no answer").kind(), FaultKind::Unreachable);
-    assert_eq!(summary.expect_err("no answer").kind(), FaultKind::Unreachable);
+    assert_eq!(claimed.expect_err("no answer").kind(), FaultKind::Unreachable);
+    assert_eq!(ready.expect_err("no answer").kind(), FaultKind::Unreachable);
     lock.rollback().await.expect("unlocked");
     assert!(!inbox.is_handled(CONSUMER, &of_1).await.expect("it answers again"));
     db.drop().await;

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use backstop_core::held::{ClaimedHead, HeldMessages, Holding};
+use backstop_core::held::{ClaimedHead, Failure, HeldMessage, HeldMessages, Holding};
 use backstop_core::inbox::{Admission, CommitError, Inbox, Unit};
-use backstop_core::{MessageKey, Via};
+use backstop_core::{DeadReason, FaultKind, MessageKey, Via};
 use backstop_postgres::{PgInbox, PgTx};
 use sqlx::Executor;
-use support::{CONSUMER, Db, PLACE, envelope, failure, fresh, key, limits, new_held, origin, unit, until};
+use support::{CONSUMER, Db, PLACE, envelope, failure, fresh, key, limits, new_held, origin, unit};
 
 const NOW: Duration = Duration::ZERO;
+const HOUR: Duration = Duration::from_secs(3_600);
 
 async fn claim(inbox: &PgInbox) -> Option<ClaimedHead<PgTx>> {
     inbox.claim(CONSUMER, limits()).await.expect("asked")
@@ -38,6 +39,38 @@ async fn import(inbox: &PgInbox, id: &str) -> Holding {
     let (key, envelope, origin) = (key(id), envelope(id), origin(1));
     let message = new_held(unit("k", &key), &envelope, &origin);
     inbox.import(backstop_core::held::NewHeld { via: Via::Door, ..message }).await.expect("asked")
+}
+
+#[tokio::test]
+async fn what_can_never_be_stored_is_told_from_an_outage() {
+    let db = Db::new().await;
+    let inbox = db.inbox();
+    let long: String = (0..2_000).map(|_| uuid::Uuid::new_v4().simple().to_string()).collect();
+    for (place, sqlstate) in [("or\0ders", "22021"), (&*long, "54000")] {
+        let (key, envelope, origin) = (key("1"), envelope("1"), origin(1));
+        let message = || new_held(Unit { place, ..unit("k", &key) }, &envelope, &origin);
+        let error = inbox.import(message()).await.expect_err("no place");
+        assert_eq!(error.kind(), FaultKind::Invalid, "{error:?}");
+        assert!(format!("{error:?}").contains(sqlstate), "{error:?}");
+        assert_eq!(inbox.hold(message(), &failure(1, NOW)).await.expect_err("no place").kind(), error.kind());
+    }
+    inbox.ready().await.expect("it was the message's fault");
+    db.drop().await;
+}
+
+#[tokio::test]
+async fn a_time_beyond_what_can_be_told_is_brought_near() {
+    let db = Db::new().await;
+    let inbox = db.inbox();
+    for time in ["infinity", "-infinity", "290000-01-01", "4713-01-01 BC"] {
+        hold(&inbox, time).await;
+        db.run(&format!("UPDATE backstop_held SET held_since = '{time}'")).await;
+        assert_eq!(inbox.summary(CONSUMER).await.expect("counted").messages, 1, "{time}");
+        let claimed = claim(&inbox).await.expect("due");
+        assert_eq!(claimed.head.message_key, key(time));
+        inbox.finish(CONSUMER, claimed.tx, &claimed.head).await.expect("finished");
+    }
+    db.drop().await;
 }
 
 #[tokio::test]
@@ -128,21 +161,19 @@ async fn an_attempt_is_undone_and_rescheduled_under_its_claim() {
     claimed.tx.execute("INSERT INTO effect VALUES (1/0)").await.expect_err("a failure");
     inbox.undo(&mut claimed.tx).await.expect("undone");
     assert!(claim(&inbox).await.is_none(), "the claim stands");
-    let later = failure(2, Duration::from_millis(100));
+    let later = failure(2, HOUR);
     inbox.reschedule(CONSUMER, Some(claimed.tx), &claimed.head, &later).await.expect("rescheduled");
     assert!(claim(&inbox).await.is_none(), "not due");
-    let slot = tokio::sync::Mutex::new(None);
-    until("it is due", || async {
-        let claimed = claim(&inbox).await;
-        let due = claimed.is_some();
-        *slot.lock().await = claimed;
-        due
-    })
-    .await;
-    let mut claimed = slot.into_inner().expect("due");
+    db.run("UPDATE backstop_held SET due_at = now()").await;
+    let mut claimed = claim(&inbox).await.expect("due");
     assert_eq!((claimed.head.attempts, claimed.handled), (2, false));
+    claimed.tx.execute("INSERT INTO effect VALUES (1)").await.expect("written");
+    let condemned = Failure { condemned: Some(DeadReason::Exhausted), ..failure(3, HOUR) };
     inbox.undo(&mut claimed.tx).await.expect("undone");
-    inbox.finish(CONSUMER, claimed.tx, &claimed.head).await.expect("after its quarantine");
+    inbox.reschedule(CONSUMER, Some(claimed.tx), &claimed.head, &condemned).await.expect("condemned");
+    assert!(claim(&inbox).await.is_none(), "nobody else is at it while its letter is published");
+    let head = HeldMessage { attempts: 3, condemned: condemned.condemned, ..claimed.head };
+    inbox.give_up(CONSUMER, &head).await.expect("after its quarantine");
     assert!(!inbox.is_handled(CONSUMER, &key("1")).await.expect("asked"), "given up is not handled");
     assert_eq!(db.number("SELECT count(*) FROM effect").await, 0);
     assert_eq!(db.number("SELECT count(*) FROM backstop_held").await, 0);

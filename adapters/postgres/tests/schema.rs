@@ -3,8 +3,10 @@
 mod support;
 
 use backstop_core::FaultKind;
+use backstop_core::lease::Lease;
+use backstop_core::outbox::OutboxStore;
 use backstop_core::schema::{Schema, Severity};
-use backstop_postgres::{PgInbox, PgOutbox, PgSchema, PgTables};
+use backstop_postgres::{PgInbox, PgOutbox, PgOutboxStore, PgSchema, PgTables};
 use support::{Db, fresh};
 
 fn schema(db: &Db) -> PgSchema {
@@ -88,6 +90,35 @@ async fn the_check_finds_what_is_wrong() {
     let remedies: Vec<_> = findings.iter().filter_map(|finding| finding.remedy.as_deref()).collect();
     assert!(remedies.iter().any(|remedy| remedy.contains("CACHE 1")), "{findings:?}");
     assert!(remedies.iter().any(|remedy| remedy.starts_with("GRANT DELETE ON")), "{findings:?}");
+    db.drop().await;
+}
+
+#[tokio::test]
+async fn who_empties_the_outbox_must_be_able_to_bury() {
+    let db = Db::new().await;
+    let found = async || {
+        let findings = schema(&db).check().await.expect("checked");
+        findings
+            .into_iter()
+            .find(|finding| finding.subject.ends_with("backstop_outbox_dead"))
+            .expect("looked at")
+    };
+    let store = PgOutboxStore::new(db.pool.clone(), db.tables.clone());
+    let nobody = Lease { name: "outbox".to_owned(), owner: String::new(), token: -1 };
+    assert!(!store.bury(&nobody, &[]).await.expect("allowed"));
+    db.run("REVOKE INSERT ON backstop_outbox_dead FROM CURRENT_USER").await;
+    let finding = found().await;
+    assert_eq!(finding.severity, Severity::Error);
+    let grant = finding.remedy.expect("a remedy");
+    assert!(grant.starts_with(&format!("GRANT INSERT ON \"{}\".", db.schema)), "{grant}");
+    let error = store.bury(&nobody, &[]).await.expect_err("not allowed");
+    assert_eq!(error.kind(), FaultKind::Denied);
+    assert!(error.hint().is_some_and(|hint| hint.contains("GRANT SELECT, INSERT ON")), "{error:?}");
+    db.run("REVOKE DELETE ON backstop_outbox FROM CURRENT_USER").await;
+    assert_eq!(found().await.severity, Severity::Warning, "an application does not bury");
+    db.run(&format!("GRANT DELETE ON backstop_outbox TO CURRENT_USER; {grant}")).await;
+    assert_eq!(found().await.severity, Severity::Fine);
+    assert!(!store.bury(&nobody, &[]).await.expect("allowed"));
     db.drop().await;
 }
 

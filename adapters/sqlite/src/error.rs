@@ -81,6 +81,7 @@ fn kind_and_hint(error: &sqlx::Error) -> (FaultKind, Option<&'static str>) {
             (FaultKind::Unreachable, Some("check the path, and that its directory exists"))
         }
         Some(code::FULL) => (FaultKind::Unreachable, Some("free space on the file's disk")),
+        Some(code::TOOBIG) => (FaultKind::Invalid, Some("raise SQLITE_MAX_LENGTH, or send less at once")),
         Some(code::IOERR | code::NOMEM) => (FaultKind::Unreachable, None),
         Some(code::CORRUPT | code::NOTADB) => {
             (FaultKind::Invalid, Some("restore the file from a backup, or name the right one"))

@@ -118,37 +118,26 @@ impl SqliteInbox {
         row.as_ref().map(held_message).transpose()
     }
 
-    /// Deletes the head and makes its follower the head.
-    async fn pop(
+    /// Deletes the head if it still is as `condition` says, and makes the lowest one of its key the head.
+    async fn pop_if(
         &self,
+        condition: &str,
         connection: &mut SqliteConnection,
         consumer: &str,
         head: &HeldMessage,
-    ) -> Result<(), sqlx::Error> {
+    ) -> Result<(), AdapterError> {
+        let doing = |error| adapter("cannot delete the held message", error);
         let held = self.database.tables.held();
-        let delete = format!("DELETE FROM {held} WHERE n = ? AND consumer = ?");
-        sqlx::query(AssertSqlSafe(delete)).bind(head.n).bind(consumer).execute(&mut *connection).await?;
-        self.promote(connection, consumer, head).await
-    }
-
-    /// Makes the lowest one of the head's key the head, if it is not the head already.
-    async fn promote(
-        &self,
-        connection: &mut SqliteConnection,
-        consumer: &str,
-        head: &HeldMessage,
-    ) -> Result<(), sqlx::Error> {
-        let held = self.database.tables.held();
+        let delete = format!("DELETE FROM {held} WHERE n = ? AND consumer = ? AND {condition}");
+        let delete = sqlx::query(AssertSqlSafe(delete)).bind(head.n).bind(consumer);
+        delete.execute(&mut *connection).await.map_err(doing)?;
         let promote = format!(
             "UPDATE {held} SET state = 'retry', due_at = {NOW} WHERE state = 'waiting' AND n = \
              (SELECT min(n) FROM {held} WHERE consumer = ? AND place = ? AND ordering_key = ?)"
         );
-        sqlx::query(AssertSqlSafe(promote))
-            .bind(consumer)
-            .bind(&head.place)
-            .bind(&head.ordering_key)
-            .execute(&mut *connection)
-            .await?;
+        let promote =
+            sqlx::query(AssertSqlSafe(promote)).bind(consumer).bind(&head.place).bind(&head.ordering_key);
+        promote.execute(&mut *connection).await.map_err(doing)?;
         Ok(())
     }
 
@@ -221,9 +210,7 @@ impl HeldMessages for SqliteInbox {
     /// itself, and the message lost.
     async fn finish(&self, consumer: &str, mut tx: SqliteTx, head: &HeldMessage) -> Result<(), CommitError> {
         prove(&mut tx).await?;
-        if let Err(error) = self.pop(&mut tx, consumer, head).await {
-            return Err(CommitError::RolledBack(adapter("cannot delete the held message", error)));
-        }
+        self.pop_if("true", &mut tx, consumer, head).await.map_err(CommitError::RolledBack)?;
         commit(tx).await
     }
 
@@ -251,19 +238,9 @@ impl HeldMessages for SqliteInbox {
     }
 
     async fn give_up(&self, consumer: &str, head: &HeldMessage) -> Result<(), AdapterError> {
-        let doing = "cannot delete the held message";
-        let mut tx = self.database.write(doing).await?;
-        let delete = format!(
-            "DELETE FROM {} WHERE n = ? AND consumer = ? AND attempts = ? AND condemned IS NOT NULL",
-            self.database.tables.held()
-        );
-        let delete = sqlx::query(AssertSqlSafe(delete))
-            .bind(head.n)
-            .bind(consumer)
-            .bind(head.attempts)
-            .execute(&mut *tx);
-        delete.await.map_err(|error| adapter(doing, error))?;
-        self.promote(&mut tx, consumer, head).await.map_err(|error| adapter(doing, error))?;
+        let mut tx = self.database.write("cannot delete the held message").await?;
+        let still_condemned = format!("attempts = {} AND condemned IS NOT NULL", head.attempts);
+        self.pop_if(&still_condemned, &mut tx, consumer, head).await?;
         commit(tx).await.map_err(plain)
     }
 

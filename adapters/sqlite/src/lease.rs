@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use backstop_core::AdapterError;
-use backstop_core::lease::Lease;
+use backstop_core::lease::{Holder, Lease};
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use crate::commit::commit;
 use crate::database::{Database, plain};
 use crate::error::adapter;
-use crate::time::{NOW, millis};
+use crate::time::{NOW, duration, millis};
 
 /// Takes or renews the lease.
 ///
@@ -51,6 +51,23 @@ pub(crate) async fn acquire(
         .map_err(failed)?;
     commit(tx).await.map_err(plain)?;
     Ok(token.map(|token| Lease { name: name.to_owned(), owner: owner.to_owned(), token }))
+}
+
+/// Who holds the lease.
+pub(crate) async fn holder(database: &Database, name: &str) -> Result<Option<Holder>, AdapterError> {
+    let table = database.tables.lease();
+    let sql =
+        format!("SELECT owner, token, expires_at - {NOW} FROM {table} WHERE name = ? AND expires_at > {NOW}");
+    let mut connection = database.connection().await?;
+    let found: Option<(String, i64, i64)> = sqlx::query_as(AssertSqlSafe(sql))
+        .bind(name)
+        .fetch_optional(&mut *connection)
+        .await
+        .map_err(|error| adapter(format!("cannot look for the holder of the lease {name:?}"), error))?;
+    Ok(found.map(|(owner, token, remaining)| Holder {
+        lease: Lease { name: name.to_owned(), owner, token },
+        remaining: duration(remaining),
+    }))
 }
 
 /// Ends the lease, if it is still the one that was granted. Its row stays, so that tokens go on growing.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use backstop_core::lease::{Lease, Leases};
+use backstop_core::lease::{Holder, Lease, Leases};
 use backstop_core::ledger::{Ledger, Letter, LetterEvent, LetterFilter, LetterStatus};
 use backstop_core::{AdapterError, FaultKind};
 use futures_core::future::BoxFuture;
@@ -217,6 +217,10 @@ impl Leases for SqliteLedger {
 
     fn release<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<(), AdapterError>> {
         Box::pin(lease::release(&self.database, lease))
+    }
+
+    fn holder<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Holder>, AdapterError>> {
+        Box::pin(lease::holder(&self.database, name))
     }
 }
 

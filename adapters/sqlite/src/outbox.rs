@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use backstop_core::identity::MAX_ID_BYTES;
 use backstop_core::outbox::headers_to_json;
-use backstop_core::{AdapterError, FaultKind, Outgoing, context, trace};
+use backstop_core::{AdapterError, FaultKind, Outgoing, trace};
 use chrono::Datelike;
 use sqlx::{AssertSqlSafe, Sqlite, SqliteConnection, Transaction};
 
@@ -149,7 +149,6 @@ impl NewRow {
     fn new(outgoing: Outgoing) -> Result<Self, AdapterError> {
         let Outgoing { destination, mut message } = outgoing;
         trace::inject_current(&mut message.headers);
-        context::inherit(&mut message.headers);
         required("destination", &destination.name)?;
         required("id", &message.id)?;
         bounded("id", &message.id)?;

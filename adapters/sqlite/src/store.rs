@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backstop_core::AdapterError;
-use backstop_core::lease::{Lease, Leases};
+use backstop_core::lease::{Holder, Lease, Leases};
 use backstop_core::outbox::{BuriedRow, DeadRow, OutboxReader, OutboxStatus, OutboxStore, RowId};
 use futures_core::future::BoxFuture;
 use sqlx::{AssertSqlSafe, SqliteConnection, SqlitePool};
@@ -144,6 +144,10 @@ impl Leases for SqliteOutboxStore {
 
     fn release<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<(), AdapterError>> {
         Box::pin(lease::release(&self.database, lease))
+    }
+
+    fn holder<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Holder>, AdapterError>> {
+        Box::pin(lease::holder(&self.database, name))
     }
 }
 

@@ -216,6 +216,13 @@ pub fn original_origin(headers: &Headers) -> Option<Origin> {
     })
 }
 
+/// Where a message that came through the door of `place` was before, as its headers say. They are believed only where
+/// they name that very place, because whoever may write to a door writes what they like: a name that no broker gave
+/// might be one that no database stores, and work would wait under a name that nothing else has.
+pub fn origin_at_door(headers: &Headers, place: &str) -> Option<Origin> {
+    original_origin(headers).filter(|origin| origin.place() == place)
+}
+
 /// How often a message has been redriven; 0 where the header is absent or nonsense, at most 1,000,000.
 pub fn generation(headers: &Headers) -> u32 {
     let text = headers.get_str(names::REDRIVE_GENERATION);
@@ -253,6 +260,20 @@ pub fn is_letter_header(name: &str) -> bool {
 /// ```
 pub fn kafka_letters(topic: &str, group: &str) -> String {
     format!("{topic}.{group}.dlq")
+}
+
+/// The topic of letters for a message that was at `place`: a topic that the group reads, or, for a message that was
+/// first seen there, the door of one.
+///
+/// ```
+/// use backstop_core::dead_letter::kafka_letters_of;
+///
+/// assert_eq!(kafka_letters_of("orders", "stock"), "orders.stock.dlq");
+/// assert_eq!(kafka_letters_of("orders.stock.redrive", "stock"), "orders.stock.dlq");
+/// ```
+pub fn kafka_letters_of(place: &str, group: &str) -> String {
+    let topic = place.strip_suffix(".redrive").and_then(|stem| stem.strip_suffix(group)?.strip_suffix('.'));
+    kafka_letters(topic.unwrap_or(place), group)
 }
 
 /// The topic through which redriven messages reach one group; see [`kafka_letters`].
@@ -369,6 +390,16 @@ mod tests {
         assert_ne!(redriven.id(), first.id());
         assert_eq!(redriven.envelope.headers.get_str(names::REASON), None);
         assert_eq!(redriven.envelope.headers.get_str(names::MESSAGE_KEY), Some("/orders|7"));
+    }
+
+    #[test]
+    fn a_door_believes_only_its_own_place() {
+        let envelope = redrive_envelope(&letter(Envelope::default()).to_envelope());
+        assert_eq!(origin_at_door(&envelope.headers, "orders"), Some(letter(Envelope::default()).origin));
+        assert_eq!(origin_at_door(&envelope.headers, "payments"), None);
+        let mut forged = envelope.headers;
+        forged.set(names::ORIGINAL_TOPIC, "orders\0");
+        assert_eq!(origin_at_door(&forged, "orders"), None);
     }
 
     #[test]

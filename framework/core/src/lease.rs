@@ -17,6 +17,15 @@ pub struct Lease {
     pub token: i64,
 }
 
+/// A lease as somebody sees it who does not want it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// The lease, with its owner.
+    pub lease: Lease,
+    /// How long it lasts unless it is renewed, by the database's clock.
+    pub remaining: Duration,
+}
+
 /// Grants leases. Object-safe: the relay's configuration chooses the database.
 pub trait Leases: Send + Sync {
     /// Takes, or renews, the lease `name` for `owner`; `None` while another owner has it.
@@ -36,4 +45,10 @@ pub trait Leases: Send + Sync {
     /// # Errors
     /// When the database cannot be asked.
     fn release<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<(), AdapterError>>;
+
+    /// Who holds the lease `name`; `None` while nobody does. Changes nothing.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    fn holder<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Holder>, AdapterError>>;
 }

@@ -113,9 +113,9 @@ pub enum Refused {
 /// [`Scope::Broker`] and comes back by itself.
 ///
 /// Object-safe, because the relay's configuration chooses the broker.
-pub trait Publisher: Send {
-    /// The header names that this broker's envelopes use.
-    fn binding(&self) -> Binding;
+pub trait Publisher: Send + Sync {
+    /// The header names that envelopes for this destination use.
+    fn binding(&self, destination: &Destination) -> Binding;
 
     /// Queues a message; never waits for the broker.
     ///

@@ -1,5 +1,6 @@
 //! The loop against the in-memory broker and database: what happens to a message, whatever goes wrong.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -333,6 +334,72 @@ async fn a_redriven_message_is_applied_once() {
     let report = scene.run_until(|scene| scene.settled() && !scene.store.applied().is_empty()).await;
     assert_eq!(scene.store.applied(), ["a1"]);
     assert_eq!(report.handled, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_at_the_door_with_a_forged_origin_stops_nobody() {
+    let scene = Scene::new();
+    for (n, topic) in ["orders\0", &"x".repeat(100_000), "payments"].into_iter().enumerate() {
+        let name = format!("d{n}");
+        let trouble = if n == 2 { Trouble::Permanent } else { Trouble::None };
+        let forged = order("a", &name, trouble)
+            .header(names::ORIGINAL_TOPIC, topic.to_owned())
+            .header(names::ORIGINAL_PARTITION, "0")
+            .header(names::ORIGINAL_OFFSET, "0");
+        scene.broker.publish("orders.stock.redrive", forged);
+    }
+    scene.publish("a", "a1", Trouble::None);
+    scene.run_until(|scene| scene.settled() && scene.store.applied().len() == 3).await;
+    assert_eq!(scene.letters()[0].headers.get_str(names::ORIGINAL_TOPIC), Some("orders.stock.redrive"));
+}
+
+fn large(key: &str, name: &str, trouble: Trouble) -> Message {
+    let mut message = order(key, name, trouble);
+    let mut body = message.body.take().expect("a body").to_vec();
+    body.resize(2_000, b' ');
+    message.body("application/json", body)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_database_will_never_hold_is_quarantined_and_its_key_goes_on() {
+    let scene = Scene::new();
+    scene.store.hold_at_most(1_000);
+    scene.broker.publish("orders", large("a", "a1", Trouble::Transient(1)));
+    scene.publish("a", "a2", Trouble::None);
+    scene.publish("b", "b1", Trouble::Transient(2));
+    scene.broker.publish("orders", large("b", "b2", Trouble::None));
+    scene.broker.publish("orders.stock.redrive", large("c", "c1", Trouble::None));
+    scene.broker.publish("orders.stock.redrive", order("c", "c2", Trouble::None));
+    scene.run_until(|scene| scene.settled() && scene.store.applied().len() == 3).await;
+    assert_eq!(scene.store.applied().into_iter().collect::<BTreeSet<_>>().len(), 3);
+    let letters: BTreeSet<_> = scene.letters().iter().map(told).collect();
+    let told = |id: &str, attempts: &str| (id.to_owned(), "refused".to_owned(), attempts.to_owned());
+    assert_eq!(letters, [told("a1", "1"), told("b2", "0"), told("c1", "0")].into());
+    let chain = scene.letters()[0].headers.get_str(names::ERROR_CHAIN).map(str::to_owned);
+    assert!(chain.as_ref().is_some_and(|chain| chain.contains("larger than")), "{chain:?}");
+}
+
+/// Id, reason and attempts of a letter.
+fn told(letter: &backstop::Envelope) -> (String, String, String) {
+    let of = |name: &str| letter.headers.get_str(name).expect("a header of every letter").to_owned();
+    (of("ce_id"), of(names::REASON), of(names::ATTEMPTS))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_database_that_refuses_everything_is_waited_for() {
+    let scene = Scene::new();
+    scene.publish("a", "a1", Trouble::Slow(1));
+    let store = scene.store.clone();
+    let outage = tokio::spawn(async move {
+        // The consumer has started by then, and its handler is at work.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        store.set_damaged(true);
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        store.set_damaged(false);
+    });
+    scene.run_until(|scene| scene.store.applied() == ["a1"]).await;
+    outage.await.expect("no panic");
+    assert!(scene.letters().is_empty());
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,15 +3,17 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use backstop_core::Destination;
+use backstop_core::lease::Holder;
 use backstop_core::outbox::OutboxStore;
 use backstop_core::schema::{Finding, Severity};
+use backstop_core::sink::Publisher;
+use backstop_core::{AdapterError, Destination};
 use serde_json::{Value, json};
 
 use crate::broker;
 use crate::commands::Context;
 use crate::commands::outbox::in_words;
-use crate::config::{BrokerConfig, Config, DatabaseConfig};
+use crate::config::{Config, DatabaseConfig};
 use crate::database::Database;
 use crate::exit::{Exit, Failure, with_cause};
 use crate::output::{self, or_dash};
@@ -27,31 +29,40 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
     let config = &context.config;
     let mut findings = Vec::new();
-    let outbox = database(&mut findings, "database", &config.database).await;
-    let separate = config.dead_letters.ledger.as_ref();
-    let ledger = match separate {
-        Some(ledger) => database(&mut findings, "ledger database", ledger).await,
-        None => outbox.clone(),
-    };
-    let mut destinations: BTreeSet<Destination> = named_sources(config).collect();
-    if let Some(database) = outbox.filter(|_| config.outbox.enabled) {
-        destinations.extend(look_at_outbox(&mut findings, &*database.outbox).await);
-        lease(&mut findings, &database, &config.outbox.name, config.outbox.lease_ttl).await;
-    }
-    if let Some(database) = ledger.filter(|_| config.dead_letters.enabled) {
-        lease(&mut findings, &database, &config.dead_letters.name, config.dead_letters.lease_ttl).await;
-    }
-    let destinations: Vec<Destination> = destinations.into_iter().collect();
-    match &config.broker {
-        Some(broker) => look_at_broker(&mut findings, broker, &destinations).await,
-        None => {
-            findings.push(Finding::error("broker", "not configured", "add [broker] to the configuration"))
+    let mut opened = Vec::new();
+    for wanted in config.databases() {
+        if let Some(database) = database(&mut findings, &title(config, wanted), wanted).await {
+            opened.push((wanted, database));
         }
     }
+    let usable = |wanted: &DatabaseConfig| {
+        opened.iter().find(|(config, _)| *config == wanted).map(|(_, database)| database)
+    };
+    let mut destinations = BTreeSet::new();
+    for outbox in config.outbox.iter().filter(|outbox| outbox.enabled) {
+        if let Some(database) = usable(config.database_of(outbox)) {
+            destinations.extend(look_at_outbox(&mut findings, &outbox.name, &*database.outbox).await);
+            lease(&mut findings, database, &outbox.name).await;
+        }
+    }
+    if let Some(database) = usable(config.ledger()).filter(|_| config.dead_letters.enabled) {
+        lease(&mut findings, database, &config.dead_letters.name).await;
+    }
+    look_at_brokers(&mut findings, config, destinations).await;
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     print(context, &findings)?;
     let failed = findings.iter().any(|finding| finding.severity == Severity::Error);
     Ok(if failed { Exit::Failed } else { Exit::Ok })
+}
+
+/// What findings call a database of this configuration.
+fn title(config: &Config, database: &DatabaseConfig) -> String {
+    let outbox = config.outbox.iter().find(|outbox| config.database_of(outbox) == database);
+    match outbox {
+        _ if *database == config.database => "database".to_owned(),
+        Some(outbox) => format!("database of outbox {}", outbox.name),
+        None => "ledger database".to_owned(),
+    }
 }
 
 /// Connects and looks at the tables; `None` when the rest of this database need not be asked.
@@ -77,9 +88,14 @@ async fn database(findings: &mut Vec<Finding>, subject: &str, config: &DatabaseC
 }
 
 /// What waits in the outbox and what can never be sent; the destinations of what waits.
-async fn look_at_outbox(findings: &mut Vec<Finding>, outbox: &dyn OutboxStore) -> BTreeSet<Destination> {
+async fn look_at_outbox(
+    findings: &mut Vec<Finding>,
+    name: &str,
+    outbox: &dyn OutboxStore,
+) -> BTreeSet<Destination> {
+    let subject = &if name == "outbox" { name.to_owned() } else { format!("outbox {name}") };
     match outbox.status().await {
-        Err(error) => findings.push(failed("outbox", &error)),
+        Err(error) => findings.push(failed(subject, &error)),
         Ok(status) => {
             let oldest = status.oldest.unwrap_or_default();
             let detail = match status.pending {
@@ -87,9 +103,9 @@ async fn look_at_outbox(findings: &mut Vec<Finding>, outbox: &dyn OutboxStore) -
                 rows => format!("{rows} rows wait, the oldest for {}", in_words(oldest)),
             };
             findings.push(if oldest > OLD {
-                Finding::warning("outbox", detail, "look at the log of `backstop-relay run`, or start it")
+                Finding::warning(subject, detail, "look at the log of `backstop-relay run`, or start it")
             } else {
-                Finding::fine("outbox", detail)
+                Finding::fine(subject, detail)
             });
             if status.dead > 0 {
                 let detail = format!("{} rows can never be sent", status.dead);
@@ -100,26 +116,24 @@ async fn look_at_outbox(findings: &mut Vec<Finding>, outbox: &dyn OutboxStore) -
     match outbox.reader().read(SAMPLE_ROWS, SAMPLE_BYTES).await {
         Ok(claimed) => claimed.rows.into_iter().map(|row| row.destination).collect(),
         Err(error) => {
-            findings.push(failed("outbox", &error));
+            findings.push(failed(subject, &error));
             BTreeSet::new()
         }
     }
 }
 
-/// Whether a relay holds the lease: asking for it, and giving it back at once, is the only way to know.
-async fn lease(findings: &mut Vec<Finding>, database: &Database, name: &str, ttl: Duration) {
+/// Whether a relay holds the lease.
+async fn lease(findings: &mut Vec<Finding>, database: &Database, name: &str) {
     let subject = format!("lease {name}");
-    let owner = format!("check-{}", uuid::Uuid::new_v4().simple());
-    match database.outbox.acquire(name, &owner, ttl.min(Duration::from_secs(5))).await {
-        Ok(None) => findings.push(Finding::fine(subject, "a relay holds it")),
-        Ok(Some(lease)) => {
-            if let Err(error) = database.outbox.release(&lease).await {
-                findings.push(failed(&subject, &error));
-            }
-            findings.push(Finding::warning(subject, "no relay holds it", "start `backstop-relay run`"));
+    findings.push(match database.outbox.holder(name).await {
+        Ok(Some(Holder { lease, remaining })) => {
+            let detail =
+                format!("relay {} holds it, for {} unless renewed", lease.owner, in_words(remaining));
+            Finding::fine(subject, detail)
         }
-        Err(error) => findings.push(failed(&subject, &error)),
-    }
+        Ok(None) => Finding::warning(subject, "no relay holds it", "start `backstop-relay run`"),
+        Err(error) => failed(&subject, &error),
+    });
 }
 
 /// Sources of the collector that are names, not patterns; none when it is off.
@@ -128,23 +142,48 @@ fn named_sources(config: &Config) -> impl Iterator<Item = Destination> {
     sources.into_iter().flatten().filter(|source| !source.starts_with('^')).map(Destination::new)
 }
 
-async fn look_at_broker(findings: &mut Vec<Finding>, config: &BrokerConfig, destinations: &[Destination]) {
-    let publisher = match broker::publisher(config) {
-        Ok(publisher) => publisher,
-        Err(error) => return findings.push(failed("broker", &error)),
+/// The brokers of outboxes and the one of dead letters, which are mostly the same.
+async fn look_at_brokers(
+    findings: &mut Vec<Finding>,
+    config: &Config,
+    mut destinations: BTreeSet<Destination>,
+) {
+    if config.brokers.is_empty() {
+        destinations.extend(named_sources(config));
+    } else if let Some(broker) = config.broker.as_ref().filter(|_| config.dead_letters.enabled) {
+        let publisher = broker::publisher(broker).map(Some);
+        look_at_broker(findings, "broker of dead letters", publisher, named_sources(config).collect()).await;
+    }
+    let destinations = destinations.into_iter().collect();
+    look_at_broker(findings, "broker", broker::pipeline(config), destinations).await;
+}
+
+async fn look_at_broker(
+    findings: &mut Vec<Finding>,
+    subject: &str,
+    publisher: Result<Option<Box<dyn Publisher>>, AdapterError>,
+    destinations: Vec<Destination>,
+) {
+    let publisher = match publisher {
+        Ok(Some(publisher)) => publisher,
+        Ok(None) => {
+            findings.push(Finding::error(subject, "not configured", "add [broker] to the configuration"));
+            return;
+        }
+        Err(error) => return findings.push(failed(subject, &error)),
     };
-    let Ok(faults) = tokio::time::timeout(PATIENCE, publisher.probe(destinations)).await else {
+    let Ok(faults) = tokio::time::timeout(PATIENCE, publisher.probe(&destinations)).await else {
         let detail = format!("no answer within {} s", PATIENCE.as_secs());
-        return findings.push(Finding::error("broker", detail, "check address, port and firewall"));
+        return findings.push(Finding::error(subject, detail, "check address, port and firewall"));
     };
     if faults.is_empty() {
         let detail = match destinations.len() {
             0 => "answers".to_owned(),
             count => format!("answers; {count} destinations are there"),
         };
-        return findings.push(Finding::fine("broker", detail));
+        return findings.push(Finding::fine(subject, detail));
     }
-    findings.extend(faults.iter().map(|fault| failed("broker", fault.error())));
+    findings.extend(faults.iter().map(|fault| failed(subject, fault.error())));
 }
 
 fn failed(subject: &str, error: &backstop_core::AdapterError) -> Finding {

@@ -1,12 +1,10 @@
 //! `config print`
 
-use crate::cli::ConfigCommand;
 use crate::commands::Context;
 use crate::exit::{Exit, Failure};
 use crate::output;
 
-pub(super) fn run(context: &Context, command: ConfigCommand) -> Result<Exit, Failure> {
-    let ConfigCommand::Print = command;
+pub(super) fn print(context: &Context) -> Result<Exit, Failure> {
     if context.is_json() {
         output::json(&context.config)?;
     } else {

@@ -5,7 +5,6 @@ use serde::Serialize;
 
 use crate::cli::{Migrate, MigrateCommand};
 use crate::commands::{Context, database};
-use crate::config::DatabaseConfig;
 use crate::database::Database;
 use crate::exit::{Exit, Failure};
 use crate::output;
@@ -24,7 +23,7 @@ struct Step {
 pub(super) async fn run(context: &Context, migrate: Migrate) -> Result<Exit, Failure> {
     let direction = migrate.direction.unwrap_or(MigrateCommand::Up);
     let mut steps = Vec::new();
-    for config in databases(context) {
+    for config in context.config.databases() {
         let schema = match direction {
             MigrateCommand::Up if !migrate.dry_run => Database::create(config).await,
             _ => Database::open(config).await,
@@ -39,15 +38,6 @@ pub(super) async fn run(context: &Context, migrate: Migrate) -> Result<Exit, Fai
     }
     print(context, &steps)?;
     Ok(Exit::Ok)
-}
-
-fn databases(context: &Context) -> Vec<&DatabaseConfig> {
-    let mut databases = vec![&context.config.database];
-    let ledger = context.config.ledger();
-    if !databases.contains(&ledger) {
-        databases.push(ledger);
-    }
-    databases
 }
 
 fn step(migration: &Migration, state: &'static str, sql: Option<&'static str>) -> Step {

@@ -2,35 +2,81 @@
 
 use std::time::Duration;
 
+use backstop_core::lease::Holder;
 use backstop_core::outbox::{BuriedRow, OutboxStatus};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
 use crate::cli::{OutboxCommand, OutboxDeadCommand};
 use crate::commands::{Context, database};
+use crate::config::OutboxConfig;
 use crate::exit::{Exit, Failure};
-use crate::output;
+use crate::output::{self, or_dash};
 
 pub(super) async fn run(context: &Context, command: OutboxCommand) -> Result<Exit, Failure> {
-    let outbox = context.database().await?.outbox;
     match command {
-        OutboxCommand::Status => status(context, &outbox.status().await.map_err(database)?)?,
-        OutboxCommand::Dead(OutboxDeadCommand::List { limit }) => {
-            dead(context, &outbox.buried(limit).await.map_err(database)?)?;
+        OutboxCommand::Status => status(context).await?,
+        OutboxCommand::Dead(OutboxDeadCommand::List { limit, outbox }) => {
+            let store = context.outbox(named(context, outbox.as_deref())?).await?.outbox;
+            dead(context, &store.buried(limit).await.map_err(database)?)?;
         }
     }
     Ok(Exit::Ok)
 }
 
-fn status(context: &Context, status: &OutboxStatus) -> Result<(), Failure> {
-    if context.is_json() {
-        let oldest = status.oldest.map(|age| age.as_secs_f64());
-        let document = json!({ "pending": status.pending, "oldest_seconds": oldest, "dead": status.dead });
-        return Ok(output::json(&document)?);
+/// The outbox of that name; the only one, where none is named.
+fn named<'c>(context: &'c Context, name: Option<&str>) -> Result<&'c OutboxConfig, Failure> {
+    let outboxes = &context.config.outbox;
+    let found = match name {
+        Some(name) => outboxes.iter().find(|outbox| outbox.name == name),
+        None => outboxes.first().filter(|_| outboxes.len() == 1),
+    };
+    found.ok_or_else(|| {
+        let names: Vec<&str> = outboxes.iter().map(|outbox| outbox.name.as_str()).collect();
+        let what = match name {
+            Some(name) => format!("there is no outbox {name:?} in {}", context.global.config.display()),
+            None => format!("{} has {} outboxes", context.global.config.display(), names.len()),
+        };
+        Failure::new(Exit::Usage, what, format!("name one with --outbox: {}", names.join(", ")))
+    })
+}
+
+type Standing<'a> = (&'a str, OutboxStatus, Option<Holder>);
+
+async fn status(context: &Context) -> Result<(), Failure> {
+    let mut all = Vec::new();
+    for outbox in &context.config.outbox {
+        let store = context.outbox(outbox).await?.outbox;
+        let status = store.status().await.map_err(database)?;
+        all.push((outbox.name.as_str(), status, store.holder(&outbox.name).await.map_err(database)?));
     }
-    let oldest = status.oldest.map_or_else(|| "-".to_owned(), in_words);
-    let row = vec![status.pending.to_string(), oldest, status.dead.to_string()];
-    Ok(output::table(&["PENDING", "OLDEST", "DEAD"], [row])?)
+    if context.is_json() {
+        let document = |(name, status, holder): &Standing<'_>| {
+            json!({
+                "name": name,
+                "pending": status.pending,
+                "oldest_seconds": status.oldest.map(|age| age.as_secs_f64()),
+                "dead": status.dead,
+                "owner": holder.as_ref().map(|holder| &holder.lease.owner),
+                "token": holder.as_ref().map(|holder| holder.lease.token),
+                "lease_seconds": holder.as_ref().map(|holder| holder.remaining.as_secs_f64()),
+            })
+        };
+        return Ok(output::json(&all.iter().map(document).collect::<Vec<Value>>())?);
+    }
+    let age = |age: Option<Duration>| age.map_or_else(|| "-".to_owned(), in_words);
+    let row = |(name, status, holder): &Standing<'_>| {
+        vec![
+            (*name).to_owned(),
+            status.pending.to_string(),
+            age(status.oldest),
+            status.dead.to_string(),
+            or_dash(holder.as_ref().map(|holder| holder.lease.owner.as_str())),
+            age(holder.as_ref().map(|holder| holder.remaining)),
+        ]
+    };
+    let header = ["OUTBOX", "PENDING", "OLDEST", "DEAD", "OWNER", "LEASE ENDS IN"];
+    Ok(output::table(&header, all.iter().map(row))?)
 }
 
 fn dead(context: &Context, rows: &[BuriedRow]) -> Result<(), Failure> {

@@ -4,7 +4,10 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use backstop_core::lease::Lease;
+use backstop_core::outbox::OutboxStore;
 use backstop_core::sink::Publisher;
+use backstop_core::{AdapterError, FaultKind};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -14,6 +17,8 @@ use crate::commands::{Context, database};
 use crate::config::{Config, OnUnsendable, OutboxConfig};
 use crate::database::Database;
 use crate::exit::{Exit, Failure};
+use crate::http::Server;
+use crate::jobs::Jobs;
 use crate::owner::OwnerSettings;
 use crate::pump::{self, Pump, PumpSettings};
 use crate::supervise::{Supervisor, until_signalled};
@@ -25,8 +30,10 @@ const RETRY_MAX: Duration = Duration::from_secs(10);
 
 pub(super) async fn run(context: &Arc<Context>) -> Result<Exit, Failure> {
     let config = &context.config;
-    context.broker()?;
-    if !config.outbox.enabled && !config.dead_letters.enabled {
+    if config.dead_letters.enabled || config.brokers.is_empty() {
+        context.broker()?;
+    }
+    if !config.outbox.iter().any(|outbox| outbox.enabled) && !config.dead_letters.enabled {
         return Err(Failure::new(
             Exit::Configuration,
             format!("{}: there is nothing to run", context.global.config.display()),
@@ -42,10 +49,19 @@ pub(super) async fn run(context: &Arc<Context>) -> Result<Exit, Failure> {
 /// this, too.
 pub(crate) async fn work(context: &Arc<Context>, stop: CancellationToken) -> Result<(), Failure> {
     let mut supervisor = Supervisor::default();
-    if context.config.outbox.enabled {
-        let (context, stop) = (context.clone(), stop.clone());
-        supervisor.spawn("the outbox pump", async move {
-            match patiently(&stop, "outbox", || pump(&context)).await? {
+    let enabled = || context.config.outbox.iter().filter(|outbox| outbox.enabled);
+    let jobs = Jobs::new(enabled().map(|outbox| outbox.name.clone()));
+    if let Some(http) = &context.config.http {
+        let (server, stop) = (Server::bind(http, jobs.clone()).await?, stop.clone());
+        supervisor.spawn("the HTTP server", async move {
+            server.run(stop).await;
+            Ok(())
+        });
+    }
+    for outbox in enabled().cloned() {
+        let (context, stop, jobs) = (context.clone(), stop.clone(), jobs.clone());
+        supervisor.spawn(format!("the pump of {:?}", outbox.name), async move {
+            match patiently(&stop, &outbox.name, || pump(&context, &outbox, &jobs)).await? {
                 Some(pump) => pump.run(stop).await.map(drop).map_err(|error| pump_failure(&error)),
                 None => Ok(()),
             }
@@ -91,20 +107,35 @@ async fn patiently<T, F: Future<Output = Result<T, Failure>>>(
     }
 }
 
-async fn pump(context: &Context) -> Result<Pump, Failure> {
-    let store = context.database().await?.outbox;
+async fn pump(context: &Context, outbox: &OutboxConfig, jobs: &Jobs) -> Result<Pump, Failure> {
+    let store = context.outbox(outbox).await?.outbox;
     store.status().await.map_err(database)?;
-    let publisher = reachable(context).await?;
-    Ok(Pump::new(store, publisher, pump_settings(&context.config.outbox)))
+    may_bury(&*store, &outbox.name).await?;
+    let config = &context.config;
+    let brokers = config.brokers.len() + usize::from(config.broker.is_some());
+    let publisher = answering(context.pipeline()?, brokers).await?;
+    let pump = Pump::new(store.clone(), publisher, pump_settings(outbox));
+    jobs.started(&outbox.name, store, pump.status());
+    Ok(pump)
+}
+
+/// Asks for a burial of nothing, under a lease that nobody has. Without the permission, rows that can never be sent
+/// would stay, which is better known now than when there is one.
+async fn may_bury(store: &dyn OutboxStore, lease: &str) -> Result<(), Failure> {
+    let lease = Lease { name: lease.to_owned(), owner: String::new(), token: -1 };
+    match store.bury(&lease, &[]).await {
+        Err(error) if error.kind() != FaultKind::Conflict => Err(database(error)),
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 async fn collector(context: &Context) -> Result<Collector<broker::AnySource>, Failure> {
     let Database { ledger, .. } = context.ledger().await?;
     ledger.count(&backstop_core::ledger::LetterFilter::default()).await.map_err(database)?;
-    reachable(context).await?;
+    let refused = |error: AdapterError| Failure::broker(&error);
+    answering(broker::publisher(context.broker()?).map_err(refused)?, 1).await?;
     let Config { dead_letters, .. } = &context.config;
-    let sources =
-        broker::sources(context.broker()?, dead_letters).map_err(|error| Failure::broker(&error))?;
+    let sources = broker::sources(context.broker()?, dead_letters).map_err(refused)?;
     let owner = OwnerSettings {
         lease: dead_letters.name.clone(),
         ttl: dead_letters.lease_ttl,
@@ -113,11 +144,11 @@ async fn collector(context: &Context) -> Result<Collector<broker::AnySource>, Fa
     Ok(Collector::new(ledger, sources, owner))
 }
 
-/// A publisher whose broker answers.
-async fn reachable(context: &Context) -> Result<Box<dyn Publisher>, Failure> {
-    let publisher = broker::publisher(context.broker()?).map_err(|error| Failure::broker(&error))?;
+/// The publisher, if at least one of its brokers answers: destinations of the others wait in the pump.
+async fn answering(publisher: Box<dyn Publisher>, brokers: usize) -> Result<Box<dyn Publisher>, Failure> {
     let faults = publisher.probe(&[]).await;
-    match faults.first() {
+    let serious = faults.iter().find(|fault| fault.error().kind() != FaultKind::Unreachable);
+    match serious.or_else(|| faults.first().filter(|_| faults.len() >= brokers)) {
         Some(fault) => Err(Failure::publish(fault)),
         None => Ok(publisher),
     }
@@ -149,4 +180,54 @@ fn pump_failure(error: &pump::PumpError) -> Failure {
         crate::exit::with_cause(error),
         "mend the cause and start the relay again; see `backstop-relay check`",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    fn failure(exit: Exit) -> Failure {
+        Failure::new(exit, "no", "look")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_is_away_is_waited_for_and_a_refusal_is_not() {
+        let stop = CancellationToken::new();
+        let tries = Cell::new(0);
+        let open = |last: Result<u32, Failure>| {
+            tries.set(0);
+            let tries = &tries;
+            move || {
+                tries.set(tries.get() + 1);
+                let answer =
+                    if tries.get() < 20 { Err(failure(Exit::DatabaseUnreachable)) } else { last.clone() };
+                async move { answer }
+            }
+        };
+        assert_eq!(patiently(&stop, "outbox", open(Ok(7))).await, Ok(Some(7)));
+        let refused = Err(failure(Exit::DatabaseRefused));
+        assert_eq!(patiently(&stop, "outbox", open(refused.clone())).await, refused.map(|_: u32| None));
+        assert_eq!(tries.get(), 20, "asked once more after a refusal");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_ends_the_wait_even_while_a_server_does_not_answer() {
+        for answers in [false, true] {
+            let stop = CancellationToken::new();
+            let stopper = stop.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_secs(60)).await;
+                stopper.cancel();
+            });
+            let open = || async move {
+                if !answers {
+                    std::future::pending::<()>().await;
+                }
+                Err::<u32, _>(failure(Exit::BrokerUnreachable))
+            };
+            assert_eq!(patiently(&stop, "outbox", open).await, Ok(None));
+        }
+    }
 }

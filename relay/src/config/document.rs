@@ -1,5 +1,6 @@
 //! A TOML document that is read section by section, with every fault noted at its line.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::ops::Range;
 use std::time::Duration;
@@ -7,13 +8,23 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::environment::{Environment, Override, merge};
 use super::interpolate::interpolate;
 
-/// What is wrong with a configuration file, and where.
+/// Where a value of the configuration comes from.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// A line of the file, from 1.
+    Line(usize),
+    /// The environment variable of that name.
+    Variable(String),
+}
+
+/// What is wrong with the configuration, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// Line, from 1.
-    pub line: usize,
+    /// Where.
+    pub place: Place,
     /// What, in one line.
     pub what: String,
     /// How to mend it.
@@ -25,14 +36,15 @@ pub(super) struct Reader<'a> {
     text: &'a str,
     /// Where each line begins.
     lines: Vec<usize>,
-    env: &'a dyn Fn(&str) -> Option<String>,
+    env: &'a Environment,
+    overrides: Vec<Override<'a>>,
     faults: RefCell<Vec<Fault>>,
 }
 
 /// A text with its place.
 pub(super) struct Located {
     pub(super) text: String,
-    pub(super) line: usize,
+    pub(super) place: Place,
     interpolated: bool,
 }
 
@@ -44,48 +56,72 @@ impl Located {
         }
         format!("{:?}", self.text)
     }
+
+    /// Whether an environment variable took the place of the key.
+    pub(super) fn is_override(&self) -> bool {
+        matches!(self.place, Place::Variable(_))
+    }
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(text: &'a str, env: &'a dyn Fn(&str) -> Option<String>) -> Self {
+    pub(super) fn new(text: &'a str, env: &'a Environment) -> Self {
         let after = text.match_indices('\n').map(|(at, _)| at + 1);
-        Self { text, lines: std::iter::once(0).chain(after).collect(), env, faults: RefCell::default() }
+        Self {
+            text,
+            lines: std::iter::once(0).chain(after).collect(),
+            env,
+            overrides: env.overrides(),
+            faults: RefCell::default(),
+        }
     }
 
-    /// The top table of the document; syntax errors are noted as faults.
+    /// The top table of the document, with what the environment overrides; syntax errors are noted as faults.
     pub(super) fn parse(&self) -> DeTable<'a> {
         let (table, errors) = DeTable::parse_recoverable(self.text);
         for error in errors {
-            let line = error.span().map_or(1, |span| self.line(&span));
+            let place = error.span().map_or(Place::Line(1), |span| self.place(&span));
             let what = error.message().lines().next().unwrap_or("syntax error").to_owned();
-            self.fault(line, what, "mend the TOML syntax; texts stand in \"quotes\"");
+            self.fault(place, what, "mend the TOML syntax; texts stand in \"quotes\"");
         }
-        table.into_inner()
+        for (name, _) in self.overrides.iter().filter(|(_, value)| value.is_none()) {
+            self.fault(Place::Variable((*name).to_owned()), "the value is not UTF-8", "set a value in UTF-8");
+        }
+        let mut table = table.into_inner();
+        merge(&mut table, &self.overrides, self.text.len() + 1);
+        table
     }
 
-    pub(super) fn fault(&self, line: usize, what: impl Into<String>, hint: impl Into<String>) {
-        self.faults.borrow_mut().push(Fault { line, what: what.into(), hint: hint.into() });
+    pub(super) fn fault(&self, place: Place, what: impl Into<String>, hint: impl Into<String>) {
+        self.faults.borrow_mut().push(Fault { place, what: what.into(), hint: hint.into() });
     }
 
     /// Everything noted, by line.
     pub(super) fn faults(self) -> Vec<Fault> {
         let mut faults = self.faults.into_inner();
-        faults.sort_by_key(|fault| fault.line);
+        faults.sort_by(|one, other| one.place.cmp(&other.place));
         faults.dedup();
         faults
     }
 
-    fn line(&self, span: &Range<usize>) -> usize {
-        self.lines.partition_point(|begin| *begin <= span.start)
+    /// A line, or for a span behind the text the variable that was merged with it.
+    fn place(&self, span: &Range<usize>) -> Place {
+        match span.start.checked_sub(self.text.len() + 1).and_then(|n| self.overrides.get(n)) {
+            Some((name, _)) => Place::Variable((*name).to_owned()),
+            None => Place::Line(self.lines.partition_point(|begin| *begin <= span.start)),
+        }
     }
 
-    /// The text with `${NAME}` replaced; `None` when a variable is missing, which is noted.
-    fn interpolated(&self, text: &str, line: usize) -> Option<Located> {
+    /// The text with `${NAME}` replaced; `None` when a variable is missing, which is noted. What comes from the
+    /// environment is taken as it is.
+    fn interpolated(&self, text: &str, place: Place) -> Option<Located> {
+        if let Place::Variable(_) = place {
+            return Some(Located { text: text.to_owned(), place, interpolated: true });
+        }
         match interpolate(text, self.env) {
-            Ok(done) => Some(Located { interpolated: done != text, text: done, line }),
+            Ok(done) => Some(Located { interpolated: done != text, text: done, place }),
             Err(faults) => {
                 for (what, hint) in faults {
-                    self.fault(line, what, hint);
+                    self.fault(place.clone(), what, hint);
                 }
                 None
             }
@@ -95,8 +131,8 @@ impl<'a> Reader<'a> {
 
 /// One table of the document. Each key that is asked for is known; [`finish`](Section::finish) refuses the rest.
 pub(super) struct Section<'a> {
-    name: &'a str,
-    line: usize,
+    name: String,
+    place: Place,
     table: Option<&'a DeTable<'a>>,
     known: Vec<&'static str>,
     reader: &'a Reader<'a>,
@@ -105,20 +141,64 @@ pub(super) struct Section<'a> {
 impl<'a> Section<'a> {
     /// The document itself.
     pub(super) fn top(table: &'a DeTable<'a>, reader: &'a Reader<'a>) -> Self {
-        Self { name: "", line: 1, table: Some(table), known: Vec::new(), reader }
+        Self { name: String::new(), place: Place::Line(1), table: Some(table), known: Vec::new(), reader }
     }
 
     /// The table of that name, which need not be there.
     pub(super) fn section(&mut self, name: &'static str) -> Self {
         let found = self.value(name);
-        let table = found.and_then(|(value, line)| {
-            value
-                .as_table()
-                .map(|table| (table, line))
-                .or_else(|| self.wrong_type(name, line, "a table", value))
+        let table = found.and_then(|(value, place)| match value.as_table() {
+            Some(table) => Some((table, place)),
+            None => self.wrong_type(name, place, "a table", value),
         });
-        let (table, line) = table.unzip();
-        Section { name, line: line.unwrap_or(self.line), table, known: Vec::new(), reader: self.reader }
+        let (table, place) = table.unzip();
+        let place = place.unwrap_or_else(|| self.place.clone());
+        let name = if self.name.is_empty() { name.to_owned() } else { format!("{}.{name}", self.name) };
+        Section { name, place, table, known: Vec::new(), reader: self.reader }
+    }
+
+    /// The tables of that name: `[name]` once, or `[[name]]` for each.
+    pub(super) fn sections(&mut self, name: &'static str) -> Vec<Self> {
+        let Some((value, place)) = self.value(name) else { return Vec::new() };
+        let one = |table, place| self.inner(name.to_owned(), table, place);
+        match value {
+            DeValue::Table(table) => vec![one(table, place)],
+            DeValue::Array(items) => {
+                let item = |item: &'a Spanned<DeValue<'a>>| {
+                    let place = self.reader.place(&item.span());
+                    match item.get_ref() {
+                        DeValue::Table(table) => Some(one(table, place)),
+                        other => self.wrong_type(name, place, "a table", other),
+                    }
+                };
+                items.iter().filter_map(item).collect()
+            }
+            other => self.wrong_type(name, place, "a table", other).unwrap_or_default(),
+        }
+    }
+
+    /// The tables within the table of that name, by names that are free.
+    pub(super) fn named(&mut self, name: &'static str) -> Vec<(Located, Self)> {
+        let Some((value, place)) = self.value(name) else { return Vec::new() };
+        let DeValue::Table(table) = value else {
+            return self.wrong_type(name, place, "a table of tables", value).unwrap_or_default();
+        };
+        let inner = |(key, value): (&'a Spanned<Cow<'a, str>>, &'a Spanned<DeValue<'a>>)| {
+            let place = self.reader.place(&value.span());
+            let path = format!("{name}.{}", key.get_ref());
+            let DeValue::Table(table) = value.get_ref() else {
+                return self.wrong_type(&path, place, "a table", value.get_ref());
+            };
+            let text = key.get_ref().clone().into_owned();
+            let key = Located { text, place: self.reader.place(&key.span()), interpolated: false };
+            Some((key, self.inner(path, table, place)))
+        };
+        table.iter().filter_map(inner).collect()
+    }
+
+    fn inner(&self, name: String, table: &'a DeTable<'a>, place: Place) -> Self {
+        let name = if self.name.is_empty() { name } else { format!("{}.{name}", self.name) };
+        Section { name, place, table: Some(table), known: Vec::new(), reader: self.reader }
     }
 
     /// Whether the table stands in the document.
@@ -127,13 +207,13 @@ impl<'a> Section<'a> {
     }
 
     /// Where the table begins.
-    pub(super) fn line(&self) -> usize {
-        self.line
+    pub(super) fn place(&self) -> Place {
+        self.place.clone()
     }
 
     /// Notes a fault.
-    pub(super) fn fault(&self, line: usize, what: impl Into<String>, hint: impl Into<String>) {
-        self.reader.fault(line, what, hint);
+    pub(super) fn fault(&self, place: Place, what: impl Into<String>, hint: impl Into<String>) {
+        self.reader.fault(place, what, hint);
     }
 
     /// `[section] key`, as error lines name it.
@@ -149,41 +229,50 @@ impl<'a> Section<'a> {
     /// Notes that a key is missing, unless the whole section is (which is said once).
     pub(super) fn missing(&self, key: &str, hint: impl Into<String>) {
         if self.is_there() {
-            self.fault(self.line, format!("{} is missing", self.path(key)), hint);
+            self.fault(self.place(), format!("{} is missing", self.path(key)), hint);
         }
     }
 
     /// A text.
     pub(super) fn text(&mut self, key: &'static str) -> Option<Located> {
-        let (value, line) = self.value(key)?;
+        let (value, place) = self.value(key)?;
         match value {
-            DeValue::String(text) => self.reader.interpolated(text, line),
-            other => self.wrong_type(key, line, "a text in quotes", other),
+            DeValue::String(text) => self.reader.interpolated(text, place),
+            other => self.wrong_type(key, place, "a text in quotes", other),
         }
     }
 
     /// A secret text: under `key`, or in the file that `file_key` names (without the line end at its end).
     pub(super) fn secret(&mut self, key: &'static str, file_key: &'static str) -> Option<Located> {
-        let here = self.text(key);
-        let file = self.text(file_key);
-        if self.has(key) && self.has(file_key) {
-            let line = file.map_or(self.line, |file| file.line);
-            let what = format!("{} and {file_key} are both set", self.path(key));
-            self.fault(line, what, "keep one of them");
-            return None;
+        let (here, file) = (self.text(key), self.text(file_key));
+        match (here, file) {
+            (Some(here), None) => Some(here),
+            (None, Some(file)) => self.read_secret(file, file_key),
+            (Some(here), Some(file)) if here.is_override() != file.is_override() => {
+                if here.is_override() {
+                    Some(here)
+                } else {
+                    self.read_secret(file, file_key)
+                }
+            }
+            (Some(_), Some(file)) => {
+                let what = format!("{} and {file_key} are both set", self.path(key));
+                self.fault(file.place, what, "keep one of them");
+                None
+            }
+            (None, None) => None,
         }
-        here.or_else(|| self.read_secret(file?, file_key))
     }
 
     fn read_secret(&self, file: Located, key: &str) -> Option<Located> {
         match std::fs::read_to_string(&file.text) {
             Ok(text) => {
                 let text = text.trim_end_matches(['\r', '\n']).to_owned();
-                Some(Located { text, line: file.line, interpolated: true })
+                Some(Located { text, place: file.place, interpolated: true })
             }
             Err(error) => {
                 let what = format!("{}: cannot read {}: {error}", self.path(key), file.shown());
-                self.fault(file.line, what, "check that the file is there and readable");
+                self.fault(file.place, what, "check that the file is there and readable");
                 None
             }
         }
@@ -191,24 +280,32 @@ impl<'a> Section<'a> {
 
     /// `true` or `false`.
     pub(super) fn switch(&mut self, key: &'static str, default: bool) -> bool {
-        let Some((value, line)) = self.value(key) else { return default };
-        match value {
-            DeValue::Boolean(value) => *value,
-            other => self.wrong_type(key, line, "true or false", other).unwrap_or(default),
-        }
+        let Some((value, place)) = self.value(key) else { return default };
+        let found = match (value, &place) {
+            (DeValue::Boolean(value), _) => Some(*value),
+            (DeValue::String(text), Place::Variable(_)) => text.parse().ok(),
+            _ => None,
+        };
+        found.or_else(|| self.wrong_type(key, place, "true or false", value)).unwrap_or(default)
     }
 
     /// A whole number within bounds.
     pub(super) fn number(&mut self, key: &'static str, default: u64, bounds: Range<u64>) -> u64 {
-        let Some((value, line)) = self.value(key) else { return default };
-        let DeValue::Integer(number) = value else {
-            return self.wrong_type(key, line, "a whole number", value).unwrap_or(default);
+        let Some((value, place)) = self.value(key) else { return default };
+        let number = match (value, &place) {
+            (DeValue::Integer(number), _) => u64::from_str_radix(number.as_str(), number.radix()),
+            (DeValue::String(text), Place::Variable(_)) => text.parse(),
+            _ => return self.wrong_type(key, place, "a whole number", value).unwrap_or(default),
         };
-        match u64::from_str_radix(number.as_str(), number.radix()) {
+        match number {
             Ok(number) if bounds.contains(&number) => number,
             _ => {
-                let what = format!("{} = {number} is out of bounds", self.path(key));
-                self.fault(line, what, format!("use {} to {}", bounds.start, bounds.end - 1));
+                let shown = match (value, &place) {
+                    (DeValue::Integer(number), Place::Line(_)) => format!(" = {number}"),
+                    _ => String::new(),
+                };
+                let what = format!("{}{shown} is out of bounds", self.path(key));
+                self.fault(place, what, format!("use {} to {}", bounds.start, bounds.end - 1));
                 default
             }
         }
@@ -232,7 +329,7 @@ impl<'a> Section<'a> {
             Ok(_) => "is out of bounds",
             Err(_) => "is no duration",
         };
-        self.fault(text.line, format!("{}: {} {what}", self.path(key), text.shown()), within);
+        self.fault(text.place.clone(), format!("{}: {} {what}", self.path(key), text.shown()), within);
         default
     }
 
@@ -243,52 +340,67 @@ impl<'a> Section<'a> {
         if found.is_none() {
             let list: Vec<String> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
             let what = format!("{}: {} is not known", self.path(key), text.shown());
-            self.fault(text.line, what, format!("use {}", list.join(" or ")));
+            self.fault(text.place.clone(), what, format!("use {}", list.join(" or ")));
         }
         found
     }
 
     /// A list of texts; one text counts as a list of one.
     pub(super) fn texts(&mut self, key: &'static str) -> Vec<Located> {
-        let Some((value, line)) = self.value(key) else { return Vec::new() };
-        match value {
-            DeValue::String(text) => self.reader.interpolated(text, line).into_iter().collect(),
-            DeValue::Array(items) => items.iter().filter_map(|item| self.item(key, item)).collect(),
-            other => self.wrong_type(key, line, "a list of texts", other).unwrap_or_default(),
+        let Some((value, place)) = self.value(key) else { return Vec::new() };
+        match (value, &place) {
+            (DeValue::String(list), Place::Variable(_)) => {
+                let items = list.split(',').map(str::trim).filter(|item| !item.is_empty());
+                items.filter_map(|item| self.reader.interpolated(item, place.clone())).collect()
+            }
+            (DeValue::String(text), _) => self.reader.interpolated(text, place).into_iter().collect(),
+            (DeValue::Array(items), _) => items.iter().filter_map(|item| self.item(key, item)).collect(),
+            _ => self.wrong_type(key, place, "a list of texts", value).unwrap_or_default(),
         }
     }
 
     fn item(&self, key: &str, item: &Spanned<DeValue<'_>>) -> Option<Located> {
-        let line = self.reader.line(&item.span());
+        let place = self.reader.place(&item.span());
         match item.get_ref() {
-            DeValue::String(text) => self.reader.interpolated(text, line),
-            other => self.wrong_type(key, line, "a list of texts", other),
+            DeValue::String(text) => self.reader.interpolated(text, place),
+            other => self.wrong_type(key, place, "a list of texts", other),
         }
     }
 
     /// A table of free names with texts, numbers or booleans. A name that ends in `_file` names a file that holds
     /// the value.
     pub(super) fn properties(&mut self, key: &'static str) -> Vec<(String, Located)> {
-        let Some((value, line)) = self.value(key) else { return Vec::new() };
+        let Some((value, place)) = self.value(key) else { return Vec::new() };
         let DeValue::Table(table) = value else {
-            return self.wrong_type(key, line, "a table of names and values", value).unwrap_or_default();
+            return self.wrong_type(key, place, "a table of names and values", value).unwrap_or_default();
         };
-        table.iter().filter_map(|(name, value)| self.property(name.get_ref(), value)).collect()
+        let properties: Vec<_> =
+            table.iter().filter_map(|(name, value)| self.property(name.get_ref(), value)).collect();
+        // An override under its own spelling (SASL_PASSWORD_FILE) takes the place of the file's property.
+        let overridden: Vec<String> =
+            properties.iter().filter(|(_, text)| text.is_override()).map(|(name, _)| name.clone()).collect();
+        let stands = |(name, text): &(String, Located)| text.is_override() || !overridden.contains(name);
+        properties.into_iter().filter(stands).collect()
     }
 
     fn property(&self, name: &str, value: &Spanned<DeValue<'_>>) -> Option<(String, Located)> {
-        let line = self.reader.line(&value.span());
-        let plain = |text: String| Some(Located { text, line, interpolated: false });
+        let place = self.reader.place(&value.span());
+        let plain = |text: String| Some(Located { text, place: place.clone(), interpolated: false });
         let text = match value.get_ref() {
-            DeValue::String(text) => self.reader.interpolated(text, line),
+            DeValue::String(text) => self.reader.interpolated(text, place),
             DeValue::Integer(number) => plain(number.to_string()),
             DeValue::Float(number) => plain(number.to_string()),
             DeValue::Boolean(value) => plain(value.to_string()),
-            other => self.wrong_type(name, line, "a text, a number or a boolean", other),
+            other => self.wrong_type(name, place, "a text, a number or a boolean", other),
         }?;
+        // Names of variables cannot hold the dots that librdkafka's names have.
+        let dotted = |name: &str| if text.is_override() { name.replace('_', ".") } else { name.to_owned() };
         match name.strip_suffix("_file") {
-            Some(stem) => self.read_secret(text, name).map(|text| (stem.to_owned(), text)),
-            None => Some((name.to_owned(), text)),
+            Some(stem) => {
+                let stem = dotted(stem);
+                self.read_secret(text, name).map(|text| (stem, text))
+            }
+            None => Some((dotted(name), text)),
         }
     }
 
@@ -297,30 +409,30 @@ impl<'a> Section<'a> {
         for (key, _) in self.table.into_iter().flatten() {
             let name: &str = key.get_ref();
             if !self.known.contains(&name) {
-                let line = self.reader.line(&key.span());
+                let place = self.reader.place(&key.span());
                 let what = if self.name.is_empty() {
                     format!("unknown key {name:?}")
                 } else {
                     format!("unknown key {name:?} in [{}]", self.name)
                 };
-                self.fault(line, what, nearest(name, &self.known));
+                self.fault(place, what, nearest(name, &self.known));
             }
         }
     }
 
-    fn value(&mut self, key: &'static str) -> Option<(&'a DeValue<'a>, usize)> {
+    fn value(&mut self, key: &'static str) -> Option<(&'a DeValue<'a>, Place)> {
         self.known.push(key);
         let value = self.table?.get(key)?;
-        Some((value.get_ref(), self.reader.line(&value.span())))
+        Some((value.get_ref(), self.reader.place(&value.span())))
     }
 
-    fn wrong_type<T>(&self, key: &str, line: usize, wanted: &str, found: &DeValue<'_>) -> Option<T> {
+    fn wrong_type<T>(&self, key: &str, place: Place, wanted: &str, found: &DeValue<'_>) -> Option<T> {
         let found = match found.type_str() {
             "string" => "text",
             other => other,
         };
         self.fault(
-            line,
+            place,
             format!("{} must be {wanted}, not of type {found}", self.path(key)),
             format!("write {wanted}"),
         );

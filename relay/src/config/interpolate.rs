@@ -1,15 +1,14 @@
 //! `${NAME}` inside the texts of the configuration.
 
+use super::environment::Environment;
+
 /// The text with every `${NAME}` replaced by that variable; `$$` stands for a dollar sign.
 ///
 /// Only called on the texts of a parsed document, so that a value can never change the structure of the document.
 ///
 /// # Errors
 /// What is wrong and how to mend it, for every variable that is missing or badly written.
-pub(super) fn interpolate(
-    text: &str,
-    env: &dyn Fn(&str) -> Option<String>,
-) -> Result<String, Vec<(String, String)>> {
+pub(super) fn interpolate(text: &str, env: &Environment) -> Result<String, Vec<(String, String)>> {
     let mut out = String::with_capacity(text.len());
     let mut faults = Vec::new();
     let mut rest = text;
@@ -24,7 +23,7 @@ pub(super) fn interpolate(
             let name = &after[..end.unwrap_or(after.len())];
             rest = &after[end.map_or(after.len(), |end| end + 1)..];
             match variable(name, end.is_some(), env) {
-                Ok(value) => out.push_str(&value),
+                Ok(value) => out.push_str(value),
                 Err(fault) => faults.push(fault),
             }
         } else {
@@ -35,11 +34,7 @@ pub(super) fn interpolate(
     if faults.is_empty() { Ok(out) } else { Err(faults) }
 }
 
-fn variable(
-    name: &str,
-    closed: bool,
-    env: &dyn Fn(&str) -> Option<String>,
-) -> Result<String, (String, String)> {
+fn variable<'e>(name: &str, closed: bool, env: &'e Environment) -> Result<&'e str, (String, String)> {
     let sound = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     if !closed || !sound {
         // What follows an unclosed brace may be a password, so it is not shown.
@@ -48,7 +43,7 @@ fn variable(
             "write ${NAME} for a variable, or $$ for a dollar sign".to_owned(),
         ));
     }
-    env(name).ok_or_else(|| {
+    env.get(name).ok_or_else(|| {
         (
             format!("environment variable {name} is not set"),
             format!("set {name}, or write $${{{name}}} if the text itself is meant"),
@@ -61,7 +56,7 @@ mod tests {
     use super::*;
 
     fn with(text: &str) -> Result<String, Vec<(String, String)>> {
-        interpolate(text, &|name| (name == "A").then(|| "a$${B}\"".to_owned()))
+        interpolate(text, &Environment::from_iter([("A", "a$${B}\"")]))
     }
 
     #[test]

@@ -2,13 +2,20 @@ use super::*;
 
 const MINIMAL: &str = "[database]\nurl = \"sqlite:/tmp/x.db\"\n";
 
-fn env(name: &str) -> Option<String> {
-    (name == "DB_PASSWORD").then(|| "S3cret!".to_owned())
+fn env() -> Environment {
+    Environment::from_iter([("DB_PASSWORD", "S3cret!")])
 }
 
 fn faults(text: &str) -> Vec<(usize, String, String)> {
-    let faults = Config::parse(text, &env).expect_err("a fault");
-    faults.into_iter().map(|fault| (fault.line, fault.what, fault.hint)).collect()
+    let faults = Config::parse(text, &env()).expect_err("a fault");
+    faults.into_iter().map(|fault| (line(&fault.place), fault.what, fault.hint)).collect()
+}
+
+fn line(place: &Place) -> usize {
+    match place {
+        Place::Line(line) => *line,
+        Place::Variable(name) => panic!("a fault of the variable {name}"),
+    }
 }
 
 fn only_fault(text: &str) -> (usize, String, String) {
@@ -19,13 +26,13 @@ fn only_fault(text: &str) -> (usize, String, String) {
 
 #[test]
 fn a_minimal_file_gets_every_default() {
-    let config = Config::parse(MINIMAL, &env).expect("sound");
+    let config = Config::parse(MINIMAL, &env()).expect("sound");
     assert_eq!(config.database.prefix, "backstop");
     assert_eq!(
-        (config.broker.is_none(), config.outbox.enabled, config.dead_letters.enabled),
+        (config.broker.is_none(), config.outbox[0].enabled, config.dead_letters.enabled),
         (true, true, false)
     );
-    assert_eq!(config.outbox.lease_ttl, Duration::from_secs(10));
+    assert_eq!(config.outbox[0].lease_ttl, Duration::from_secs(10));
     assert_eq!(config.ledger(), &config.database);
 }
 
@@ -77,7 +84,7 @@ fn a_missing_variable_is_named_once_with_its_line() {
 fn values_from_the_environment_are_used_and_never_shown() {
     let text = "[database]\nurl = \"postgres://u:${DB_PASSWORD}@h/d\"\n[broker]\nkind = \"kafka\"\n\
                 brokers = [\"localhost:9092\"]\n[broker.properties]\n\"sasl.password\" = \"${DB_PASSWORD}\"\n";
-    let config = Config::parse(text, &env).expect("sound");
+    let config = Config::parse(text, &env()).expect("sound");
     assert_eq!(config.database.url.expose(), "postgres://u:S3cret!@h/d");
     let json = serde_json::to_string(&config).expect("JSON");
     let toml = toml::to_string(&config).expect("TOML");
@@ -93,7 +100,7 @@ fn secrets_come_from_files_without_the_line_end() {
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), "postgres://u:pw@localhost/d\n").expect("written");
     let path = file.path().display();
-    let config = Config::parse(&format!("[database]\nurl_file = \"{path}\"\n"), &env).expect("sound");
+    let config = Config::parse(&format!("[database]\nurl_file = \"{path}\"\n"), &env()).expect("sound");
     assert_eq!(config.database.url.expose(), "postgres://u:pw@localhost/d");
     let (line, what, _) = only_fault(&format!("[database]\nurl = \"sqlite:x\"\nurl_file = \"{path}\"\n"));
     assert_eq!((line, what.as_str()), (3, "[database] url and url_file are both set"));
@@ -120,12 +127,12 @@ fn passwords_do_not_cross_the_network_without_tls_unless_told() {
         ("amqps://u:pw@rabbit/", ""),
         ("amqp://u:pw@rabbit/", "allow_plaintext = true"),
     ] {
-        assert!(Config::parse(&rabbit(url, more), &env).is_ok(), "{url}");
+        assert!(Config::parse(&rabbit(url, more), &env()).is_ok(), "{url}");
     }
     let kafka = "[broker]\nkind = \"kafka\"\nbrokers = [\"localhost:9092\", \"kafka:9092\"]\n\
                  [broker.properties]\n\"security.protocol\" = \"SASL_PLAINTEXT\"\n\"sasl.mechanism\" = \"PLAIN\"\n";
     assert!(only_fault(&format!("{MINIMAL}{kafka}")).1.contains("without TLS"));
-    assert!(Config::parse(&format!("{MINIMAL}{}", kafka.replace(", \"kafka:9092\"", "")), &env).is_ok());
+    assert!(Config::parse(&format!("{MINIMAL}{}", kafka.replace(", \"kafka:9092\"", "")), &env()).is_ok());
 }
 
 #[test]
@@ -133,19 +140,151 @@ fn what_is_printed_can_be_read_again() {
     let text = "[database]\nurl = \"postgres://localhost/d\"\nschema = \"shop\"\n[broker]\nkind = \"rabbitmq\"\n\
                 url = \"amqp://localhost/\"\nordering = \"none\"\n[dead_letters]\nenabled = true\n\
                 sources = [\"orders.dlq\"]\n[dead_letters.ledger]\nurl = \"sqlite:l.db\"\n";
-    let config = Config::parse(text, &env).expect("sound");
+    let config = Config::parse(text, &env()).expect("sound");
     let printed = toml::to_string(&config).expect("TOML");
-    assert_eq!(Config::parse(&printed, &env).expect("sound"), config);
+    assert_eq!(Config::parse(&printed, &env()).expect("sound"), config);
+}
+
+const SEVERAL: &str = r#"
+[database]
+url = "sqlite:/tmp/x.db"
+prefix = "shop"
+[brokers.audit]
+kind = "rabbitmq"
+url = "amqp://localhost/"
+[[routes]]
+destination = "audit.*"
+broker = "audit"
+[[outbox]]
+[[outbox]]
+name = "old"
+database = { prefix = "old" }
+[[outbox]]
+name = "far"
+database = { url = "sqlite:/tmp/far.db" }
+"#;
+
+#[test]
+fn outboxes_and_routes_may_be_several() {
+    let config = overridden(SEVERAL, &[("BACKSTOP__OUTBOX__2__LEASE_TTL", "3s")]).expect("sound");
+    let names: Vec<&str> = config.outbox.iter().map(|outbox| outbox.name.as_str()).collect();
+    assert_eq!(names, ["outbox", "old", "far"]);
+    assert_eq!(config.outbox[2].lease_ttl, Duration::from_secs(3));
+    let places: Vec<(&str, &str)> = (config.outbox.iter())
+        .map(|outbox| config.database_of(outbox))
+        .map(|database| (database.url.expose(), database.prefix.as_str()))
+        .collect();
+    let expected =
+        [("sqlite:/tmp/x.db", "shop"), ("sqlite:/tmp/x.db", "old"), ("sqlite:/tmp/far.db", "backstop")];
+    assert_eq!(places, expected);
+    assert_eq!(config.databases().len(), 3);
+    let printed = toml::to_string(&config).expect("TOML");
+    assert_eq!(Config::parse(&printed, &env()).expect("sound"), config, "{printed}");
+}
+
+#[test]
+fn routes_and_outboxes_that_cannot_be_meant_are_refused() {
+    let text = SEVERAL.replace("broker = \"audit\"", "broker = \"adit\"").replace("\"far\"", "\"old\"");
+    let faults = faults(&text);
+    let lines: Vec<(usize, &str)> = faults.iter().map(|(line, what, _)| (*line, what.as_str())).collect();
+    let expected = [
+        (5, "no route leads to [brokers.audit]"),
+        (10, "[routes] broker: there is no [brokers.adit]"),
+        (15, "[[outbox]] has the name \"old\" twice"),
+    ];
+    assert_eq!(lines, expected);
+    let variables = [("BACKSTOP__OUTBOX__7__NAME", "x")];
+    let faults = overridden(SEVERAL, &variables).expect_err("there are three");
+    assert_eq!(faults[0].place, Place::Variable("BACKSTOP__OUTBOX__7__NAME".to_owned()));
+}
+
+#[test]
+fn http_beyond_this_host_needs_a_token() {
+    let http = |more: &str| format!("{MINIMAL}[http]\n{more}");
+    let config = Config::parse(&http(""), &env()).expect("sound");
+    assert_eq!(config.http.expect("given").listen.to_string(), "127.0.0.1:8642");
+    let (line, what, _) = only_fault(&http("listen = \"0.0.0.0:80\""));
+    assert_eq!(line, 4);
+    assert!(what.contains("can be reached from other hosts, and there is no token"), "{what}");
+    for more in ["token = \"0123456789abcdef\"", "insecure = true"] {
+        let config = Config::parse(&http(&format!("listen = \"[::]:80\"\n{more}")), &env()).expect("sound");
+        let shown = format!("{config:?}{}", toml::to_string(&config).expect("TOML"));
+        assert!(!shown.contains("0123456789abcdef"), "{shown}");
+    }
+    assert_eq!(only_fault(&http("token = \"short\"")).1, "[http] token has less than 16 characters");
+    assert_eq!(only_fault(&http("listen = \"localhost\"")).1, "[http] listen: \"localhost\" is no address");
 }
 
 #[test]
 fn hostile_files_are_refused_in_words() {
     let keys: String = (0..20_000).map(|n| format!("k{n} = 1\n")).collect();
-    assert_eq!(Config::parse(&keys, &env).expect_err("unknown keys").len(), 20_001);
+    assert_eq!(Config::parse(&keys, &env()).expect_err("unknown keys").len(), 20_001);
     let deep = format!("[database]\nurl = {}1{}\n", "[".repeat(5_000), "]".repeat(5_000));
-    assert!(Config::parse(&deep, &env).is_err());
+    assert!(Config::parse(&deep, &env()).is_err());
     let file = tempfile::NamedTempFile::new().expect("a file");
     file.as_file().set_len(MAX_FILE + 1).expect("grown");
-    let failure = Config::load(file.path(), &env).expect_err("too large");
+    let failure = Config::load(file.path(), &env()).expect_err("too large");
     assert!(failure.to_string().contains("larger than 1 MiB"));
+}
+
+/// The configuration of the text with these overrides.
+fn overridden(text: &str, variables: &[(&str, &str)]) -> Result<Config, Vec<Fault>> {
+    Config::parse(text, &variables.iter().copied().collect())
+}
+
+#[test]
+fn the_environment_overrides_every_kind_of_key() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), "pw\n").expect("written");
+    let text = "[database]\nurl_file = \"/nowhere\"\n[broker]\nkind = \"rabbitmq\"\n[broker.properties]\n\
+                \"sasl.password\" = \"old\"\n";
+    let config = overridden(
+        text,
+        &[
+            ("BACKSTOP__DATABASE__URL", "sqlite:$x${y}.db"),
+            ("BACKSTOP__BROKER__KIND", "kafka"),
+            ("BACKSTOP__BROKER__BROKERS", "localhost:1, localhost:2"),
+            ("BACKSTOP__BROKER__PROPERTIES__SASL_PASSWORD_FILE", &file.path().display().to_string()),
+            ("BACKSTOP__OUTBOX__LEASE_TTL", "5s"),
+            ("BACKSTOP__OUTBOX__ENABLED", "false"),
+            ("BACKSTOP__OUTBOX__BATCH_ROWS", "17"),
+            ("BACKSTOP__DEAD_LETTERS__LEDGER__URL", "sqlite:l.db"),
+            ("BACKSTOP_LOG", "info"),
+        ],
+    );
+    let config = config.expect("sound");
+    assert_eq!(config.database.url.expose(), "sqlite:$x${y}.db", "values are not interpolated");
+    let Some(BrokerConfig::Kafka(kafka)) = &config.broker else { panic!("Kafka expected") };
+    assert_eq!(kafka.brokers, ["localhost:1", "localhost:2"]);
+    assert_eq!(kafka.properties["sasl.password"].expose(), "pw");
+    assert_eq!(config.outbox[0].lease_ttl, Duration::from_secs(5));
+    assert_eq!((config.outbox[0].enabled, config.outbox[0].batch_rows), (false, 17));
+    assert_eq!(config.ledger().url.expose(), "sqlite:l.db");
+}
+
+#[test]
+fn faults_of_overrides_name_the_variable_and_not_its_value() {
+    let variables = [
+        ("BACKSTOP__DATABASE", "S3cret"),
+        ("BACKSTOP__OUTBOX__BATCH_ROWS", "S3cret"),
+        ("BACKSTOP__OUTBOX__ENABLED", "S3cret"),
+        ("BACKSTOP__OUTBOX__IDLE_POL", "1s"),
+        ("BACKSTOP__OUTBOX__LEASE_TTL", "S3cret"),
+    ];
+    let faults = overridden(MINIMAL, &variables).expect_err("faults");
+    let places: Vec<&Place> = faults.iter().map(|fault| &fault.place).collect();
+    let names: Vec<Place> = variables.iter().map(|(name, _)| Place::Variable((*name).to_owned())).collect();
+    assert_eq!(places, names.iter().collect::<Vec<_>>(), "{faults:#?}");
+    assert!(!format!("{faults:?}").contains("S3cret"), "{faults:#?}");
+    assert_eq!(faults[3].hint, "did you mean \"idle_poll\"?");
+}
+
+#[cfg(unix)]
+#[test]
+fn an_override_that_is_not_utf_8_is_refused() {
+    use std::os::unix::ffi::OsStringExt;
+    let name = std::ffi::OsString::from("BACKSTOP__OUTBOX__NAME");
+    let value = std::ffi::OsString::from_vec(vec![0xff]);
+    let faults = Config::parse(MINIMAL, &Environment::from_iter([(name, value)])).expect_err("a fault");
+    assert!(faults.iter().any(|fault| fault.what == "the value is not UTF-8"), "{faults:#?}");
 }

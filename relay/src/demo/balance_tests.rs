@@ -55,7 +55,7 @@ async fn setup() -> Setup {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("x.db");
     let config = format!("[database]\nurl = \"sqlite:{}\"\n", file.display());
-    let config = Config::parse(&config, &|_| None).expect("sound");
+    let config = Config::parse(&config, &crate::config::Environment::default()).expect("sound");
     let relay = Database::create(&config.database).await.expect("created");
     Schema::migrate(&*relay.schema).await.expect("migrated");
     let shop = Shop::open(&file.to_string_lossy()).await.expect("opened");

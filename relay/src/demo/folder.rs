@@ -109,7 +109,7 @@ mod tests {
         let outer = tempfile::tempdir().expect("a directory");
         let folder = Folder::make(Some(&outer.path().join("a $b \"c\" ?d#e%20"))).expect("made");
         folder.configure("127.0.0.1:1", "orders.payments.dlq").expect("written");
-        let config = Config::load(&folder.config(), &|_| None).expect("sound");
+        let config = Config::load(&folder.config(), &crate::config::Environment::default()).expect("sound");
         let options = backstop_sqlite::options(config.database.url.expose()).expect("a URL");
         assert_eq!(options.get_filename(), folder.database());
     }

@@ -12,12 +12,13 @@ use tokio::time::{Duration, Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use super::burials::{Burials, Buried};
 use super::flight::{Flight, Names};
 use super::intake::{Done, Intake};
 use super::outage::Outage;
 use super::pauses::{PauseId, Pauses};
 use super::settings::PumpSettings;
-use super::settling::{Settling, Written};
+use super::settling::{Deleted, Settling};
 use super::silence::Silence;
 use super::status::{BlockedKey, Board, LISTED, PausedDestination, PumpError, PumpReport, PumpState};
 use super::submit::Ready;
@@ -51,7 +52,8 @@ enum Event {
     Shutdown,
     Lease(bool),
     Read(Done),
-    Written(Written),
+    Deleted(Deleted),
+    Buried(Buried),
     Confirmed,
     Tick,
 }
@@ -77,6 +79,7 @@ pub(super) struct Engine {
     pub(super) flight: Flight,
     pub(super) confirmations: Vec<Confirmation>,
     pub(super) settling: Settling,
+    pub(super) burials: Burials,
     pub(super) pauses: Pauses,
     pub(super) broker: Outage,
     pub(super) reads: Outage,
@@ -120,7 +123,8 @@ impl Engine {
             full_until: None,
             flight: Flight::default(),
             confirmations: Vec::new(),
-            settling: Settling::new(store),
+            settling: Settling::new(store.clone()),
+            burials: Burials::new(store, &settings),
             pauses: Pauses::default(),
             broker: outage("broker"),
             reads: outage("reading the outbox"),
@@ -145,7 +149,8 @@ impl Engine {
             self.begin_again_if_due();
             let more = self.submit();
             let flush = self.phase != Phase::Running || self.stop.is_some();
-            self.settling.start(self.now, self.term.as_ref(), flush, &self.settings);
+            self.settling.start(self.now, flush, &self.settings);
+            self.bury();
             self.end_rounds();
             self.start_reading().await;
             self.watch_for_stall().await;
@@ -173,7 +178,8 @@ impl Engine {
             () = shutdown.cancelled(), if self.stop.is_none() => Event::Shutdown,
             changed = self.tenures.changed(), if self.failure.is_none() => Event::Lease(changed.is_ok()),
             done = self.intake.done() => Event::Read(done),
-            written = self.settling.done() => Event::Written(written),
+            deleted = self.settling.done() => Event::Deleted(deleted),
+            buried = self.burials.done() => Event::Buried(buried),
             () = self.publisher.confirmations(&mut self.confirmations), if under_way => Event::Confirmed,
             () = tokio::task::yield_now(), if more => Event::Tick,
             () = sleep_until(wake) => Event::Tick,
@@ -187,7 +193,8 @@ impl Engine {
             Event::Lease(true) => {}
             Event::Lease(false) => self.fail(PumpError::OwnerLost),
             Event::Read(done) => self.read(done),
-            Event::Written(written) => self.written(written),
+            Event::Deleted(deleted) => self.deleted(deleted),
+            Event::Buried(buried) => self.buried(buried),
             Event::Confirmed => self.confirmed(),
         }
         self.board.touch();
@@ -202,6 +209,7 @@ impl Engine {
         };
         let moments = [
             self.settling.due(flush, &self.settings),
+            self.burials.due().filter(|_| self.phase == Phase::Running),
             self.intake.due(&self.settings).filter(|_| running && !self.intake.is_reading()),
             self.pauses.due().filter(|_| running),
             self.term.is_some().then_some(self.term_until),
@@ -261,12 +269,12 @@ impl Engine {
             self.board.urgent();
         }
         self.forget_rows();
-        self.settling.abandon_dead();
+        self.burials.abandon();
     }
 
-    /// Whether nothing is under way anywhere.
+    /// Whether nothing is under way anywhere. Burials are not waited for: what is read is compared with them.
     fn has_settled(&self) -> bool {
-        self.flight.under_way() == 0 && self.settling.is_idle() && !self.intake.is_reading()
+        self.flight.under_way() == 0 && self.settling.undeleted() == 0 && !self.intake.is_reading()
     }
 
     fn begin_again_if_due(&mut self) {
@@ -298,7 +306,8 @@ impl Engine {
         self.full_until = None;
     }
 
-    /// Something that concerns every row failed: let everything settle, wait, and begin again.
+    /// Something that concerns every row failed: let everything settle, wait, and begin again. Rows that wait for their
+    /// burial come again with the others.
     pub(super) fn begin_again_after(&mut self, wait: Duration) {
         let later = self.now + wait;
         self.phase = match self.phase {
@@ -307,6 +316,7 @@ impl Engine {
             Phase::Waiting { until } => Phase::Waiting { until: until.max(later) },
         };
         self.forget_rows();
+        self.burials.abandon();
         self.board.urgent();
     }
 
@@ -327,7 +337,8 @@ impl Engine {
     }
 
     fn is_over(&self) -> bool {
-        let settled = self.flight.under_way() == 0 && self.settling.is_idle();
+        let settled =
+            self.flight.under_way() == 0 && self.settling.undeleted() == 0 && self.burials.are_at_rest();
         self.stop.is_some_and(|deadline| settled || deadline <= self.now)
     }
 
@@ -357,6 +368,7 @@ impl Engine {
         };
         status.under_way = self.flight.under_way();
         status.undeleted = self.settling.undeleted();
+        status.unburied = self.burials.unburied();
         status.buffered = self.intake.buffered();
         let paused = self.pauses.destinations().filter_map(|pause| {
             let fault = pause.fault.clone()?;

@@ -60,6 +60,11 @@ impl Outage {
         wait
     }
 
+    /// Whether it failed last time.
+    pub(super) fn is_on(&self) -> bool {
+        self.down.is_some()
+    }
+
     /// It works.
     pub(super) fn works(&mut self) {
         if let Some((since, _)) = self.down.take() {

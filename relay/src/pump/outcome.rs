@@ -1,17 +1,19 @@
 //! What came of it: confirmations, failures by their scope, and writes to the outbox.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use backstop_core::outbox::DeadRow;
 use backstop_core::sink::{PublishError, Scope};
 use backstop_core::{AdapterError, Destination, FaultKind, crash_point};
 use tracing::{debug, error, warn};
 
+use super::burials::Buried;
 use super::engine::{Engine, Phase};
 use super::flight::Entry;
 use super::pauses::{Alone, PauseId};
 use super::settings::OnUnsendable;
-use super::settling::Written;
+use super::settling::Deleted;
 use super::status::{Fault, PumpError};
 
 impl Engine {
@@ -133,10 +135,12 @@ impl Engine {
     /// This row can never be sent.
     pub(super) fn unsendable(&mut self, destination: &Arc<Destination>, row: Alone, error: PublishError) {
         match self.settings.on_unsendable {
-            OnUnsendable::Dead => {
+            // Otherwise the row comes again with all others.
+            OnUnsendable::Dead if self.phase == Phase::Running => {
                 let (reason, error) = ("unsendable".to_owned(), error.to_string());
-                self.settling.dead(DeadRow { seq: row.seq, id: row.id, reason, error });
+                self.burials.add(DeadRow { seq: row.seq, id: row.id, reason, error });
             }
+            OnUnsendable::Dead => {}
             OnUnsendable::BlockKey => self.block(destination, &row, &error),
             OnUnsendable::Stop => {
                 let hint = error.error().hint();
@@ -167,22 +171,10 @@ impl Engine {
         self.leave_round(&PauseId::Key(row.order));
     }
 
-    /// Takes in a write that has ended.
-    pub(super) fn written(&mut self, written: Written) {
-        match written {
-            Written::Deleted { batch, result } => {
-                let entries = self.settling.take(batch);
-                self.deleted(entries, result);
-            }
-            Written::Buried { rows, result } => {
-                self.settling.buried();
-                self.buried(rows, result);
-            }
-        }
-    }
-
-    fn deleted(&mut self, entries: Vec<Entry>, result: Result<(), AdapterError>) {
-        match result {
+    /// Takes in a batch of deletes that has ended.
+    pub(super) fn deleted(&mut self, deleted: Deleted) {
+        let entries = self.settling.take(deleted.batch);
+        match deleted.result {
             Ok(()) => {
                 crash_point!("relay.deleted");
                 self.writes.works();
@@ -201,37 +193,53 @@ impl Engine {
         }
     }
 
-    fn buried(&mut self, rows: Vec<DeadRow>, result: Result<bool, AdapterError>) {
+    /// Starts a burial when one is due. Only while rows flow: before that they are read again anyway.
+    pub(super) fn bury(&mut self) {
+        if self.phase == Phase::Running
+            && let Some(lease) = &self.term
+        {
+            self.burials.start(self.now, lease, self.settings.database_timeout);
+        }
+    }
+
+    /// Takes in a burial that has ended. Its failure, of whatever kind, is the business of its rows alone: a database
+    /// that is gone shows in reads as well.
+    pub(super) fn buried(&mut self, Buried { rows, token, result }: Buried) {
+        let running = self.phase == Phase::Running;
         match result {
             Ok(true) => {
-                self.writes.works();
-                self.board.status.dead += rows.len() as u64;
-                self.board.urgent();
-                if let Some(first) = rows.first() {
-                    let (rows, seq, reason) = (rows.len(), first.seq, &first.reason);
-                    warn!(
-                        rows,
-                        seq,
-                        reason,
-                        error = first.error,
-                        "rows moved to the dead; the first is shown"
-                    );
+                self.tell_of_dead(&rows);
+                if self.burials.succeeded(&rows) {
+                    self.begin_again_after(Duration::ZERO);
                 }
+            }
+            Ok(false) if running && self.term.as_ref().is_some_and(|term| term.token != token) => {
+                self.burials.again(rows);
             }
             Ok(false) => {
-                warn!("the lease is another owner's by now, nothing was moved to the dead");
-                self.refused = self.term.as_ref().map(|term| term.token);
-                self.leave_term();
-            }
-            Err(error) => {
-                let wait = self.writes.failed(&error);
-                if error.kind() == FaultKind::Unreachable {
-                    self.database_failed(wait, &error);
-                } else {
-                    self.board.fault(&error);
-                    self.settling.bury_again(rows, wait);
+                self.burials.forget(&rows);
+                self.refused = self.refused.max(Some(token));
+                if self.term.as_ref().is_some_and(|term| term.token == token) {
+                    warn!("the lease is another owner's by now, nothing was moved to the dead");
+                    self.leave_term();
                 }
             }
+            Err(error) => {
+                self.board.fault(&error);
+                self.burials.failed(rows, &error);
+                if !running {
+                    self.burials.abandon();
+                }
+            }
+        }
+    }
+
+    fn tell_of_dead(&mut self, rows: &[DeadRow]) {
+        self.board.status.dead += rows.len() as u64;
+        self.board.urgent();
+        if let Some(first) = rows.first() {
+            let (rows, seq, reason) = (rows.len(), first.seq, &first.reason);
+            warn!(rows, seq, reason, error = first.error, "rows moved to the dead; the first is shown");
         }
     }
 }

@@ -353,6 +353,16 @@ impl Pauses {
         }
     }
 
+    /// What was read again is no business of the pause, and there is more, from `next` on.
+    pub(super) fn read_on(&mut self, id: &PauseId, next: i64) {
+        if let Some(pause) = self.get(id)
+            && matches!(pause.stage, Stage::Reading { .. })
+        {
+            pause.stage = Stage::Waiting;
+            pause.skip(next);
+        }
+    }
+
     /// Ends rounds whose rows have all settled, but for the one whose rows still wait to be submitted; returns the
     /// pauses that are over.
     pub(super) fn end_rounds(

@@ -3,7 +3,7 @@
 use std::slice;
 
 use backstop_core::crash_point;
-use backstop_core::outbox::{Claimed, OutboxRow};
+use backstop_core::outbox::{Claimed, OutboxRow, Reread};
 use tokio::time::{Duration, timeout};
 use tracing::{info, warn};
 
@@ -22,7 +22,8 @@ impl Engine {
             return;
         }
         self.drop_unmet_pauses();
-        let ahead = self.settling.dead_waiting() < self.settings.read_rows
+        self.burials.reading();
+        let ahead = !self.burials.are_behind(self.settings.read_rows)
             && self.intake.due(&self.settings).is_some_and(|due| due <= self.now);
         if (!ahead || !self.read_again_last) && self.read_again().await {
             self.read_again_last = true;
@@ -34,11 +35,7 @@ impl Engine {
 
     /// Begins a round of a pause whose time has come.
     async fn read_again(&mut self) -> bool {
-        if self.pauses.is_empty()
-            || !self.slot.rows.is_empty()
-            || self.unsubmitted().is_some()
-            || self.settling.is_burying()
-        {
+        if self.pauses.is_empty() || !self.slot.rows.is_empty() || self.unsubmitted().is_some() {
             return false;
         }
         let Some(id) = self.pauses.ready(self.now) else { return false };
@@ -98,25 +95,31 @@ impl Engine {
                 "rows that only the full scan found: a writer numbers rows by itself"
             );
         }
-        claimed.unreadable.drain(..).for_each(|row| self.settling.dead(row));
+        let last = last_of(&claimed);
+        self.burials.take_out(&mut claimed);
+        claimed.unreadable.drain(..).for_each(|row| self.burials.add(row));
         if !claimed.rows.is_empty() {
             crash_point!("relay.claimed");
         }
         match (done.purpose, rereading) {
-            (Purpose::Again(_), Some(id)) => self.read_for_round(&id, claimed),
+            (Purpose::Again(what), Some(id)) => self.read_for_round(&id, &what, claimed, last),
             (Purpose::Again(_), None) => {}
             (Purpose::Ahead, _) => self.intake.buffer(claimed.rows, bytes, claimed.more, &self.settings),
         }
     }
 
-    fn read_for_round(&mut self, id: &PauseId, mut claimed: Claimed) {
+    fn read_for_round(&mut self, id: &PauseId, what: &Reread, mut claimed: Claimed, read_to: Option<i64>) {
         if let PauseId::Key(order) = id {
             let names = &self.names;
             claimed
                 .rows
                 .retain(|row| names.order(&row.destination, row.message.key.as_ref(), row.seq) == *order);
             // A row without a key is the only one of its kind.
-            claimed.more &= claimed.rows.first().is_some_and(|row| row.message.key.is_some());
+            claimed.more &= what.key.is_some();
+        }
+        if let Some(read_to) = read_to.filter(|_| claimed.rows.is_empty() && claimed.more) {
+            self.pauses.read_on(id, read_to + 1);
+            return;
         }
         let last = claimed.rows.last().map(|row: &OutboxRow| row.seq);
         let alone = claimed.rows.len() == 1;
@@ -160,4 +163,10 @@ impl Engine {
         }
         self.board.urgent();
     }
+}
+
+/// The highest number that a read brought.
+fn last_of(claimed: &Claimed) -> Option<i64> {
+    let rows = claimed.rows.iter().map(|row| row.seq);
+    rows.chain(claimed.unreadable.iter().map(|row| row.seq)).max()
 }

@@ -1,12 +1,11 @@
-//! Writing back: confirmed rows are deleted in batches, dead ones buried, while reading and publishing go on.
+//! Writing back: confirmed rows are deleted in batches, while reading and publishing go on.
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backstop_core::lease::Lease;
-use backstop_core::outbox::{DeadRow, OutboxStore, RowId};
+use backstop_core::outbox::{OutboxStore, RowId};
 use backstop_core::{AdapterError, FaultKind};
 use futures_util::FutureExt;
 use tokio::task::JoinSet;
@@ -18,13 +17,11 @@ use super::settings::PumpSettings;
 /// Deleted at once at most, however many wait.
 const LARGEST: usize = 5_000;
 
-/// A write that has ended.
+/// A batch of deletes that has ended.
 #[derive(Debug)]
-pub(super) enum Written {
-    /// A batch of deletes.
-    Deleted { batch: u64, result: Result<(), AdapterError> },
-    /// Dead rows, with whether the lease was still ours.
-    Buried { rows: Vec<DeadRow>, result: Result<bool, AdapterError> },
+pub(super) struct Deleted {
+    pub(super) batch: u64,
+    pub(super) result: Result<(), AdapterError>,
 }
 
 /// What waits to be written back, and what is being written.
@@ -36,9 +33,7 @@ pub(super) struct Settling {
     deleting: HashMap<u64, Vec<Entry>>,
     deleting_rows: usize,
     next_batch: u64,
-    dead: Vec<DeadRow>,
-    burying: bool,
-    tasks: JoinSet<Written>,
+    tasks: JoinSet<Deleted>,
 }
 
 impl Settling {
@@ -52,8 +47,6 @@ impl Settling {
             deleting: HashMap::new(),
             deleting_rows: 0,
             next_batch: 0,
-            dead: Vec::new(),
-            burying: false,
             tasks: JoinSet::new(),
         }
     }
@@ -66,28 +59,9 @@ impl Settling {
         self.confirmed.push(entry);
     }
 
-    /// This row can never be sent.
-    pub(super) fn dead(&mut self, row: DeadRow) {
-        self.dead.push(row);
-    }
-
     /// Rows confirmed and not yet deleted.
     pub(super) fn undeleted(&self) -> usize {
         self.confirmed.len() + self.deleting_rows
-    }
-
-    /// Rows that wait for their burial; their destination is not read again meanwhile, lest they die twice.
-    pub(super) fn is_burying(&self) -> bool {
-        self.burying || !self.dead.is_empty()
-    }
-
-    /// Rows that wait for a burial which has not begun.
-    pub(super) fn dead_waiting(&self) -> usize {
-        self.dead.len()
-    }
-
-    pub(super) fn is_idle(&self) -> bool {
-        self.undeleted() == 0 && !self.is_burying()
     }
 
     pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
@@ -96,32 +70,20 @@ impl Settling {
 
     /// When there is something to start; `None` when nothing waits or enough is under way.
     pub(super) fn due(&self, flush: bool, settings: &PumpSettings) -> Option<Instant> {
-        let delete = (!self.confirmed.is_empty() && self.deleting.len() < settings.deletes).then(|| {
-            if flush || self.confirmed.len() >= settings.delete_rows {
+        (!self.confirmed.is_empty() && self.deleting.len() < settings.deletes).then(|| {
+            let due = if flush || self.confirmed.len() >= settings.delete_rows {
                 self.waiting_since
             } else {
                 self.waiting_since + settings.delete_linger
-            }
-        });
-        let bury = (!self.dead.is_empty() && !self.burying).then_some(self.not_before);
-        [delete, bury].into_iter().flatten().min().map(|due| due.max(self.not_before))
+            };
+            due.max(self.not_before)
+        })
     }
 
-    /// Starts what is due. Without a lease nothing is buried.
-    pub(super) fn start(
-        &mut self,
-        now: Instant,
-        lease: Option<&Lease>,
-        flush: bool,
-        settings: &PumpSettings,
-    ) {
+    /// Starts what is due.
+    pub(super) fn start(&mut self, now: Instant, flush: bool, settings: &PumpSettings) {
         while self.due(flush, settings).is_some_and(|due| due <= now) {
-            let burial = lease.filter(|_| !self.dead.is_empty() && !self.burying);
-            match burial {
-                Some(lease) => self.start_burial(lease.clone(), settings.database_timeout),
-                None if self.confirmed.is_empty() || self.deleting.len() >= settings.deletes => break,
-                None => self.start_delete(settings.database_timeout),
-            }
+            self.start_delete(settings.database_timeout);
         }
     }
 
@@ -138,22 +100,12 @@ impl Settling {
         let store = self.store.clone();
         self.tasks.spawn(async move {
             let result = guarded(limit, "deleting", store.delete(&rows)).await;
-            Written::Deleted { batch, result }
+            Deleted { batch, result }
         });
     }
 
-    fn start_burial(&mut self, lease: Lease, limit: Duration) {
-        let rows = std::mem::take(&mut self.dead);
-        self.burying = true;
-        let store = self.store.clone();
-        self.tasks.spawn(async move {
-            let result = guarded(limit, "burying", store.bury(&lease, &rows)).await;
-            Written::Buried { rows, result }
-        });
-    }
-
-    /// Waits for a write to end; for ever when there is none. Cancel-safe.
-    pub(super) async fn done(&mut self) -> Written {
+    /// Waits for a batch to end; for ever when there is none. Cancel-safe.
+    pub(super) async fn done(&mut self) -> Deleted {
         match self.tasks.join_next().await {
             Some(ended) => ended.expect("writes catch their panics and are never aborted"),
             None => std::future::pending().await,
@@ -173,32 +125,15 @@ impl Settling {
         self.not_before = Instant::now() + wait;
     }
 
-    /// The burial under way has ended.
-    pub(super) fn buried(&mut self) {
-        self.burying = false;
-    }
-
-    /// Dead rows to be buried once more after `wait`.
-    pub(super) fn bury_again(&mut self, rows: Vec<DeadRow>, wait: Duration) {
-        self.dead.extend(rows);
-        self.not_before = Instant::now() + wait;
-    }
-
     /// Forgets what waits, though not what is being written: the rows are still in the outbox and are read again.
     pub(super) fn abandon(&mut self) {
         self.confirmed.clear();
-        self.dead.clear();
         self.not_before = Instant::now();
-    }
-
-    /// Forgets dead rows that wait: they are still in the outbox and are refused again.
-    pub(super) fn abandon_dead(&mut self) {
-        self.dead.clear();
     }
 }
 
 /// The outcome of a write that may also hang or panic.
-async fn guarded<T>(
+pub(super) async fn guarded<T>(
     limit: Duration,
     what: &str,
     write: impl Future<Output = Result<T, AdapterError>>,

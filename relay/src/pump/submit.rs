@@ -101,7 +101,7 @@ impl Engine {
                 order,
                 message.key.as_ref(),
             );
-            let envelope = cloudevents::encode(message, self.publisher.binding());
+            let envelope = cloudevents::encode(message, self.publisher.binding(&destination));
             return Some(Ready { seq, id, order, destination, round, envelope });
         }
     }

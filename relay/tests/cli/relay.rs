@@ -69,6 +69,31 @@ impl Relay {
         }
     }
 
+    /// The path of a file in the directory.
+    pub(crate) fn path(&self, name: &str) -> std::path::PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Starts it, for `while_running` to look on, and ends it by SIGTERM.
+    pub(crate) fn run_while(&self, args: &str, while_running: impl FnOnce()) -> Ran {
+        let child =
+            self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("started");
+        let pid = child.id().to_string();
+        // Read meanwhile, lest it waits for somebody to read.
+        let output = std::thread::spawn(move || child.wait_with_output().expect("ended"));
+        let seen = std::panic::catch_unwind(std::panic::AssertUnwindSafe(while_running));
+        let sent = Command::new("kill").args(["-s", "TERM", &pid]).status();
+        let output = output.join().expect("no panic");
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+        let (stdout, stderr) = (text(output.stdout), text(output.stderr));
+        if let Err(panic) = seen {
+            eprintln!("{stderr}");
+            std::panic::resume_unwind(panic);
+        }
+        assert!(sent.expect("kill").success(), "it had ended: {stderr}");
+        Ran { stdout, stderr, code: output.status.code().expect("an exit code") }
+    }
+
     /// Runs it until a line of standard error holds `mark`, sends the signal, and waits for its end.
     pub(crate) fn run_until(&self, args: &str, mark: &str, signal: &str) -> Ran {
         let mut child =

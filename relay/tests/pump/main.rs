@@ -1,5 +1,6 @@
 //! The pump's promises, on an outbox and a broker in memory and on paused time.
 
+mod burials;
 mod flow;
 mod lease;
 mod model;

@@ -150,6 +150,34 @@ async fn when_giving_up_does_not_help_another_takes_over() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_broker_that_confirms_nothing_is_given_up_and_tried_with_little() {
+    for deaf in [false, true] {
+        let (store, broker) = (Store::default(), Broker::new(8));
+        broker.change(|rules| (rules.frozen, rules.deaf) = (true, deaf));
+        fill(&store, "orders", 100);
+        fill(&store, "payments", 100);
+        let mut pump = Running::start(&store, &broker, settings("a"));
+        let begun = Instant::now();
+        if deaf {
+            let ended = pump.task.await.expect("no panic");
+            assert!(matches!(ended, Err(PumpError::Unconfirmed { under_way: 50, .. })), "{ended:?}");
+            assert!(begun.elapsed() < 2 * SOON, "took {:?}", begun.elapsed());
+            assert_eq!(store.holder(), None, "the lease is given back");
+            continue;
+        }
+        pump.until("both paused", |status| status.paused_count == 2).await;
+        assert!(begun.elapsed() < 3 * SOON, "took {:?}", begun.elapsed());
+        let submitted = broker.submitted();
+        sleep(Duration::from_secs(600)).await;
+        assert!(broker.submitted() - submitted < 100, "a row at a time");
+        broker.change(|rules| rules.frozen = false);
+        pump.until("all through", |status| status.deleted == 200 && status.paused_count == 0).await;
+        pump.stop().await;
+        check(&store, &broker, &NONE);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_slow_broker_is_given_time() {
     let (store, broker) = (Store::default(), Broker::new(6));
     broker.change(|rules| (rules.slowest, rules.window) = (25_000, 1_000));

@@ -56,11 +56,7 @@ impl Topic {
     pub async fn with(name: &str, partitions: i32, config: &[(&str, &str)]) -> Self {
         let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
         topic.config = config.to_vec();
-        let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)));
-        let results = admin().create_topics([&topic], &options).await.expect("Kafka answers");
-        results.into_iter().for_each(|result| {
-            result.expect("a fresh topic can be made");
-        });
+        create(&[topic]).await;
         Self { name: name.to_owned(), extra: Vec::new() }
     }
 
@@ -91,6 +87,31 @@ pub fn admin() -> AdminClient<DefaultClientContext> {
     ClientConfig::new().set("bootstrap.servers", brokers()).create().expect("an admin client")
 }
 
+/// Makes fresh topics, and waits until the brokers show them: they answer before that.
+pub async fn create(topics: &[NewTopic<'_>]) {
+    let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)));
+    for created in admin().create_topics(topics, &options).await.expect("Kafka answers") {
+        created.expect("a fresh topic can be made");
+    }
+    let consumer = consumer();
+    for topic in topics {
+        let wanted = usize::try_from(topic.num_partitions).expect("a number of partitions");
+        until(&format!("topic {} is seen", topic.name), || partitions_with(&consumer, topic.name) == wanted)
+            .await;
+    }
+}
+
+fn consumer() -> BaseConsumer {
+    ClientConfig::new().set("bootstrap.servers", brokers()).create().expect("a consumer")
+}
+
+/// What the group's coordinator says of it: its state, and how many members it has.
+pub fn state(group: &str) -> (String, usize) {
+    let groups = consumer().fetch_group_list(Some(group), BOUND).expect("Kafka answers");
+    let found = groups.groups().first();
+    found.map_or((String::new(), 0), |found| (found.state().to_owned(), found.members().len()))
+}
+
 /// What the group has committed in a partition.
 pub fn committed(group: &str, topic: &str, partition: i32) -> Option<i64> {
     let consumer: BaseConsumer = ClientConfig::new()
@@ -108,11 +129,14 @@ pub fn committed(group: &str, topic: &str, partition: i32) -> Option<i64> {
 }
 
 pub fn partitions(topic: &str) -> usize {
-    let consumer: BaseConsumer =
-        ClientConfig::new().set("bootstrap.servers", brokers()).create().expect("a consumer");
+    partitions_with(&consumer(), topic)
+}
+
+/// How many partitions with a leader the topic has; none where it does not exist.
+fn partitions_with(consumer: &BaseConsumer, topic: &str) -> usize {
     let metadata = consumer.fetch_metadata(Some(topic), BOUND).expect("Kafka answers");
     let found = &metadata.topics()[0];
-    if found.error().is_some() { 0 } else { found.partitions().len() }
+    if found.error().is_some() { 0 } else { found.partitions().iter().filter(|it| it.leader() >= 0).count() }
 }
 
 /// An envelope with that key and body.
@@ -131,6 +155,16 @@ pub async fn publish_numbers(topic: &str, key: &str, numbers: std::ops::Range<us
 
 pub async fn within<F: Future>(what: &str, future: F) -> F::Output {
     tokio::time::timeout(BOUND, future).await.unwrap_or_else(|_| panic!("{what}: nothing within {BOUND:?}"))
+}
+
+/// Asks until the answer is yes, which it must be within the bound.
+pub async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    within(what, async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
 }
 
 /// The next `count` messages, which must come within the bound.

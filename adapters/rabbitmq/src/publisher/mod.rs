@@ -150,7 +150,7 @@ impl RabbitPublisherBuilder {
 }
 
 impl Publisher for RabbitPublisher {
-    fn binding(&self) -> Binding {
+    fn binding(&self, _destination: &Destination) -> Binding {
         Binding::Amqp
     }
 

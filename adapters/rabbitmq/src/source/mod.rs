@@ -103,8 +103,8 @@ impl RabbitSourceBuilder {
         self
     }
 
-    /// Sets whether the queue and its door are declared, as with [`declare_queue`](crate::declare_queue), where they do not exist at the
-    /// first subscription. Defaults to true.
+    /// Sets whether the queue and its door are declared, as with [`declare_queue`](crate::declare_queue), where they
+    /// do not exist at the first subscription. Defaults to true.
     #[must_use]
     pub fn declare(mut self, declare: bool) -> Self {
         self.declare = declare;

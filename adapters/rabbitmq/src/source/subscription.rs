@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use backstop_core::cloudevents;
-use backstop_core::dead_letter::original_origin;
+use backstop_core::dead_letter::origin_at_door;
 use backstop_core::source::Received;
 use backstop_core::{AdapterError, FaultKind, Origin, Via};
 use futures_util::future::BoxFuture;
@@ -151,12 +151,11 @@ impl Live {
         };
         let origin = match place.via {
             Via::Live => own(),
-            Via::Door => match original_origin(&envelope.headers) {
+            Via::Door => match origin_at_door(&envelope.headers, &place.own_queue) {
                 Some(Origin::RabbitMq { exchange, routing_key, queue, .. }) => {
                     Origin::RabbitMq { exchange, routing_key, queue, redelivered: delivery.redelivered }
                 }
-                Some(other) => other,
-                None => own(),
+                _ => own(),
             },
         };
         let (message, identity) =

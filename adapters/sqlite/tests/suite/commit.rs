@@ -12,6 +12,15 @@ async fn raw(tx: &mut SqliteTx, sql: &'static str) {
     sqlx::raw_sql(sql).execute(&mut **tx).await.expect(sql);
 }
 
+/// A message that is being handled, and has had its effect.
+async fn at_work() -> (File, SqliteInbox, SqliteTx) {
+    let file = File::new().await;
+    let inbox = SqliteInbox::new(file.pool.clone());
+    let mut tx = fresh(&inbox, unit("k", &key("1"))).await;
+    effect(&mut tx, "1").await;
+    (file, inbox, tx)
+}
+
 #[tokio::test]
 async fn effects_and_inbox_row_commit_together_and_once() {
     let file = File::new().await;
@@ -44,11 +53,7 @@ async fn a_rollback_leaves_nothing_and_the_connection_is_used_again() {
 
 #[tokio::test]
 async fn a_failed_statement_undoes_itself_and_the_rest_commits() {
-    let file = File::new().await;
-    let inbox = SqliteInbox::new(file.pool.clone());
-    let key = key("1");
-    let mut tx = fresh(&inbox, unit("k", &key)).await;
-    effect(&mut tx, "1").await;
+    let (file, inbox, mut tx) = at_work().await;
     let swallowed = sqlx::query("INSERT INTO effects (message) VALUES (NULL)").execute(&mut *tx).await;
     assert!(swallowed.is_err());
     inbox.commit(tx).await.expect("commit");
@@ -57,11 +62,7 @@ async fn a_failed_statement_undoes_itself_and_the_rest_commits() {
 
 #[tokio::test]
 async fn a_transaction_that_sqlite_rolled_back_is_not_reported_as_committed() {
-    let file = File::new().await;
-    let inbox = SqliteInbox::new(file.pool.clone());
-    let key = key("1");
-    let mut tx = fresh(&inbox, unit("k", &key)).await;
-    effect(&mut tx, "1").await;
+    let (file, inbox, mut tx) = at_work().await;
     let swallowed =
         sqlx::query("INSERT OR ROLLBACK INTO effects (message) VALUES (NULL)").execute(&mut *tx).await;
     assert!(swallowed.is_err());
@@ -83,11 +84,7 @@ async fn a_handler_that_ends_the_transaction_is_found_out() {
         ("ROLLBACK; INSERT INTO effects (message) VALUES ('autocommitted')", 1, 0),
     ];
     for (sql, effects, inbox_rows) in cases {
-        let file = File::new().await;
-        let inbox = SqliteInbox::new(file.pool.clone());
-        let key = key("1");
-        let mut tx = fresh(&inbox, unit("k", &key)).await;
-        effect(&mut tx, "1").await;
+        let (file, inbox, mut tx) = at_work().await;
         raw(&mut tx, sql).await;
         let error = inbox.commit(tx).await.expect_err(sql);
         assert!(
@@ -108,11 +105,7 @@ async fn a_handler_that_ends_the_transaction_is_found_out() {
 
 #[tokio::test]
 async fn nested_transactions_belong_to_the_handler() {
-    let file = File::new().await;
-    let inbox = SqliteInbox::new(file.pool.clone());
-    let key = key("1");
-    let mut tx = fresh(&inbox, unit("k", &key)).await;
-    effect(&mut tx, "1").await;
+    let (file, inbox, mut tx) = at_work().await;
     let mut nested = tx.begin().await.expect("savepoint");
     sqlx::query("INSERT INTO effects (message) VALUES ('kept')").execute(&mut *nested).await.expect("effect");
     nested.commit().await.expect("release");
@@ -181,11 +174,7 @@ const ENDLESS: &str = "INSERT INTO effects (message) WITH RECURSIVE n(i) AS (SEL
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_handler_is_interrupted_and_frees_the_lock() {
-    let file = File::new().await;
-    let inbox = SqliteInbox::new(file.pool.clone());
-    let key = key("1");
-    let mut tx = fresh(&inbox, unit("k", &key)).await;
-    effect(&mut tx, "1").await;
+    let (file, _inbox, mut tx) = at_work().await;
     let running = async move { sqlx::query(ENDLESS).execute(&mut *tx).await };
     assert!(
         tokio::time::timeout(Duration::from_millis(200), running).await.is_err(),

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::common::{File, body, effect, envelope, failure, fresh, key, limits, new_held, origin, unit};
-use backstop_core::held::{ClaimedHead, HeldMessages, Holding};
+use backstop_core::held::{ClaimedHead, Failure, HeldMessage, HeldMessages, Holding};
 use backstop_core::inbox::{Admission, CommitError, Inbox, Limits};
-use backstop_core::{ErrorClass, Via};
+use backstop_core::{DeadReason, ErrorClass, Via};
 use backstop_sqlite::{SqliteInbox, SqliteTx};
 
 const NOW: Duration = Duration::ZERO;
+const HOUR: Duration = Duration::from_secs(3_600);
 
 async fn claim(inbox: &SqliteInbox) -> ClaimedHead<SqliteTx> {
     inbox.claim("stock", limits()).await.expect("claim").expect("a due head")
@@ -56,7 +57,7 @@ async fn followers_wait_for_their_head() {
     let file = File::new().await;
     let inbox = SqliteInbox::new(file.pool.clone());
     assert_eq!(append(&inbox, "k", "0").await, Holding::KeyFree);
-    hold(&inbox, "k", "1", Duration::from_secs(3_600)).await;
+    hold(&inbox, "k", "1", HOUR).await;
     let (second, other) = (key("2"), key("3"));
     let live = inbox.begin(unit("k", &second), limits()).await.expect("begin");
     assert!(matches!(live, Admission::Held), "{live:?}");
@@ -86,7 +87,7 @@ async fn followers_wait_for_their_head() {
 async fn a_due_message_behind_a_head_that_is_not_waits() {
     let file = File::new().await;
     let inbox = SqliteInbox::new(file.pool.clone());
-    hold(&inbox, "k", "1", Duration::from_secs(3_600)).await;
+    hold(&inbox, "k", "1", HOUR).await;
     hold(&inbox, "k", "2", NOW).await;
     assert!(nothing_due(&inbox).await, "two instances failed on one key: the first is the head");
     hold(&inbox, "l", "3", NOW).await;
@@ -108,9 +109,8 @@ async fn a_failed_attempt_is_undone_written_down_and_comes_again() {
     assert_eq!((body(&claimed.head).as_str(), claimed.head.attempts), ("1", 2));
     inbox.rollback(claimed.tx).await;
     // a transaction that is lost: only the first of two reports counts
-    let hour = Duration::from_secs(3_600);
     inbox.reschedule("stock", None, &claimed.head, &failure(3, NOW)).await.expect("reschedule");
-    inbox.reschedule("stock", None, &claimed.head, &failure(3, hour)).await.expect("reschedule");
+    inbox.reschedule("stock", None, &claimed.head, &failure(3, HOUR)).await.expect("reschedule");
     let claimed = claim(&inbox).await;
     assert_eq!(claimed.head.attempts, 3, "due now, as the first report says");
     drop(claimed);
@@ -126,7 +126,11 @@ async fn a_quarantined_head_is_not_handled_and_its_follower_runs() {
     let mut claimed = claim(&inbox).await;
     effect(&mut claimed.tx, "1").await;
     inbox.undo(&mut claimed.tx).await.expect("undo");
-    inbox.finish("stock", claimed.tx, &claimed.head).await.expect("finish");
+    let condemned = Failure { condemned: Some(DeadReason::Exhausted), ..failure(2, HOUR) };
+    inbox.reschedule("stock", Some(claimed.tx), &claimed.head, &condemned).await.expect("condemned");
+    assert!(nothing_due(&inbox).await, "nobody else is at it while its letter is published");
+    let head = HeldMessage { attempts: 2, condemned: condemned.condemned, ..claimed.head };
+    inbox.give_up("stock", &head).await.expect("its letter is confirmed");
     assert!(!inbox.is_handled("stock", &key("1")).await.expect("asked"), "a redrive must find it unhandled");
     assert_eq!(body(&claim(&inbox).await.head), "2");
     assert_eq!(file.effects().await, 0);
@@ -187,7 +191,7 @@ async fn a_redriven_message_runs_after_what_is_held_of_its_key() {
 async fn an_idle_consumer_does_not_wait_for_writers() {
     let file = File::new().await;
     let inbox = SqliteInbox::new(file.pool.clone());
-    hold(&inbox, "k", "1", Duration::from_secs(3_600)).await;
+    hold(&inbox, "k", "1", HOUR).await;
     let writer = file.again().await.begin_with("BEGIN IMMEDIATE").await.expect("the lock");
     let claim = inbox.claim("stock", Limits { lock: Duration::from_secs(60), ..limits() });
     let claim = tokio::time::timeout(Duration::from_secs(5), claim).await.expect("at once");

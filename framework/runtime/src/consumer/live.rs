@@ -6,8 +6,8 @@ use backstop_core::identity::Identity;
 use backstop_core::inbox::{Admission, CommitError, Unit};
 use backstop_core::source::{Received, Settlement};
 use backstop_core::{
-    AdapterError, Codec, DeadLetters, DeadReason, Delivery, Disposition, Handler, HandlerError, Message,
-    MessageKey, Origin, Via, crash_point,
+    AdapterError, Codec, DeadLetters, DeadReason, Delivery, Disposition, FaultKind, Handler, HandlerError,
+    Message, MessageKey, Origin, Via, crash_point,
 };
 use std::error::Error;
 use std::time::Duration;
@@ -222,13 +222,7 @@ where
     /// A failure of a live message: quarantined or held; whether it may be settled.
     async fn failed(&self, unit: Unit<'_>, message: &Message, origin: &Origin, judged: &Judged) -> bool {
         count(&self.context.stats.failures);
-        let subject = Subject {
-            message,
-            message_key: Some(unit.message_key),
-            origin,
-            via: Via::Live,
-            age: Duration::ZERO,
-        };
+        let subject = subject_of(unit, message, origin, Via::Live);
         let (none, random) = (Charged::default(), fastrand::f64());
         let failure = match self.context.policies.after(judged.disposition, none, Duration::ZERO, random) {
             Next::Retry { charged, due_in } => judged.retried(charged, due_in),
@@ -248,13 +242,7 @@ where
     /// Another instance is at it: held, uncharged; when it is due, the inbox tells whether it is done.
     async fn step_aside(&self, unit: Unit<'_>, delivery: &Delivery<H::Message>) -> bool {
         let judged = self.judge(&HandlerError::unavailable(BusyElsewhere));
-        let subject = Subject {
-            message: delivery.message(),
-            message_key: Some(unit.message_key),
-            origin: delivery.origin(),
-            via: Via::Live,
-            age: Duration::ZERO,
-        };
+        let subject = subject_of(unit, delivery.message(), delivery.origin(), Via::Live);
         let failure = judged.retried(Charged::default(), Duration::from_millis(500));
         self.hold(unit, subject, &failure).await
     }
@@ -265,56 +253,89 @@ where
         let (consumer, origin) = (unit.consumer, subject.origin);
         let Failure { attempts, due_in, error, .. } = failure;
         tracing::info!(%consumer, %origin, attempts, ?due_in, %error, "message held");
-        let held = self.until_answered(|| self.inbox.hold(new.clone(), failure)).await;
-        self.note(held, &self.context.stats.held)
+        match self.until_answered(|| self.inbox.hold(new.clone(), failure)).await {
+            Stored::Refused(refusal) => {
+                let failed = format!("it was to be held because it failed: {error}");
+                self.refused(subject, Refusal { error: refusal, failed }, failure.attempts).await
+            }
+            Stored::As(held) => self.note(held, &self.context.stats.held),
+            Stored::Stopped => false,
+        }
     }
 
     async fn import(&self, unit: Unit<'_>, message: &Message, origin: &Origin) -> bool {
         let envelope = message.envelope();
         let new = NewHeld { unit, envelope: &envelope, origin, via: Via::Door };
-        let imported = self.until_answered(|| self.inbox.import(new.clone())).await;
-        self.note(imported, &self.context.stats.redriven)
+        match self.until_answered(|| self.inbox.import(new.clone())).await {
+            Stored::Refused(error) => {
+                let subject = subject_of(unit, message, origin, Via::Door);
+                let failed = "it came through the door".to_owned();
+                self.refused(subject, Refusal { error, failed }, 0).await
+            }
+            Stored::As(imported) => self.note(imported, &self.context.stats.redriven),
+            Stored::Stopped => false,
+        }
     }
 
     /// Whether the message may be settled; `None` when its key is free again and it must be handled anew.
     async fn append(&self, unit: Unit<'_>, delivery: &Delivery<H::Message>) -> Option<bool> {
         let envelope = delivery.message().envelope();
         let new = NewHeld { unit, envelope: &envelope, origin: delivery.origin(), via: Via::Live };
-        let appended = self.until_answered(|| self.inbox.append(new.clone())).await;
-        if appended == Some(Holding::KeyFree) {
-            return None;
+        Some(match self.until_answered(|| self.inbox.append(new.clone())).await {
+            Stored::Refused(error) => {
+                let subject = subject_of(unit, delivery.message(), delivery.origin(), Via::Live);
+                let failed = "an earlier message of its key is held".to_owned();
+                self.refused(subject, Refusal { error, failed }, 0).await
+            }
+            Stored::As(Holding::KeyFree) => return None,
+            Stored::As(appended) => self.note(appended, &self.context.stats.waiting),
+            Stored::Stopped => false,
+        })
+    }
+
+    /// A message that the database will never take goes to its dead letters at once. Nothing can be written down of
+    /// it, so it waits in place until its letter is published.
+    async fn refused(&self, subject: Subject<'_>, refusal: Refusal, attempts: u32) -> bool {
+        let judged = self.judge(&HandlerError::permanent(refusal));
+        while !self.context.quarantine(subject, &judged, DeadReason::Refused, attempts).await {
+            if !self.context.wait(5).await {
+                return false;
+            }
         }
-        Some(self.note(appended, &self.context.stats.waiting))
+        true
     }
 
     /// Counts what was stored and wakes whoever runs held messages; whether the message may be settled.
-    fn note(&self, holding: Option<Holding>, counter: &std::sync::atomic::AtomicU64) -> bool {
+    fn note(&self, holding: Holding, counter: &std::sync::atomic::AtomicU64) -> bool {
         match holding {
-            Some(Holding::AlreadyHandled) => count(&self.context.stats.duplicates),
-            Some(_) => {
+            Holding::AlreadyHandled => count(&self.context.stats.duplicates),
+            Holding::Stored | Holding::KeyFree => {
                 count(counter);
                 self.held_work.arrived();
             }
-            None => return false,
         }
         crash_point!("consumer.held");
         true
     }
 
-    /// Repeats a write until the database has taken it; `None` when the consumer stops before.
-    async fn until_answered<F>(&self, mut write: impl FnMut() -> F) -> Option<Holding>
+    /// Repeats a write until the database has taken it, or has refused this very message while it takes others.
+    async fn until_answered<F>(&self, mut write: impl FnMut() -> F) -> Stored
     where
         F: Future<Output = Result<Holding, AdapterError>>,
     {
         let mut tries = 0;
         loop {
             match write().await {
-                Ok(holding) => return Some(holding),
+                Ok(holding) => return Stored::As(holding),
+                // A database that is not what it was would refuse every message, and all would become letters.
+                Err(error) if error.kind() == FaultKind::Invalid && self.inbox.ready().await.is_ok() => {
+                    return Stored::Refused(error);
+                }
                 Err(error) => {
                     self.report_outage(&error, tries);
                     tries += 1;
                     if !self.context.wait(tries).await {
-                        return None;
+                        return Stored::Stopped;
                     }
                 }
             }
@@ -334,6 +355,29 @@ where
             tracing::error!(%consumer, %error, cause, hint, tries, "the consumer's database does not answer; waiting");
         }
     }
+}
+
+/// A message that has just failed, or was never tried.
+fn subject_of<'a>(unit: Unit<'a>, message: &'a Message, origin: &'a Origin, via: Via) -> Subject<'a> {
+    Subject { message, message_key: Some(unit.message_key), origin, via, age: Duration::ZERO }
+}
+
+/// What became of a message that was to be written down.
+enum Stored {
+    As(Holding),
+    /// It can never be.
+    Refused(AdapterError),
+    /// The consumer stops.
+    Stopped,
+}
+
+/// A message that must be held, and cannot.
+#[derive(Debug, thiserror::Error)]
+#[error("the database refuses to hold the message; {failed}")]
+struct Refusal {
+    #[source]
+    error: AdapterError,
+    failed: String,
 }
 
 enum Identified {

@@ -43,17 +43,13 @@ impl Charged {
         Self { attempts: head.attempts, throttled: head.throttled }
     }
 
-    /// With the attempt after which it is given up.
+    /// With one more attempt, of any class but throttled.
     pub(crate) fn with_one_more(self) -> Self {
-        self.transient()
-    }
-
-    fn transient(self) -> Self {
         Self { attempts: self.attempts.saturating_add(1), ..self }
     }
 
-    fn throttled(self) -> Self {
-        Self { throttled: self.throttled.saturating_add(1), ..self.transient() }
+    fn with_one_more_throttled(self) -> Self {
+        Self { throttled: self.throttled.saturating_add(1), ..self.with_one_more() }
     }
 }
 
@@ -70,7 +66,7 @@ impl Policies {
     /// Decides. `before` is what was charged before this failure, `age` is how long the message has been failing,
     /// `random` is a number from 0 to 1.
     pub(crate) fn after(&self, failure: Disposition, before: Charged, age: Duration, random: f64) -> Next {
-        let (transient, throttled) = (before.transient(), before.throttled());
+        let (transient, throttled) = (before.with_one_more(), before.with_one_more_throttled());
         let of_transient = || self.transient.delay_after(transient.attempts - transient.throttled, random);
         let of_throttled = || self.throttled.delay_after(throttled.throttled, random);
         let retry = match failure {

@@ -118,6 +118,7 @@ macro_rules! store_conformance {
                 a_row_under_an_old_number_stays,
             ],
             lease: [
+                the_holder_is_told,
                 one_owner,
                 renewal_keeps_the_token,
                 renewal_prolongs,
@@ -202,6 +203,7 @@ macro_rules! broker_conformance {
                 each_key_keeps_its_order,
                 a_full_pipeline_refuses,
                 waiting_is_cancel_safe,
+                what_is_abandoned_is_confirmed_and_the_publisher_works_on,
                 a_large_message_fails_alone,
                 a_missing_destination_fails_alone,
                 a_probe_finds_what_is_missing,
@@ -217,6 +219,7 @@ macro_rules! broker_conformance {
                 a_redriven_message_comes_back,
                 our_identity_counts_at_the_door,
                 a_bare_message_at_the_door,
+                a_foreign_origin_at_the_door_is_not_believed,
                 the_door_is_settled_too,
                 live_and_door_come_together,
             ],

@@ -42,6 +42,8 @@ pub(super) struct Data {
 pub(super) struct Faults {
     pub(super) unreachable: bool,
     pub(super) begins: u32,
+    pub(super) hold_at_most: Option<usize>,
+    pub(super) damaged: bool,
     pub(super) commits: VecDeque<CommitFault>,
 }
 
@@ -95,6 +97,29 @@ impl Data {
     pub(super) fn reachable(&self) -> Result<(), AdapterError> {
         if self.faults.unreachable {
             return Err(unreachable("the database in memory is down because the test wants it to"));
+        }
+        Ok(())
+    }
+
+    /// Whether the tables are sound.
+    pub(super) fn sound(&self) -> Result<(), AdapterError> {
+        self.reachable()?;
+        if self.faults.damaged {
+            return Err(AdapterError::new(
+                FaultKind::Invalid,
+                "the database in memory is damaged because the test wants it to be",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether a message of this size may be held.
+    pub(super) fn may_hold(&self, bytes: usize) -> Result<(), AdapterError> {
+        if self.faults.hold_at_most.is_some_and(|limit| bytes > limit) {
+            return Err(AdapterError::new(
+                FaultKind::Invalid,
+                "the message is larger than the test wants the database in memory to hold",
+            ));
         }
         Ok(())
     }

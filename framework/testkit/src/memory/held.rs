@@ -11,7 +11,8 @@ use super::transaction::MemoryTx;
 impl Data {
     /// What is known of a message that is to be held; `None` when it must be written.
     fn holding(&self, message: &NewHeld<'_>) -> Result<Option<Holding>, AdapterError> {
-        self.reachable()?;
+        self.sound()?;
+        self.may_hold(message.envelope.body.as_ref().map_or(0, |body| body.len()))?;
         let unit = message.unit;
         if self.is_held(unit.consumer, unit.message_key) {
             return Ok(Some(Holding::Stored));

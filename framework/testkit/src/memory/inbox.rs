@@ -110,6 +110,6 @@ impl Inbox for Store {
     }
 
     async fn ready(&self) -> Result<(), AdapterError> {
-        self.shared.look(|data| data.reachable())
+        self.shared.look(|data| data.sound())
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backstop_core::AdapterError;
-use backstop_core::lease::{Lease, Leases};
+use backstop_core::lease::{Holder, Lease, Leases};
 use backstop_core::outbox::{
     BuriedRow, Claimed, DeadRow, OutboxReader, OutboxStatus, OutboxStore, Reread, RowId,
 };
@@ -90,6 +90,18 @@ impl Leases for Store {
                 row.expires = now;
             }
             Ok(())
+        }))
+    }
+
+    fn holder<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Holder>, AdapterError>> {
+        now(self.shared.look(|data| {
+            data.reachable()?;
+            let now = data.now();
+            let row = data.leases.get(name).filter(|row| row.expires > now);
+            Ok(row.map(|row| Holder {
+                lease: Lease { name: name.to_owned(), owner: row.owner.clone(), token: row.token },
+                remaining: row.expires - now,
+            }))
         }))
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use backstop_core::cloudevents::Binding;
-use backstop_core::dead_letter::{kafka_door, kafka_letters};
+use backstop_core::dead_letter::{kafka_door, kafka_letters, kafka_letters_of};
 use backstop_core::sink::{Confirmation, PublishError, Publisher, Refused, Scope, Sink};
 use backstop_core::source::SourceInfo;
 use backstop_core::{AdapterError, DeadLetter, DeadLetters, Destination, Envelope, FaultKind};
@@ -87,7 +87,7 @@ fn given_up() -> PublishError {
 }
 
 impl Publisher for MemoryPublisher {
-    fn binding(&self) -> Binding {
+    fn binding(&self, _destination: &Destination) -> Binding {
         Binding::Kafka
     }
 
@@ -152,7 +152,7 @@ impl DeadLetters for MemoryDeadLetters {
     }
 
     async fn quarantine(&self, letter: &DeadLetter) -> Result<(), PublishError> {
-        let topic = kafka_letters(letter.origin.place(), &letter.group);
+        let topic = kafka_letters_of(letter.origin.place(), &letter.group);
         self.shared.change(|state| match state.publish(&topic, letter.to_envelope()) {
             Err(error) if error.scope() == Scope::Message => {
                 state.publish(&topic, letter.to_minimal_envelope())

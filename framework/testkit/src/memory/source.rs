@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use backstop_core::cloudevents::decode;
-use backstop_core::dead_letter::{kafka_door, original_origin};
+use backstop_core::dead_letter::{kafka_door, origin_at_door};
 use backstop_core::source::{Received, Settlement, Source, SourceInfo};
 use backstop_core::{AdapterError, Origin, Via};
 use tokio::sync::watch;
@@ -90,7 +90,9 @@ impl MemorySource {
         let (via, origin) = if live {
             (Via::Live, here)
         } else {
-            (Via::Door, original_origin(&record.envelope.headers).unwrap_or(here))
+            let own = self.topics.iter().find(|topic| kafka_door(topic, &self.group) == *place);
+            let original = own.and_then(|topic| origin_at_door(&record.envelope.headers, topic));
+            (Via::Door, original.unwrap_or(here))
         };
         let (message, identity) = decode(record.envelope.clone(), &origin, via, self.id_header.as_deref());
         let settlement = MemorySettlement {

@@ -111,6 +111,17 @@ impl Store {
         self.shared.change(|data| data.faults.begins = times);
     }
 
+    /// Refuses to hold messages with a larger body than so many bytes, as invalid.
+    pub fn hold_at_most(&self, bytes: usize) {
+        self.shared.change(|data| data.faults.hold_at_most = Some(bytes));
+    }
+
+    /// Damages the table of held messages or mends it. While it is damaged it refuses every message as invalid, and
+    /// [`ready`](backstop_core::inbox::Inbox::ready) says so.
+    pub fn set_damaged(&self, damaged: bool) {
+        self.shared.change(|data| data.faults.damaged = damaged);
+    }
+
     /// Takes the database down or brings it back. While it is down every call fails as unreachable, and a commit as
     /// unknown although nothing is committed.
     pub fn set_unreachable(&self, unreachable: bool) {

@@ -206,7 +206,7 @@ impl FakePublisher {
 }
 
 impl Publisher for FakePublisher {
-    fn binding(&self) -> Binding {
+    fn binding(&self, _destination: &Destination) -> Binding {
         Binding::Kafka
     }
 

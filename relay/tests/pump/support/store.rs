@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use backstop_core::lease::{Lease, Leases};
+use backstop_core::lease::{Holder, Lease, Leases};
 use backstop_core::outbox::{
     BuriedRow, Claimed, DeadRow, OutboxReader, OutboxRow, OutboxStatus, OutboxStore, Reread, RowId,
 };
@@ -29,6 +29,9 @@ struct Data {
     token: i64,
     read_faults: VecDeque<FaultKind>,
     write_faults: VecDeque<FaultKind>,
+    burial_fault: Option<FaultKind>,
+    unburiable: BTreeSet<i64>,
+    burial_delay: Duration,
     lease_down: bool,
     refused_burials: u32,
     delete_delay: Duration,
@@ -105,6 +108,20 @@ impl Store {
         self.data().write_faults.extend(faults);
     }
 
+    /// Lets every burial fail, or no longer.
+    pub(crate) fn fail_burials(&self, fault: Option<FaultKind>) {
+        self.data().burial_fault = fault;
+    }
+
+    /// Lets every burial fail in which this row is.
+    pub(crate) fn refuse_to_bury(&self, seq: i64) {
+        self.data().unburiable.insert(seq);
+    }
+
+    pub(crate) fn slow_burials(&self, delay: Duration) {
+        self.data().burial_delay = delay;
+    }
+
     /// Lets every request for a lease fail, or no longer.
     pub(crate) fn lease_down(&self, down: bool) {
         self.data().lease_down = down;
@@ -170,6 +187,10 @@ impl Leases for Store {
             Ok(())
         })
     }
+
+    fn holder<'a>(&'a self, _name: &'a str) -> BoxFuture<'a, Result<Option<Holder>, AdapterError>> {
+        Box::pin(async { unreachable!("the pump asks for the lease, not for its holder") })
+    }
 }
 
 impl OutboxStore for Store {
@@ -198,8 +219,11 @@ impl OutboxStore for Store {
         rows: &'a [DeadRow],
     ) -> BoxFuture<'a, Result<bool, AdapterError>> {
         Box::pin(async move {
-            sleep(Duration::from_millis(1)).await;
+            let delay = self.data().burial_delay;
+            sleep(delay + Duration::from_millis(1)).await;
             let mut data = self.data();
+            let refused = rows.iter().any(|row| data.unburiable.contains(&row.seq));
+            fault(data.burial_fault.or(refused.then_some(FaultKind::Invalid)))?;
             fault(data.write_faults.pop_front())?;
             if data.lease.as_ref().is_none_or(|(held, _)| held != lease) {
                 data.refused_burials += 1;

@@ -48,6 +48,27 @@ pub async fn a_bare_message_at_the_door<H: BrokerHarness>(harness: &H) {
     assert_eq!(received.identity, Identity::Declared(MessageKey::new("/orders", b"1")));
 }
 
+/// An origin that names another place than the door's own is a stranger's: it names nothing that is stored or read.
+pub async fn a_foreign_origin_at_the_door_is_not_believed<H: BrokerHarness>(harness: &H) {
+    let sink = harness.sink().await;
+    let forgeries = ["payments".to_owned(), format!("{}\0", harness.place()), "x".repeat(5_000)];
+    for (n, place) in forgeries.iter().enumerate() {
+        let forged = message("tea", &n.to_string())
+            .header(names::ORIGINAL_TOPIC, place.clone())
+            .header(names::ORIGINAL_PARTITION, "0")
+            .header(names::ORIGINAL_OFFSET, "0");
+        publish_by(&sink, &harness.door(), encode(forged, sink.binding())).await;
+        let forged = message("tea", &format!("{n} again")).header(names::ORIGINAL_QUEUE, place.clone());
+        publish_by(&sink, &harness.door(), encode(forged, sink.binding())).await;
+    }
+    let received = receive(&mut harness.source(WINDOW).await, 2 * forgeries.len()).await;
+    for received in received {
+        assert_eq!(received.via, Via::Door);
+        let place = received.origin.place();
+        assert!(place == harness.place() || place == harness.door(), "{place:?}");
+    }
+}
+
 /// What came by the door is settled like everything else, and comes again when it is not.
 pub async fn the_door_is_settled_too<H: BrokerHarness>(harness: &H) {
     let sink = harness.sink().await;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use backstop_core::cloudevents::encode;
+use backstop_core::cloudevents::{Binding, encode};
 use backstop_core::sink::{Confirmation, PublishError, Publisher, Refused, Scope};
 use backstop_core::{Destination, Envelope, Message};
 
@@ -20,9 +20,14 @@ async fn confirmations(publisher: &mut impl Publisher, count: usize) -> Vec<Conf
     confirmed
 }
 
+fn binding(publisher: &impl Publisher, place: &str) -> Binding {
+    publisher.binding(&Destination::new(place))
+}
+
 fn submit(publisher: &mut impl Publisher, ticket: u64, place: &str, message: Message) {
-    let envelope = encode(message, publisher.binding());
-    publisher.submit(ticket, &Destination::new(place), envelope).expect("there is room");
+    let place = Destination::new(place);
+    let envelope = encode(message, publisher.binding(&place));
+    publisher.submit(ticket, &place, envelope).expect("there is room");
 }
 
 /// How one message ends, whether it is refused or fails later.
@@ -79,7 +84,7 @@ pub async fn a_full_pipeline_refuses<H: BrokerHarness>(harness: &H) {
     let mut taken = 0;
     let refused = loop {
         assert!(taken <= 1_000_000, "the pipeline takes everything");
-        let envelope = encode(message("tea", &taken.to_string()), publisher.binding());
+        let envelope = encode(message("tea", &taken.to_string()), publisher.binding(&place));
         match publisher.submit(taken, &place, envelope.clone()) {
             Ok(()) => taken += 1,
             Err(Refused::Full(back)) => {
@@ -95,6 +100,37 @@ pub async fn a_full_pipeline_refuses<H: BrokerHarness>(harness: &H) {
     let left = taken as usize + 1 - confirmed.len();
     confirmed.extend(confirmations(&mut publisher, left).await);
     assert!(confirmed.iter().all(|confirmation| confirmation.result.is_ok()));
+}
+
+/// What is given up is confirmed once, stored or of unknown fate, and the next message goes through.
+pub async fn what_is_abandoned_is_confirmed_and_the_publisher_works_on<H: BrokerHarness>(harness: &H) {
+    let (mut publisher, place) = (harness.publisher().await, harness.place());
+    publisher.abandon().await;
+    for ticket in 0..50 {
+        submit(&mut publisher, ticket, &place, message(&format!("key {}", ticket % 7), &ticket.to_string()));
+    }
+    publisher.abandon().await;
+    let confirmed = confirmations(&mut publisher, 50).await;
+    let mut tickets: Vec<u64> = confirmed.iter().map(|confirmation| confirmation.ticket).collect();
+    tickets.sort_unstable();
+    assert_eq!(tickets, (0..50).collect::<Vec<u64>>());
+    let known = |confirmation: &Confirmation| match &confirmation.result {
+        Ok(()) => true,
+        Err(error) => error.scope() == Scope::Broker,
+    };
+    assert!(confirmed.iter().all(known), "{confirmed:?}");
+    let mut outcome = Err(Scope::Broker);
+    for ticket in 50..70 {
+        submit(&mut publisher, ticket, &place, message("tea", &ticket.to_string()));
+        let confirmation = confirmations(&mut publisher, 1).await.remove(0);
+        assert_eq!(confirmation.ticket, ticket);
+        outcome = confirmation.result.map_err(|error| error.scope());
+        if outcome.is_ok() {
+            break;
+        }
+        tokio::time::sleep(SILENCE).await;
+    }
+    assert_eq!(outcome, Ok(()), "it does not work again");
 }
 
 /// Waiting for confirmations can be given up and taken up again without losing one.
@@ -119,10 +155,10 @@ pub async fn a_large_message_fails_alone<H: BrokerHarness>(harness: &H) {
     let (mut publisher, place) = (harness.publisher().await, harness.place());
     let mut large = message("tea", "large");
     large.body = Some(vec![b'x'; harness.max_bytes() + 1].into());
-    let envelope = encode(large, publisher.binding());
+    let envelope = encode(large, binding(&publisher, &place));
     let error = outcome(&mut publisher, &place, envelope).await.expect_err("it is too large");
     assert_eq!(error.scope(), Scope::Message, "{error}");
-    let envelope = encode(message("tea", "small"), publisher.binding());
+    let envelope = encode(message("tea", "small"), binding(&publisher, &place));
     outcome(&mut publisher, &place, envelope).await.expect("it is small");
 }
 
@@ -130,7 +166,7 @@ pub async fn a_large_message_fails_alone<H: BrokerHarness>(harness: &H) {
 pub async fn a_missing_destination_fails_alone<H: BrokerHarness>(harness: &H) {
     needs!(H::CAPABILITIES, missing_destination);
     let mut publisher = harness.publisher().await;
-    let envelope = encode(message("tea", "1"), publisher.binding());
+    let envelope = encode(message("tea", "1"), binding(&publisher, &harness.place()));
     let failed = outcome(&mut publisher, &harness.missing(), envelope.clone()).await;
     let error = failed.expect_err("there is no such place");
     assert_eq!(error.scope(), Scope::Destination, "{error}");

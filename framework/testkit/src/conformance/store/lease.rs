@@ -23,6 +23,20 @@ pub async fn one_owner<H: StoreHarness>(harness: &H) {
     assert_eq!(acquire(&*second, "b", LONG).await, None);
 }
 
+/// Anybody may ask who has the lease and for how long; asking changes nothing.
+pub async fn the_holder_is_told<H: StoreHarness>(harness: &H) {
+    let outbox = harness.outbox();
+    let holder = async || outbox.holder("relay").await.expect("the database answers");
+    assert_eq!(holder().await, None);
+    let lease = acquire(&*outbox, "a", LONG).await.expect("it is free");
+    let held = holder().await.expect("it is held");
+    assert_eq!(held.lease, lease);
+    assert!(held.remaining <= LONG && held.remaining > LONG / 2, "{held:?}");
+    assert_eq!(acquire(&*outbox, "a", LONG).await, Some(lease.clone()));
+    outbox.release(&lease).await.expect("released");
+    assert_eq!(holder().await, None);
+}
+
 /// The owner renews its lease and keeps its token.
 pub async fn renewal_keeps_the_token<H: StoreHarness>(harness: &H) {
     let outbox = harness.outbox();

@@ -1,0 +1,158 @@
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::*;
+use crate::config::{Config, Environment};
+use crate::pump::{PumpState, PumpStatus};
+
+const TOKEN: &str = "S3cret-S3cret-S3cret";
+
+struct Running {
+    address: SocketAddr,
+    status: watch::Sender<PumpStatus>,
+    _folder: tempfile::TempDir,
+    _stop: tokio_util::sync::DropGuard,
+}
+
+/// A server on a free port, with one outbox that is empty.
+async fn serve(more: &str) -> Running {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("x.db");
+    let text = format!(
+        "[database]\nurl = \"sqlite:{}?mode=rwc\"\n[http]\nlisten = \"127.0.0.1:0\"\n{more}",
+        file.display()
+    );
+    let config = Config::parse(&text, &Environment::default()).expect("sound");
+    let database = crate::database::Database::open(&config.database).await.expect("a database");
+    database.schema.migrate().await.expect("tables");
+    let (sender, receiver) = watch::channel(PumpStatus::default());
+    let jobs = Jobs::new(["outbox".to_owned()]);
+    jobs.started("outbox", database.outbox.clone(), receiver);
+    let server = Server::bind(config.http.as_ref().expect("given"), jobs).await.expect("listens");
+    let (address, stop) = (server.address().expect("an address"), CancellationToken::new());
+    tokio::spawn(server.run(stop.clone()));
+    Running { address, status: sender, _stop: stop.drop_guard(), _folder: folder }
+}
+
+/// The answer to these lines, whole.
+async fn send(server: &Running, head: &str) -> String {
+    let mut stream = TcpStream::connect(server.address).await.expect("connected");
+    let request = format!("{head}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    let mut answer = String::new();
+    timeout(Duration::from_secs(30), stream.read_to_string(&mut answer))
+        .await
+        .expect("in time")
+        .expect("text");
+    answer
+}
+
+async fn get_with(server: &Running, path: &str, headers: &str) -> String {
+    send(server, &format!("GET {path} HTTP/1.1{headers}")).await
+}
+
+fn status(answer: &str) -> &str {
+    answer.split(' ').nth(1).unwrap_or(answer)
+}
+
+#[tokio::test]
+async fn ready_follows_the_pump_and_live_does_not() {
+    let server = serve("").await;
+    for (state, expected, word) in [
+        (PumpState::Standby, "200", "standby"),
+        (PumpState::Running, "200", "running"),
+        (PumpState::Waiting, "503", "waiting"),
+        (PumpState::Draining, "503", "draining"),
+    ] {
+        server.status.send_modify(|status| status.state = state);
+        let answer = get_with(&server, "/ready", "\r\nHost: 10.0.0.7:8642").await;
+        assert_eq!(status(&answer), expected, "{answer}");
+        assert!(answer.contains(word), "{answer}");
+        assert_eq!(status(&get_with(&server, "/live", "\r\nHost: pod").await), "200");
+    }
+}
+
+#[tokio::test]
+async fn metrics_tell_of_pump_and_backlog() {
+    let server = serve("").await;
+    server.status.send_modify(|status| {
+        (status.token, status.published, status.paused_count) = (Some(3), 7, 2);
+    });
+    let answer = get_with(&server, "/metrics", "\r\nHost: localhost").await;
+    for line in [
+        "backstop_relay_leader{outbox=\"outbox\"} 1",
+        "backstop_outbox_published_total{outbox=\"outbox\"} 7",
+        "backstop_outbox_paused_destinations{outbox=\"outbox\"} 2",
+        "backstop_outbox_pending{outbox=\"outbox\"} 0",
+        "backstop_outbox_oldest_age_seconds{outbox=\"outbox\"} 0",
+        "backstop_outbox_stragglers_total{outbox=\"outbox\"} 0",
+    ] {
+        assert!(answer.lines().any(|other| other == line), "{line} is missing:\n{answer}");
+    }
+}
+
+#[tokio::test]
+async fn without_a_token_only_our_own_names_are_answered() {
+    let server = serve("allowed_hosts = [\"Relay.internal\"]").await;
+    let port = server.address.port();
+    for (host, expected) in [
+        ("localhost".to_owned(), "200"),
+        (format!("127.0.0.1:{port}"), "200"),
+        (format!("[::1]:{port}"), "200"),
+        ("relay.INTERNAL:80".to_owned(), "200"),
+        ("evil.example".to_owned(), "421"),
+        ("localhost.evil.example".to_owned(), "421"),
+        (String::new(), "421"),
+    ] {
+        let answer = get_with(&server, "/metrics", &format!("\r\nHost: {host}")).await;
+        assert_eq!(status(&answer), expected, "{host}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_is_asked_for_and_never_echoed() {
+    let server = serve(&format!("token = \"{TOKEN}\"")).await;
+    let right = get_with(&server, "/metrics", &format!("\r\nHost: x\r\nAuthorization: Bearer {TOKEN}")).await;
+    assert_eq!(status(&right), "200", "{right}");
+    let long = format!("{TOKEN}x");
+    for wrong in ["", "Bearer ", "Bearer S3cret", &long, "Basic Og==", &format!("bearer {TOKEN}")] {
+        let answer =
+            get_with(&server, "/metrics", &format!("\r\nHost: localhost\r\nAuthorization: {wrong}")).await;
+        assert_eq!(status(&answer), "401", "{wrong}: {answer}");
+        assert!(!answer.contains("S3cret"), "{answer}");
+    }
+    assert_eq!(status(&get_with(&server, "/ready", "\r\nHost: pod").await), "200", "probes have no token");
+}
+
+#[tokio::test]
+async fn odd_requests_are_refused() {
+    let server = serve("").await;
+    let post = "POST /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0";
+    assert_eq!(status(&send(&server, post).await), "405");
+    for path in ["/", "/metrics/../x", "/%2e%2e/etc/passwd", "/api/v1/%00"] {
+        let answer = get_with(&server, path, "\r\nHost: localhost").await;
+        assert_eq!(status(&answer), "404", "{path}: {answer}");
+    }
+    let large = "POST /live HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000";
+    assert!(["405", "413"].contains(&status(&send(&server, large).await)));
+}
+
+#[tokio::test]
+async fn a_caller_who_never_ends_his_request_is_cut_off() {
+    let server = serve("").await;
+    let mut stream = TcpStream::connect(server.address).await.expect("connected");
+    stream.write_all(b"GET /live HTTP/1.1\r\nHost: loc").await.expect("sent");
+    tokio::time::pause();
+    let mut answer = Vec::new();
+    timeout(HEAD * 3, stream.read_to_end(&mut answer)).await.expect("cut off").expect("an orderly end");
+}
+
+#[tokio::test]
+async fn an_address_that_is_taken_is_named() {
+    let server = serve("").await;
+    let config =
+        HttpConfig { listen: server.address, token: None, allowed_hosts: Vec::new(), insecure: false };
+    let failure = Server::bind(&config, Jobs::default()).await.expect_err("taken");
+    assert!(failure.to_string().starts_with(&format!("cannot listen on {}", server.address)), "{failure}");
+}

@@ -1,0 +1,124 @@
+//! How the jobs of this process stand, for probes and metrics.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use backstop_core::outbox::{OutboxStatus, OutboxStore};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::pump::{PumpState, PumpStatus};
+
+/// How long the count of pending rows is taken for current: counting costs the database a scan.
+const COUNTED_EVERY: Duration = Duration::from_secs(15);
+/// How long a count may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The jobs of one process. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Jobs(Arc<Vec<OutboxJob>>);
+
+/// One outbox that this process drains, or stands by for.
+#[derive(Debug)]
+pub struct OutboxJob {
+    name: String,
+    started: OnceLock<Started>,
+    backlog: Mutex<Option<(Instant, OutboxStatus)>>,
+}
+
+struct Started {
+    store: Arc<dyn OutboxStore>,
+    status: watch::Receiver<PumpStatus>,
+}
+
+impl std::fmt::Debug for Started {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Started").field("status", &self.status).finish_non_exhaustive()
+    }
+}
+
+/// A job in one word, and why it is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Report {
+    /// The outbox.
+    pub outbox: String,
+    /// `starting`, `standby`, `running`, `waiting` or `draining`.
+    pub state: &'static str,
+    /// Whether the job does what it is for. Another relay's standby does.
+    pub ready: bool,
+}
+
+impl Jobs {
+    /// Jobs that have not started yet.
+    pub fn new(outboxes: impl IntoIterator<Item = String>) -> Self {
+        let job = |name| OutboxJob { name, started: OnceLock::new(), backlog: Mutex::default() };
+        Self(Arc::new(outboxes.into_iter().map(job).collect()))
+    }
+
+    /// The pump of that outbox has been made.
+    pub fn started(&self, outbox: &str, store: Arc<dyn OutboxStore>, status: watch::Receiver<PumpStatus>) {
+        if let Some(job) = self.0.iter().find(|job| job.name == outbox) {
+            // A pump is made once; a second one would tell of the same outbox.
+            let _ = job.started.set(Started { store, status });
+        }
+    }
+
+    /// Every job, in a word.
+    pub fn reports(&self) -> Vec<Report> {
+        self.0.iter().map(OutboxJob::report).collect()
+    }
+
+    /// Every job.
+    pub fn outboxes(&self) -> &[OutboxJob] {
+        &self.0
+    }
+
+    /// Counts what waits in each outbox, unless that was done a moment ago. A count that fails leaves the old one.
+    pub async fn count(&self) {
+        for job in self.0.iter() {
+            job.count().await;
+        }
+    }
+}
+
+impl OutboxJob {
+    /// The outbox.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The pump's own account; `None` before it starts.
+    pub fn status(&self) -> Option<PumpStatus> {
+        self.started.get().map(|started| started.status.borrow().clone())
+    }
+
+    /// What waited when it was counted last; `None` before the first count.
+    pub fn backlog(&self) -> Option<OutboxStatus> {
+        self.counted().map(|(_, status)| status)
+    }
+
+    fn counted(&self) -> Option<(Instant, OutboxStatus)> {
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn count(&self) {
+        let Some(started) = self.started.get() else { return };
+        if self.counted().is_some_and(|(at, _)| at.elapsed() < COUNTED_EVERY) {
+            return;
+        }
+        if let Ok(Ok(status)) = timeout(PATIENCE, started.store.status()).await {
+            *self.backlog.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), status));
+        }
+    }
+
+    fn report(&self) -> Report {
+        let (state, ready) = match self.status().map(|status| status.state) {
+            None => ("starting", false),
+            Some(PumpState::Standby) => ("standby", true),
+            Some(PumpState::Running) => ("running", true),
+            Some(PumpState::Waiting) => ("waiting", false),
+            Some(PumpState::Draining) => ("draining", false),
+        };
+        Report { outbox: self.name.clone(), state, ready }
+    }
+}
