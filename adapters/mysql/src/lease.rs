@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use backstop_core::AdapterError;
-use backstop_core::lease::Lease;
+use backstop_core::lease::{Holder, Lease};
 use sqlx::{AssertSqlSafe, MySqlPool, Row};
 
 use crate::contest::contested;
@@ -26,6 +26,30 @@ const TAKE: &str = "UPDATE {lease} SET owner = ?, token = ?, expires_at = UTC_TI
 
 const RELEASE: &str = "UPDATE {lease} SET owner = NULL, expires_at = UTC_TIMESTAMP(6) \
                        WHERE name = ? AND owner = ? AND token = ?";
+
+/// A lease that is held, and for how many microseconds more.
+const HOLDER: &str = "SELECT owner, token, TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), expires_at) FROM {lease} \
+                      WHERE name = ? AND owner IS NOT NULL AND expires_at > UTC_TIMESTAMP(6)";
+
+pub(crate) async fn holder(
+    pool: &MySqlPool,
+    tables: &MySqlTables,
+    name: &str,
+) -> Result<Option<Holder>, AdapterError> {
+    let doing = || failed("look for the holder of the lease");
+    let found: Option<(Vec<u8>, i64, i64)> = sqlx::query_as(AssertSqlSafe(tables.fill(HOLDER)))
+        .bind(name.as_bytes())
+        .fetch_optional(pool)
+        .await
+        .map_err(doing())?;
+    Ok(found.map(|(owner, token, remaining)| {
+        let owner = String::from_utf8_lossy(&owner).into_owned();
+        Holder {
+            lease: Lease { name: name.to_owned(), owner, token },
+            remaining: Duration::from_micros(remaining.try_into().unwrap_or_default()),
+        }
+    }))
+}
 
 pub(crate) async fn acquire(
     pool: &MySqlPool,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use backstop_core::AdapterError;
-use backstop_core::lease::{Lease, Leases};
+use backstop_core::lease::{Holder, Lease, Leases};
 use backstop_core::outbox::{BuriedRow, DeadRow, OutboxReader, OutboxStatus, OutboxStore, RowId};
 use chrono::Utc;
 use futures_core::future::BoxFuture;
@@ -157,6 +157,10 @@ impl Leases for MySqlOutboxStore {
 
     fn release<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<(), AdapterError>> {
         Box::pin(lease::release(&self.pool, &self.tables, lease))
+    }
+
+    fn holder<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Holder>, AdapterError>> {
+        Box::pin(lease::holder(&self.pool, &self.tables, name))
     }
 }
 
