@@ -4,7 +4,7 @@
 //! shipped. Around it are the server as the reader's statements see it ([`database`]), writers that take each step of a
 //! transaction apart ([`writer`]) and relays that read, publish, delete and bury, and may stop between any two of those
 //! ([`relay`]). The [`rules`] are what the outbox promises. A [`Flaw`] replaces one decision of the design by another
-//! that looks as good; each is caught with the shortest way to the harm.
+//! that looks as good; each is caught, with a short way to the harm.
 //!
 //! Left out: the queue inside a publisher (publishing is one step, and a relay that stopped in between is one that
 //! publishes late); reading again after a pause; the merging of gaps beyond ten thousand.
