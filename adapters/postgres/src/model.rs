@@ -4,7 +4,7 @@
 //! shipped. Around it are the server as the reader's statements see it ([`database`]), writers that take each step of a
 //! transaction apart ([`writer`]) and relays that read, publish, delete and bury, and may stop between any two of those
 //! ([`relay`]). The [`rules`] are what the outbox promises. A [`Flaw`] replaces one decision of the design by another
-//! that looks as good; each is caught with the shortest way to the harm.
+//! that looks as good; each is caught, with a short way to the harm.
 //!
 //! Left out: the queue inside a publisher (publishing is one step, and a relay that stopped in between is one that
 //! publishes late); reading again after a pause; the merging of gaps beyond ten thousand.
@@ -142,8 +142,9 @@ struct World {
     relays: Vec<Relay>,
     /// Ids that were published, as bits.
     published: u64,
-    /// Ids that the broker refused once, as bits.
-    refused: u64,
+    /// Ids whose place in the order does not count, as bits: the broker refused them once, or the server that took over
+    /// lacks them, and a relay that has them in hand may publish them yet.
+    placeless: u64,
     /// The highest id of each key among first publications.
     newest: [u8; 2],
     harm: Option<Harm>,
@@ -207,7 +208,7 @@ impl Model for Scene {
             writers: vec![Writer::Idle { left: self.transactions }; self.writers.len()],
             relays: vec![Relay::default(); self.relays],
             published: 0,
-            refused: 0,
+            placeless: 0,
             newest: [0; 2],
             harm: None,
             left: Left {
@@ -289,6 +290,8 @@ impl World {
     fn fail_over(&mut self, last: i64, lease: bool) {
         self.left.failovers -= 1;
         self.writers.iter_mut().for_each(Writer::break_off);
+        let lost = self.database.visible(false).filter(|(number, _)| *number > last);
+        self.placeless |= lost.fold(0, |bits, (_, id)| bits | 1 << id);
         self.database.fail_over(last, lease);
         self.relays.iter_mut().for_each(Relay::break_off);
     }

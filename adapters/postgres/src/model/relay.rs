@@ -205,7 +205,7 @@ impl World {
         let Some((number, id)) = term.held.pop_front() else { return };
         term.confirmed.push((number, id));
         let key = usize::from(key_of(id));
-        if self.published & (1 << id) == 0 && self.refused & (1 << id) == 0 {
+        if self.published & (1 << id) == 0 && self.placeless & (1 << id) == 0 {
             if id < self.newest[key] {
                 self.harm = Some(Harm::OutOfOrder);
             }
@@ -222,7 +222,7 @@ impl World {
         let term = self.relays[r].term();
         term.refused = term.held.pop_front();
         if let Some((_, id)) = term.refused {
-            self.refused |= 1 << id;
+            self.placeless |= 1 << id;
         }
     }
 

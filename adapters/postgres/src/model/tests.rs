@@ -93,9 +93,9 @@ fn wide() {
         "savepoints and prepared",
         Scene { savepoints: true, prepared: true, ..Scene::claiming(&[0, 1], 2) },
     );
-    holds("owners", Scene { writers: vec![0, 1], refusals: 0, ..contended() });
     holds("owners with refusals", Scene { transactions: 2, ..contended() });
     holds("fail-over of owners", Scene { relays: 2, expiries: 1, ..failover() });
+    holds("owners and keys", Scene { writers: vec![0, 1], refusals: 0, ..contended() });
 }
 
 #[test]
