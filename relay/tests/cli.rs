@@ -114,7 +114,7 @@ fn an_unknown_key_is_refused_with_a_suggestion() {
 
 #[test]
 fn a_bad_url_is_refused_without_being_shown() {
-    let relay = Relay::new(&format!("[database]\nurl = \"mysql://u:{SECRET}@h/d\"\n"));
+    let relay = Relay::new(&format!("[database]\nurl = \"mongodb://u:{SECRET}@h/d\"\n"));
     fails(
         &relay.run("check"),
         3,
