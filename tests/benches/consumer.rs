@@ -7,6 +7,9 @@ use backstop::inbox::{Admission, Inbox as _, Limits, Unit};
 use backstop::{Consumer, Delivery, Handler, HandlerError, MessageKey, StopPartition};
 use backstop_kafka::KafkaSource;
 use backstop_postgres::{PgInbox, PgTx};
+use rdkafka::Offset;
+use rdkafka::consumer::BaseConsumer;
+use rdkafka::message::{Headers as _, Message as _};
 use sqlx::PgPool;
 use sqlx::pool::PoolConnection;
 use sqlx::{Connection as _, Postgres};
@@ -31,23 +34,25 @@ pub(crate) async fn run(bench: &mut Bench) -> Outcome<()> {
     let topic = unique("handled");
     kafka::create_topic(&bench.servers, &topic).await?;
     kafka::produce(&bench.servers, &topic, bench.sizes.messages).await?;
-    let (mut own, mut pooled, mut inbox, mut framework) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut rates: [Vec<f64>; 5] = Default::default();
     for round in 1..=bench.sizes.rounds {
         eprintln!("consumer, round {round} of {}", bench.sizes.rounds);
-        own.push(bare(bench, Lending::Kept).await?);
-        framework.push(consume(bench, &topic).await?);
-        pooled.push(bare(bench, Lending::ForEach).await?);
-        inbox.push(bare(bench, Lending::Inbox).await?);
+        rates[0].push(bare(bench, Lending::Kept, None).await?);
+        rates[1].push(bare(bench, Lending::Kept, Some(&topic)).await?);
+        rates[2].push(consume(bench, &topic).await?);
+        rates[3].push(bare(bench, Lending::ForEach, Some(&topic)).await?);
+        rates[4].push(bare(bench, Lending::Inbox, Some(&topic)).await?);
     }
     kafka::delete_topics(&bench.servers, &[&topic]).await?;
-    let (own, pooled, inbox) = (median(&own), median(&pooled), median(&inbox));
-    bench.push(Figure::new("statements alone, pool.begin()", pooled, "messages/s"));
-    bench.push(Figure::new("statements alone, kept connections", own, "messages/s"));
-    bench.push(Figure::new("inbox without the loop", inbox, "messages/s").beside("kept connections", own));
-    let consumer = Figure::new("consumer", median(&framework), "messages/s");
-    bench.push(consumer.clone().beside("inbox without the loop", inbox));
-    bench.push(consumer.clone().beside("pool.begin()", pooled));
-    bench.push(consumer.beside("kept connections", own).ratio_at_least(0.8));
+    let [alone, kept, consumer, pooled, inbox] = rates.map(|rates| median(&rates));
+    bench.push(Figure::new("statements alone, no Kafka", alone, "messages/s"));
+    bench.push(Figure::new("by hand, kept connections", kept, "messages/s"));
+    bench.push(Figure::new("by hand, pool.begin()", pooled, "messages/s").beside("kept connections", kept));
+    bench.push(Figure::new("by hand, with the inbox", inbox, "messages/s").beside("kept connections", kept));
+    let consumer = Figure::new("consumer", consumer, "messages/s");
+    bench.push(consumer.clone().beside("statements alone, no Kafka", alone));
+    bench.push(consumer.clone().beside("by hand, pool.begin()", pooled));
+    bench.push(consumer.beside("by hand, kept connections", kept).ratio_at_least(0.8));
     Ok(())
 }
 
@@ -125,8 +130,12 @@ enum Lending {
     Inbox,
 }
 
-/// The same statements from as many workers, each with its share of the keys; messages a second.
-async fn bare(bench: &Bench, lending: Lending) -> Outcome<f64> {
+/// A message as the bare loop has it: its number and its id.
+type Item = (usize, String);
+
+/// The same statements from as many workers, each with its share of the keys: of messages that are read from the
+/// topic, or are only counted. Messages a second.
+async fn bare(bench: &Bench, lending: Lending, topic: Option<&str>) -> Outcome<f64> {
     reset(bench).await?;
     let pool = bench.database.pool_of(u32::try_from(CONNECTIONS)?).await?;
     let mut queues = Vec::new();
@@ -142,11 +151,21 @@ async fn bare(bench: &Bench, lending: Lending) -> Outcome<f64> {
             Lending::Kept | Lending::ForEach => tokio::spawn(worker(pool.clone(), messages, lending)),
         });
     }
-    let began = Instant::now();
-    for n in 0..bench.sizes.messages {
-        queues[n % KEYS % CONNECTIONS].send(n).await?;
-    }
-    drop(queues);
+    let messages = bench.sizes.messages;
+    let began = match topic {
+        None => {
+            let began = Instant::now();
+            for n in 0..messages {
+                queues[n % KEYS % CONNECTIONS].send((n, event::id(n))).await?;
+            }
+            drop(queues);
+            began
+        }
+        Some(topic) => {
+            let reader = kafka::reader(&bench.servers, topic, Offset::Beginning)?;
+            tokio::task::spawn_blocking(move || feed(&reader, messages, &queues)).await??
+        }
+    };
     for worker in workers {
         worker.await??;
     }
@@ -156,12 +175,34 @@ async fn bare(bench: &Bench, lending: Lending) -> Outcome<f64> {
     Ok(bench.sizes.messages as f64 / elapsed.as_secs_f64())
 }
 
-async fn worker(pool: PgPool, mut messages: mpsc::Receiver<usize>, lending: Lending) -> Outcome<()> {
+/// Reads so many messages, decodes them as the consumer does, and hands them out by key. When the first had come.
+fn feed(reader: &BaseConsumer, messages: usize, queues: &[mpsc::Sender<Item>]) -> Outcome<Instant> {
+    let (mut began, until) = (None, Instant::now() + PATIENCE);
+    for _ in 0..messages {
+        let message = loop {
+            match reader.poll(Duration::from_millis(100)) {
+                Some(message) => break message?,
+                None if Instant::now() > until => return Err("the topic could not be read".into()),
+                None => {}
+            }
+        };
+        began.get_or_insert_with(Instant::now);
+        let body: event::Body = serde_json::from_slice(message.payload().unwrap_or_default())?;
+        let headers = message.headers().ok_or("a message has no headers")?;
+        let id = headers.iter().find(|header| header.key == "ce_id").and_then(|header| header.value);
+        let id = String::from_utf8(id.ok_or("a message has no id")?.to_vec())?;
+        let n = body.number()?;
+        queues[n % KEYS % CONNECTIONS].blocking_send((n, id))?;
+    }
+    Ok(began.unwrap_or_else(Instant::now))
+}
+
+async fn worker(pool: PgPool, mut messages: mpsc::Receiver<Item>, lending: Lending) -> Outcome<()> {
     let mut kept: Option<PoolConnection<Postgres>> = match lending {
         Lending::Kept => Some(pool.acquire().await?),
         Lending::ForEach | Lending::Inbox => None,
     };
-    while let Some(n) = messages.recv().await {
+    while let Some((n, id)) = messages.recv().await {
         let mut tx = match &mut kept {
             Some(connection) => connection.begin().await?,
             None => pool.begin().await?,
@@ -170,7 +211,7 @@ async fn worker(pool: PgPool, mut messages: mpsc::Receiver<usize>, lending: Lend
             "INSERT INTO backstop_inbox (consumer, message_key) VALUES ($1, $2) ON CONFLICT DO NOTHING",
         )
         .bind("bench")
-        .bind(event::id(n))
+        .bind(id)
         .execute(&mut *tx)
         .await?;
         if fresh.rows_affected() == 1 {
@@ -181,10 +222,10 @@ async fn worker(pool: PgPool, mut messages: mpsc::Receiver<usize>, lending: Lend
     Ok(())
 }
 
-async fn inbox_worker(inbox: PgInbox, mut messages: mpsc::Receiver<usize>) -> Outcome<()> {
-    while let Some(n) = messages.recv().await {
+async fn inbox_worker(inbox: PgInbox, mut messages: mpsc::Receiver<Item>) -> Outcome<()> {
+    while let Some((n, id)) = messages.recv().await {
         let key = event::key(n);
-        let message_key = MessageKey::new("/bench", event::id(n).as_bytes());
+        let message_key = MessageKey::new("/bench", id.as_bytes());
         let unit = Unit {
             consumer: "bench",
             place: "bench",

@@ -36,6 +36,15 @@ fn is_caught(promise: &'static str, scene: Scene) {
     );
 }
 
+/// The same for a scene that takes minutes and gigabytes: only where `BACKSTOP_MODEL` is `wide`, as `tests/long` sets
+/// it.
+#[track_caller]
+fn holds_when_wide(name: &str, scene: Scene) {
+    if std::env::var_os("BACKSTOP_MODEL").is_some_and(|size| size == "wide") {
+        holds(name, scene);
+    }
+}
+
 /// Three writers, two of one key.
 fn busy() -> Scene {
     Scene::claiming(&[0, 0, 1], 3)
@@ -55,11 +64,13 @@ fn failover() -> Scene {
 fn claiming_loses_nothing_and_keeps_the_order() {
     holds("claiming", Scene::claiming(&[0, 0, 1], 2));
     holds("claiming without the sequence", Scene { sequence: false, ..Scene::claiming(&[0, 0, 1], 3) });
+    holds_when_wide("claiming", busy());
 }
 
 #[test]
 fn small_reads_leave_nothing_behind() {
     holds("small reads", Scene { limit: 1, deletes_apart: true, ..Scene::claiming(&[0, 1], 3) });
+    holds_when_wide("deletes", Scene { deletes_apart: true, ..Scene::claiming(&[0, 1], 3) });
 }
 
 #[test]
@@ -69,33 +80,23 @@ fn savepoints_lose_nothing() {
 
 #[test]
 fn prepared_transactions_lose_nothing() {
-    holds("prepared", Scene { prepared: true, ..Scene::claiming(&[0, 1], 2) });
+    let prepared = Scene { prepared: true, ..Scene::claiming(&[0, 1], 2) };
+    holds_when_wide("savepoints and prepared", Scene { savepoints: true, ..prepared.clone() });
+    holds("prepared", prepared);
 }
 
 #[test]
 fn owners_that_stop_and_come_back_do_no_harm() {
     holds("owners", contended());
     holds("owners that die", Scene { crashes: 1, refusals: 0, ..contended() });
+    holds_when_wide("owners with refusals", Scene { transactions: 2, ..contended() });
+    holds_when_wide("owners and keys", Scene { writers: vec![0, 1], refusals: 0, ..contended() });
 }
 
 #[test]
 fn a_server_that_lags_behind_loses_no_more_than_what_it_lacks() {
     holds("fail-over", failover());
-}
-
-/// More of everything at once.
-#[test]
-#[ignore = "takes minutes and gigabytes"]
-fn wide() {
-    holds("claiming", busy());
-    holds("deletes", Scene { deletes_apart: true, ..Scene::claiming(&[0, 1], 3) });
-    holds(
-        "savepoints and prepared",
-        Scene { savepoints: true, prepared: true, ..Scene::claiming(&[0, 1], 2) },
-    );
-    holds("owners with refusals", Scene { transactions: 2, ..contended() });
-    holds("fail-over of owners", Scene { relays: 2, expiries: 1, ..failover() });
-    holds("owners and keys", Scene { writers: vec![0, 1], refusals: 0, ..contended() });
+    holds_when_wide("fail-over of owners", Scene { relays: 2, expiries: 1, ..failover() });
 }
 
 #[test]
