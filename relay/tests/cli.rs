@@ -2,6 +2,8 @@
 //!
 //! `BACKSTOP_RECORD=1 cargo test -p backstop-relay --test cli` records the help texts anew.
 
+#[path = "cli/outbox_dead.rs"]
+mod outbox_dead;
 #[path = "cli/relay.rs"]
 mod relay;
 #[path = "cli/routes.rs"]
@@ -67,6 +69,9 @@ fn help_is_as_recorded() {
         "outbox status",
         "outbox dead",
         "outbox dead list",
+        "outbox dead show",
+        "outbox dead retry",
+        "outbox dead discard",
     ];
     let relay = Relay::new("");
     let mut help = String::new();

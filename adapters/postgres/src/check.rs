@@ -11,7 +11,7 @@ use crate::tables::PgTables;
 /// Each table with the permissions that whoever uses it needs.
 const TABLES: [(&str, &[&str]); 7] = [
     ("outbox", &["SELECT", "INSERT", "DELETE"]),
-    ("outbox_dead", &["SELECT", "INSERT", "DELETE"]),
+    ("outbox_dead", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("inbox", &["SELECT", "INSERT", "DELETE"]),
     ("held", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("lease", &["SELECT", "INSERT", "UPDATE"]),

@@ -16,6 +16,7 @@ mod ahead;
 mod chain;
 mod check;
 mod commit;
+mod dead_rows;
 mod envelope;
 mod explain;
 mod failure;

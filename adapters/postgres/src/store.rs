@@ -4,18 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backstop_core::AdapterError;
+use backstop_core::dead_rows::{BuriedRow, DeadGroup, DeadRowFilter, DeadRows};
 use backstop_core::lease::{Holder, Lease, Leases};
-use backstop_core::outbox::{BuriedRow, DeadRow, OutboxReader, OutboxStatus, OutboxStore, RowId};
+use backstop_core::outbox::{DeadRow, OutboxReader, OutboxStatus, OutboxStore, RowId};
 use futures_core::future::BoxFuture;
-use sqlx::{AssertSqlSafe, Executor, PgPool, Row};
+use sqlx::{AssertSqlSafe, Executor, PgPool};
 
 use crate::envelope::storable;
-use crate::failure::{code, failed};
+use crate::failure::{failed, failed_or_denied};
 use crate::hex::hex;
-use crate::outbox_row::{self, columns};
 use crate::reader::{PgOutboxReader, ReaderSql};
 use crate::tables::PgTables;
-use crate::{held_row, lease, time};
+use crate::{dead_rows, held_row, lease};
 
 /// Rows that one DELETE takes.
 const DELETE_AT_ONCE: usize = 10_000;
@@ -95,30 +95,7 @@ impl PgOutboxStore {
             .bind(errors)
             .fetch_one(&self.pool)
             .await
-            .map_err(|error| {
-                let denied = code(&error) == Some("42501");
-                let error = failed("move rows from the outbox to the dead rows")(error);
-                match denied {
-                    true => error.with_hint(self.tables.fill(MAY_BURY)),
-                    false => error,
-                }
-            })
-    }
-
-    async fn read_buried(&self, limit: u32) -> Result<Vec<BuriedRow>, AdapterError> {
-        let died_at = time::clamped("died_at");
-        let sql = format!("SELECT {}, reason, error, {died_at} FROM {{dead}} ORDER BY n LIMIT $1", columns());
-        let rows = sqlx::query(AssertSqlSafe(self.tables.fill(&sql)))
-            .bind(i64::from(limit))
-            .fetch_all(&self.pool)
-            .await
-            .map_err(failed("read the dead rows"))?;
-        let read = |row: &sqlx::postgres::PgRow| {
-            let (outbox_row, _) = outbox_row::read(row)?;
-            let (reason, error, died_at) = (row.try_get(13)?, row.try_get(14)?, row.try_get(15)?);
-            Ok(BuriedRow { row: outbox_row, reason, error, died_at })
-        };
-        rows.iter().map(read).collect::<Result<_, _>>().map_err(failed("read the dead rows"))
+            .map_err(failed_or_denied("move rows from the outbox to the dead rows", &self.tables, MAY_BURY))
     }
 }
 
@@ -166,6 +143,39 @@ impl Leases for PgOutboxStore {
     }
 }
 
+impl DeadRows for PgOutboxStore {
+    fn buried<'a>(
+        &'a self,
+        filter: &'a DeadRowFilter,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<Vec<BuriedRow>, AdapterError>> {
+        Box::pin(dead_rows::read(&self.pool, &self.tables, filter, limit))
+    }
+
+    fn buried_groups<'a>(
+        &'a self,
+        filter: &'a DeadRowFilter,
+    ) -> BoxFuture<'a, Result<Vec<DeadGroup>, AdapterError>> {
+        Box::pin(dead_rows::groups(&self.pool, &self.tables, filter))
+    }
+
+    fn retry_buried<'a>(
+        &'a self,
+        filter: &'a DeadRowFilter,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        Box::pin(dead_rows::retry(&self.pool, &self.tables, filter, limit))
+    }
+
+    fn discard_buried<'a>(
+        &'a self,
+        filter: &'a DeadRowFilter,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        Box::pin(dead_rows::discard(&self.pool, &self.tables, filter, limit))
+    }
+}
+
 impl OutboxStore for PgOutboxStore {
     fn reader(&self) -> Box<dyn OutboxReader> {
         Box::new(PgOutboxReader::new(self.pool.clone(), Arc::clone(&self.reader_sql), self.full_scan))
@@ -202,9 +212,5 @@ impl OutboxStore for PgOutboxStore {
                 dead: count(dead),
             })
         })
-    }
-
-    fn buried(&self, limit: u32) -> BoxFuture<'_, Result<Vec<BuriedRow>, AdapterError>> {
-        Box::pin(self.read_buried(limit))
     }
 }

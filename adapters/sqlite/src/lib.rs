@@ -20,6 +20,7 @@
 
 mod commit;
 mod database;
+mod dead_rows;
 mod envelope;
 mod error;
 mod explain;

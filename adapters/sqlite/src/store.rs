@@ -4,19 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backstop_core::AdapterError;
+use backstop_core::dead_rows::{BuriedRow, DeadGroup, DeadRowFilter, DeadRows};
 use backstop_core::lease::{Holder, Lease, Leases};
-use backstop_core::outbox::{BuriedRow, DeadRow, OutboxReader, OutboxStatus, OutboxStore, RowId};
+use backstop_core::outbox::{DeadRow, OutboxReader, OutboxStatus, OutboxStore, RowId};
 use futures_core::future::BoxFuture;
 use sqlx::{AssertSqlSafe, SqliteConnection, SqlitePool};
 
 use crate::commit::commit;
 use crate::database::{Database, plain};
 use crate::error::adapter;
-use crate::lease;
-use crate::outbox_row::{COLUMNS, buried_row};
 use crate::reader::Reader;
 use crate::tables::SqliteTables;
 use crate::time::{NOW, duration};
+use crate::{dead_rows, lease};
 
 /// Rows that are deleted in one transaction: the write lock is given back between two of them.
 const CHUNK: usize = 1_000;
@@ -120,16 +120,6 @@ impl SqliteOutboxStore {
             dead: dead.unsigned_abs(),
         })
     }
-
-    async fn read_buried(&self, limit: u32) -> Result<Vec<BuriedRow>, AdapterError> {
-        let dead = self.database.tables.outbox_dead();
-        let sql =
-            format!("SELECT {COLUMNS}, reason, error, died_at FROM {dead} ORDER BY died_at, seq LIMIT ?");
-        let mut connection = self.database.connection().await?;
-        let rows = sqlx::query(AssertSqlSafe(sql)).bind(limit).fetch_all(&mut *connection).await;
-        let rows = rows.map_err(|error| adapter("cannot read dead rows of the outbox", error))?;
-        Ok(rows.iter().map(buried_row).collect())
-    }
 }
 
 impl Leases for SqliteOutboxStore {
@@ -148,6 +138,39 @@ impl Leases for SqliteOutboxStore {
 
     fn holder<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Holder>, AdapterError>> {
         Box::pin(lease::holder(&self.database, name))
+    }
+}
+
+impl DeadRows for SqliteOutboxStore {
+    fn buried<'a>(
+        &'a self,
+        filter: &'a DeadRowFilter,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<Vec<BuriedRow>, AdapterError>> {
+        Box::pin(dead_rows::read(&self.database, filter, limit))
+    }
+
+    fn buried_groups<'a>(
+        &'a self,
+        filter: &'a DeadRowFilter,
+    ) -> BoxFuture<'a, Result<Vec<DeadGroup>, AdapterError>> {
+        Box::pin(dead_rows::groups(&self.database, filter))
+    }
+
+    fn retry_buried<'a>(
+        &'a self,
+        filter: &'a DeadRowFilter,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        Box::pin(dead_rows::retry(&self.database, filter, limit))
+    }
+
+    fn discard_buried<'a>(
+        &'a self,
+        filter: &'a DeadRowFilter,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        Box::pin(dead_rows::discard(&self.database, filter, limit))
     }
 }
 
@@ -175,9 +198,5 @@ impl OutboxStore for SqliteOutboxStore {
 
     fn status(&self) -> BoxFuture<'_, Result<OutboxStatus, AdapterError>> {
         Box::pin(self.read_status())
-    }
-
-    fn buried(&self, limit: u32) -> BoxFuture<'_, Result<Vec<BuriedRow>, AdapterError>> {
-        Box::pin(self.read_buried(limit))
     }
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
 use futures_core::future::BoxFuture;
 
 use crate::adapter_error::AdapterError;
+use crate::dead_rows::DeadRows;
 use crate::lease::{Lease, Leases};
 use crate::message::{Destination, Headers, Message};
 
@@ -123,19 +123,6 @@ pub struct OutboxStatus {
     pub dead: u64,
 }
 
-/// A dead row as an operator sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BuriedRow {
-    /// The row.
-    pub row: OutboxRow,
-    /// Short reason.
-    pub reason: String,
-    /// The error in one line.
-    pub error: String,
-    /// When it was given up.
-    pub died_at: DateTime<Utc>,
-}
-
 /// The headers column: a JSON object of names to texts, or to null for a header without a value, or to an array of
 /// them for one that occurs several times.
 ///
@@ -203,7 +190,7 @@ fn kind_of(value: &serde_json::Value) -> &'static str {
 }
 
 /// An outbox in a database. Object-safe: the relay's configuration chooses the database.
-pub trait OutboxStore: Leases {
+pub trait OutboxStore: Leases + DeadRows {
     /// A reader that begins at the lowest pending row.
     fn reader(&self) -> Box<dyn OutboxReader>;
 
@@ -227,12 +214,6 @@ pub trait OutboxStore: Leases {
     /// # Errors
     /// When the database cannot be asked.
     fn status(&self) -> BoxFuture<'_, Result<OutboxStatus, AdapterError>>;
-
-    /// Dead rows, oldest first.
-    ///
-    /// # Errors
-    /// When the database cannot be asked.
-    fn buried(&self, limit: u32) -> BoxFuture<'_, Result<Vec<BuriedRow>, AdapterError>>;
 }
 
 #[cfg(test)]

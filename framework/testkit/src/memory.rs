@@ -10,6 +10,7 @@
 
 mod broker;
 mod data;
+mod dead_rows;
 mod group;
 mod held;
 mod inbox;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use backstop_core::dead_rows::{DeadRowFilter, DeadRows};
 use backstop_core::lease::{Lease, Leases};
 use backstop_core::outbox::{OutboxRow, OutboxStatus, OutboxStore, RowId};
 use sqlx::Executor;
@@ -68,7 +69,7 @@ async fn only_the_owner_buries() {
     store.delete(&[]).await.expect("nothing to do");
     let OutboxStatus { pending, oldest, dead } = store.status().await.expect("asked");
     assert_eq!((pending, oldest.is_some(), dead), (1, true, 1));
-    assert_eq!(store.buried(10).await.expect("read")[0].reason, "too-large");
+    assert_eq!(store.buried(&DeadRowFilter::default(), 10).await.expect("read")[0].reason, "too-large");
     db.drop().await;
 }
 

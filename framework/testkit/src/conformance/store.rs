@@ -9,6 +9,7 @@ pub mod inbox_instances;
 pub mod lease;
 pub mod ledger;
 pub mod outbox;
+pub mod outbox_dead;
 pub mod outbox_fencing;
 mod sample;
 pub mod schema;

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use backstop_core::dead_rows::BuriedRow;
 use backstop_core::held::{Failure, HeldMessage, NewHeld};
 use backstop_core::ledger::{Letter, LetterEvent};
-use backstop_core::outbox::{BuriedRow, OutboxRow};
+use backstop_core::outbox::OutboxRow;
 use backstop_core::{AdapterError, DeadReason, Envelope, ErrorClass, FaultKind, MessageKey, Origin, Via};
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;
@@ -25,7 +26,7 @@ pub(super) struct Data {
     pub(super) values: BTreeMap<String, String>,
     pub(super) applied: Vec<String>,
     pub(super) outbox: BTreeMap<i64, OutboxEntry>,
-    pub(super) dead: Vec<BuriedRow>,
+    pub(super) dead: Vec<DeadEntry>,
     pub(super) leases: BTreeMap<String, LeaseRow>,
     pub(super) letters: Vec<Letter>,
     pub(super) events: BTreeMap<String, Vec<LetterEvent>>,
@@ -71,6 +72,13 @@ pub(super) struct HeldRow {
 pub(super) struct OutboxEntry {
     pub(super) row: OutboxRow,
     pub(super) created: Instant,
+    /// Why it cannot be read as a message.
+    pub(super) unreadable: Option<String>,
+}
+
+#[derive(Debug)]
+pub(super) struct DeadEntry {
+    pub(super) buried: BuriedRow,
     /// Why it cannot be read as a message.
     pub(super) unreadable: Option<String>,
 }

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use backstop_core::dead_rows::{BuriedRow, DeadGroup, DeadRowFilter, DeadRows};
 use backstop_core::lease::{Holder, Lease, Leases};
 use backstop_core::outbox::{
-    BuriedRow, Claimed, DeadRow, OutboxReader, OutboxRow, OutboxStatus, OutboxStore, Reread, RowId,
+    Claimed, DeadRow, OutboxReader, OutboxRow, OutboxStatus, OutboxStore, Reread, RowId,
 };
 use backstop_core::{AdapterError, Destination, FaultKind, Message};
 use futures_core::future::BoxFuture;
@@ -242,9 +243,39 @@ impl OutboxStore for Store {
     fn status(&self) -> BoxFuture<'_, Result<OutboxStatus, AdapterError>> {
         Box::pin(async { Ok(OutboxStatus::default()) })
     }
+}
 
-    fn buried(&self, _limit: u32) -> BoxFuture<'_, Result<Vec<BuriedRow>, AdapterError>> {
-        Box::pin(async { Ok(Vec::new()) })
+/// What operators do is none of the pump's business.
+impl DeadRows for Store {
+    fn buried<'a>(
+        &'a self,
+        _filter: &'a DeadRowFilter,
+        _limit: u32,
+    ) -> BoxFuture<'a, Result<Vec<BuriedRow>, AdapterError>> {
+        Box::pin(async { unreachable!("the pump lists no dead rows") })
+    }
+
+    fn buried_groups<'a>(
+        &'a self,
+        _filter: &'a DeadRowFilter,
+    ) -> BoxFuture<'a, Result<Vec<DeadGroup>, AdapterError>> {
+        Box::pin(async { unreachable!("the pump counts no dead rows") })
+    }
+
+    fn retry_buried<'a>(
+        &'a self,
+        _filter: &'a DeadRowFilter,
+        _limit: u32,
+    ) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        Box::pin(async { unreachable!("the pump retries no dead rows") })
+    }
+
+    fn discard_buried<'a>(
+        &'a self,
+        _filter: &'a DeadRowFilter,
+        _limit: u32,
+    ) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        Box::pin(async { unreachable!("the pump discards no dead rows") })
     }
 }
 
