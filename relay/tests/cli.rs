@@ -271,7 +271,8 @@ fn migrate_goes_up_and_down_and_says_so() {
         assert_eq!(relay.run("migrate").stdout, "nothing to do\n");
         assert_eq!(
             relay.run("outbox status").stdout,
-            "OUTBOX  PENDING  OLDEST  DEAD  OWNER  LEASE ENDS IN\noutbox  0        -       0     -      -\n"
+            "OUTBOX  PENDING  OLDEST  DEAD  SCHEDULED  NEXT DUE  OWNER  LEASE ENDS IN\n\
+             outbox  0        -       0     0          -         -      -\n"
         );
         assert_eq!(relay.run("outbox dead list").stdout, "no dead rows\n");
         assert_eq!(relay.run("dead-letters list").stdout, "no letters\n");

@@ -34,6 +34,7 @@ mod outbox;
 mod outbox_row;
 mod patience;
 mod reader;
+mod scheduled;
 mod schema;
 mod scoped;
 mod store;

@@ -7,6 +7,8 @@ use backstop_core::AdapterError;
 use backstop_core::dead_rows::{BuriedRow, DeadGroup, DeadRowFilter, DeadRows};
 use backstop_core::lease::{Holder, Lease, Leases};
 use backstop_core::outbox::{DeadRow, OutboxReader, OutboxStatus, OutboxStore, RowId};
+use backstop_core::scheduled::ScheduledRows;
+use chrono::{DateTime, Utc};
 use futures_core::future::BoxFuture;
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
@@ -15,7 +17,7 @@ use crate::failure::{failed, failed_or_denied};
 use crate::hex::hex;
 use crate::reader::{PgOutboxReader, ReaderSql};
 use crate::tables::PgTables;
-use crate::{dead_rows, held_row, lease};
+use crate::{dead_rows, held_row, lease, scheduled, time};
 
 /// Rows that one DELETE takes.
 const DELETE_AT_ONCE: usize = 10_000;
@@ -45,6 +47,7 @@ const MAY_BURY: &str = "GRANT SELECT, DELETE ON {outbox} TO the relay's user; GR
 
 const STATUS: &str = "
     SELECT (SELECT count(*) FROM {outbox}), (SELECT count(*) FROM {dead}),
+           (SELECT count(*) FROM {scheduled}), (SELECT {next} FROM {scheduled} ORDER BY publish_after LIMIT 1),
            (SELECT extract(epoch FROM clock_timestamp() - greatest(created_at, '1970-01-01 00:00:00+00'))::float8
             FROM {outbox} WHERE isfinite(created_at) ORDER BY seq LIMIT 1)";
 
@@ -176,6 +179,17 @@ impl DeadRows for PgOutboxStore {
     }
 }
 
+impl ScheduledRows for PgOutboxStore {
+    fn promote<'a>(
+        &'a self,
+        lease: &'a Lease,
+        rows: u32,
+        bytes: u64,
+    ) -> BoxFuture<'a, Result<Option<u64>, AdapterError>> {
+        Box::pin(scheduled::promote(&self.pool, &self.tables, lease, rows, bytes))
+    }
+}
+
 impl OutboxStore for PgOutboxStore {
     fn reader(&self) -> Box<dyn OutboxReader> {
         Box::new(PgOutboxReader::new(self.pool.clone(), Arc::clone(&self.reader_sql), self.full_scan))
@@ -200,8 +214,10 @@ impl OutboxStore for PgOutboxStore {
 
     fn status(&self) -> BoxFuture<'_, Result<OutboxStatus, AdapterError>> {
         Box::pin(async move {
-            let (pending, dead, oldest): (i64, i64, Option<f64>) =
-                sqlx::query_as(AssertSqlSafe(self.tables.fill(STATUS)))
+            type Counts = (i64, i64, i64, Option<DateTime<Utc>>, Option<f64>);
+            let status = STATUS.replace("{next}", &time::clamped("publish_after"));
+            let (pending, dead, scheduled, next_due, oldest): Counts =
+                sqlx::query_as(AssertSqlSafe(self.tables.fill(&status)))
                     .fetch_one(&self.pool)
                     .await
                     .map_err(failed("count the rows of the outbox"))?;
@@ -210,6 +226,8 @@ impl OutboxStore for PgOutboxStore {
                 pending: count(pending),
                 oldest: oldest.map(held_row::seconds),
                 dead: count(dead),
+                scheduled: count(scheduled),
+                next_due,
             })
         })
     }

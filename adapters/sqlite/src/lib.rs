@@ -36,6 +36,7 @@ mod outbox_row;
 mod queue;
 mod ranges;
 mod reader;
+mod scheduled;
 mod schema;
 mod store;
 mod tables;

@@ -7,6 +7,8 @@ use backstop_core::AdapterError;
 use backstop_core::dead_rows::{BuriedRow, DeadGroup, DeadRowFilter, DeadRows};
 use backstop_core::lease::{Holder, Lease, Leases};
 use backstop_core::outbox::{DeadRow, OutboxReader, OutboxStatus, OutboxStore, RowId};
+use backstop_core::scheduled::ScheduledRows;
+use chrono::DateTime;
 use futures_core::future::BoxFuture;
 use sqlx::{AssertSqlSafe, SqliteConnection, SqlitePool};
 
@@ -16,7 +18,7 @@ use crate::error::adapter;
 use crate::reader::Reader;
 use crate::tables::SqliteTables;
 use crate::time::{NOW, duration};
-use crate::{dead_rows, lease};
+use crate::{dead_rows, lease, scheduled};
 
 /// Rows that are deleted in one transaction: the write lock is given back between two of them.
 const CHUNK: usize = 1_000;
@@ -107,10 +109,14 @@ impl SqliteOutboxStore {
             "SELECT (SELECT count(*) FROM {outbox}), \
              (SELECT {NOW} - CAST(round(unixepoch(created_at, 'subsec') * 1000) AS INTEGER) \
               FROM {outbox} ORDER BY seq LIMIT 1), \
-             (SELECT count(*) FROM {dead})"
+             (SELECT count(*) FROM {dead}), (SELECT count(*) FROM {scheduled}), \
+             (SELECT CAST(round(unixepoch(publish_after, 'subsec') * 1000) AS INTEGER) FROM {scheduled} \
+              ORDER BY unixepoch(publish_after, 'subsec') LIMIT 1)",
+            scheduled = self.database.tables.outbox_scheduled()
         );
+        type Counts = (i64, Option<i64>, i64, i64, Option<i64>);
         let mut connection = self.database.connection().await?;
-        let (pending, oldest, dead): (i64, Option<i64>, i64) = sqlx::query_as(AssertSqlSafe(sql))
+        let (pending, oldest, dead, scheduled, due): Counts = sqlx::query_as(AssertSqlSafe(sql))
             .fetch_one(&mut *connection)
             .await
             .map_err(|error| adapter("cannot read the state of the outbox", error))?;
@@ -118,6 +124,8 @@ impl SqliteOutboxStore {
             pending: pending.unsigned_abs(),
             oldest: oldest.map(duration),
             dead: dead.unsigned_abs(),
+            scheduled: scheduled.unsigned_abs(),
+            next_due: due.and_then(DateTime::from_timestamp_millis),
         })
     }
 }
@@ -171,6 +179,17 @@ impl DeadRows for SqliteOutboxStore {
         limit: u32,
     ) -> BoxFuture<'a, Result<u64, AdapterError>> {
         Box::pin(dead_rows::discard(&self.database, filter, limit))
+    }
+}
+
+impl ScheduledRows for SqliteOutboxStore {
+    fn promote<'a>(
+        &'a self,
+        lease: &'a Lease,
+        rows: u32,
+        bytes: u64,
+    ) -> BoxFuture<'a, Result<Option<u64>, AdapterError>> {
+        Box::pin(scheduled::promote(&self.database, lease, rows, bytes))
     }
 }
 

@@ -16,6 +16,7 @@ mod held;
 mod inbox;
 mod ledger;
 mod outbox;
+mod scheduled;
 mod sink;
 mod source;
 mod store;

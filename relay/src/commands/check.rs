@@ -4,15 +4,16 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use backstop_core::lease::Holder;
-use backstop_core::outbox::OutboxStore;
+use backstop_core::outbox::{OutboxStatus, OutboxStore};
 use backstop_core::schema::{Finding, Severity};
 use backstop_core::sink::Publisher;
 use backstop_core::{AdapterError, Destination};
+use chrono::Utc;
 use serde_json::{Value, json};
 
 use crate::broker;
 use crate::commands::Context;
-use crate::commands::outbox::in_words;
+use crate::commands::outbox::{in_words, time};
 use crate::config::{Config, DatabaseConfig};
 use crate::database::Database;
 use crate::exit::{Exit, Failure, with_cause};
@@ -107,6 +108,7 @@ async fn look_at_outbox(
             } else {
                 Finding::fine(subject, detail)
             });
+            findings.extend(scheduled(name, &status));
             if status.dead > 0 {
                 let detail = format!("{} rows can never be sent", status.dead);
                 findings.push(Finding::warning("dead rows", detail, "see `backstop-relay outbox dead list`"));
@@ -120,6 +122,20 @@ async fn look_at_outbox(
             BTreeSet::new()
         }
     }
+}
+
+/// Rows whose time has not come, or has come and nobody moved them.
+fn scheduled(name: &str, status: &OutboxStatus) -> Option<Finding> {
+    let due = status.next_due?;
+    let subject =
+        if name == "outbox" { "scheduled rows".to_owned() } else { format!("scheduled rows of {name}") };
+    let detail = format!("{}, the first is due at {}", status.scheduled, time(due));
+    let late = (Utc::now() - due).to_std().is_ok_and(|late| late > OLD);
+    Some(if late {
+        Finding::warning(subject, detail, "look at the log of `backstop-relay run`, or start it")
+    } else {
+        Finding::fine(subject, detail)
+    })
 }
 
 /// Whether a relay holds the lease.

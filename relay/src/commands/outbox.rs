@@ -53,6 +53,8 @@ async fn status(context: &Context) -> Result<Exit, Failure> {
                 "pending": status.pending,
                 "oldest_seconds": status.oldest.map(|age| age.as_secs_f64()),
                 "dead": status.dead,
+                "scheduled": status.scheduled,
+                "next_due": status.next_due.map(time),
                 "owner": holder.as_ref().map(|holder| &holder.lease.owner),
                 "token": holder.as_ref().map(|holder| holder.lease.token),
                 "lease_seconds": holder.as_ref().map(|holder| holder.remaining.as_secs_f64()),
@@ -68,11 +70,13 @@ async fn status(context: &Context) -> Result<Exit, Failure> {
             status.pending.to_string(),
             age(status.oldest),
             status.dead.to_string(),
+            status.scheduled.to_string(),
+            or_dash(status.next_due.map(time).as_deref()),
             or_dash(holder.as_ref().map(|holder| holder.lease.owner.as_str())),
             age(holder.as_ref().map(|holder| holder.remaining)),
         ]
     };
-    let header = ["OUTBOX", "PENDING", "OLDEST", "DEAD", "OWNER", "LEASE ENDS IN"];
+    let header = ["OUTBOX", "PENDING", "OLDEST", "DEAD", "SCHEDULED", "NEXT DUE", "OWNER", "LEASE ENDS IN"];
     output::table(&header, all.iter().map(row))?;
     Ok(Exit::Ok)
 }

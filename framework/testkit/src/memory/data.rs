@@ -27,6 +27,8 @@ pub(super) struct Data {
     pub(super) applied: Vec<String>,
     pub(super) outbox: BTreeMap<i64, OutboxEntry>,
     pub(super) dead: Vec<DeadEntry>,
+    /// By time and number.
+    pub(super) scheduled: BTreeMap<(DateTime<Utc>, i64), OutboxRow>,
     pub(super) leases: BTreeMap<String, LeaseRow>,
     pub(super) letters: Vec<Letter>,
     pub(super) events: BTreeMap<String, Vec<LetterEvent>>,
@@ -94,6 +96,11 @@ impl Data {
     /// Now, by the database's clock.
     pub(super) fn now(&self) -> Instant {
         Instant::now() + self.ahead
+    }
+
+    /// Now, as [`now`](Data::now), on the calendar.
+    pub(super) fn date(&self) -> DateTime<Utc> {
+        Utc::now() + self.ahead
     }
 
     /// The next number of any table; one that a transaction took and did not commit stays a gap.

@@ -66,7 +66,13 @@ impl Data {
         self.reachable()?;
         let now = self.now();
         let oldest = self.outbox.values().map(|entry| now.saturating_duration_since(entry.created)).max();
-        Ok(OutboxStatus { pending: self.outbox.len() as u64, oldest, dead: self.dead.len() as u64 })
+        Ok(OutboxStatus {
+            pending: self.outbox.len() as u64,
+            oldest,
+            dead: self.dead.len() as u64,
+            scheduled: self.scheduled.len() as u64,
+            next_due: self.scheduled.first_key_value().map(|((due, _), _)| *due),
+        })
     }
 }
 
