@@ -7,12 +7,21 @@ use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, PgPool, Postgres, Row};
 
 use crate::failure::{failed, failed_or_denied};
+use crate::layout::Layout;
 use crate::outbox_row::{self, columns};
 use crate::tables::PgTables;
 use crate::time;
 
+/// Where dead rows are, and where they came from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub(crate) pool: &'a PgPool,
+    pub(crate) tables: &'a PgTables,
+    pub(crate) layout: &'a Layout,
+}
+
 /// The rows that [`filtered`] binds: an array of numbers, and three values or nulls.
-const MEANT: &str = "(cardinality($1::bigint[]) = 0 OR seq = ANY($1)) \
+const MEANT: &str = "{mine} AND (cardinality($1::bigint[]) = 0 OR seq = ANY($1)) \
                      AND ($2::text IS NULL OR destination = $2) \
                      AND ($3::text IS NULL OR reason = $3) AND ($4::bigint IS NULL OR n <= $4)";
 
@@ -31,14 +40,34 @@ const RETRY: &str = "
     )
     SELECT count(*) FROM d";
 
+/// The same for a table that is not ours: the row is put together again from what was kept of it. Numbers are given
+/// anew, and ids that the table gives by itself are not.
+const RESTORE: &str = "
+    WITH d AS ({taken} RETURNING *), i AS (
+        INSERT INTO {outbox} ({columns}) OVERRIDING SYSTEM VALUE
+        SELECT {restored} FROM d CROSS JOIN LATERAL jsonb_populate_record(NULL::{outbox}, d.original) AS p
+        ORDER BY d.seq, d.n
+    )
+    SELECT count(*) FROM d";
+
 const GROUPS: &str = "SELECT destination, reason, count(*), max(n) FROM {dead} WHERE {meant} \
                       GROUP BY destination, reason ORDER BY count(*) DESC, destination, reason";
 
 const MAY_RETRY: &str =
     "GRANT INSERT ON {outbox} TO the relay's user; GRANT SELECT, UPDATE, DELETE ON {dead} TO it";
 
-fn sql(tables: &PgTables, statement: &str) -> AssertSqlSafe<String> {
-    AssertSqlSafe(tables.fill(&statement.replace("{taken}", TAKEN).replace("{meant}", MEANT)))
+impl Place<'_> {
+    fn sql(&self, statement: &str) -> AssertSqlSafe<String> {
+        let statement = statement.replace("{taken}", TAKEN).replace("{meant}", MEANT);
+        AssertSqlSafe(self.layout.fill(self.tables, &statement))
+    }
+
+    fn retry(&self) -> AssertSqlSafe<String> {
+        let Some(origin) = &self.layout.origin else { return self.sql(RETRY) };
+        let restored: Vec<String> = origin.columns.iter().map(|column| format!("p.{column}")).collect();
+        let statement = RESTORE.replace("{columns}", &origin.columns.join(", "));
+        self.sql(&statement.replace("{restored}", &restored.join(", ")))
+    }
 }
 
 fn filtered(sql: AssertSqlSafe<String>, filter: &DeadRowFilter) -> Query<'_, Postgres, PgArguments> {
@@ -46,8 +75,7 @@ fn filtered(sql: AssertSqlSafe<String>, filter: &DeadRowFilter) -> Query<'_, Pos
 }
 
 pub(crate) async fn read(
-    pool: &PgPool,
-    tables: &PgTables,
+    place: Place<'_>,
     filter: &DeadRowFilter,
     limit: u32,
 ) -> Result<Vec<BuriedRow>, AdapterError> {
@@ -56,9 +84,9 @@ pub(crate) async fn read(
         "SELECT {}, reason, error, {died_at}, n FROM {{dead}} WHERE {{meant}} ORDER BY n LIMIT $5",
         columns()
     );
-    let rows = filtered(sql(tables, &statement), filter)
+    let rows = filtered(place.sql(&statement), filter)
         .bind(i64::from(limit))
-        .fetch_all(pool)
+        .fetch_all(place.pool)
         .await
         .map_err(failed("read the dead rows"))?;
     rows.iter().map(buried).collect::<Result<_, _>>().map_err(failed("read the dead rows"))
@@ -75,13 +103,11 @@ fn buried(row: &PgRow) -> Result<BuriedRow, sqlx::Error> {
     })
 }
 
-pub(crate) async fn groups(
-    pool: &PgPool,
-    tables: &PgTables,
-    filter: &DeadRowFilter,
-) -> Result<Vec<DeadGroup>, AdapterError> {
-    let rows =
-        filtered(sql(tables, GROUPS), filter).fetch_all(pool).await.map_err(failed("count the dead rows"))?;
+pub(crate) async fn groups(place: Place<'_>, filter: &DeadRowFilter) -> Result<Vec<DeadGroup>, AdapterError> {
+    let rows = filtered(place.sql(GROUPS), filter)
+        .fetch_all(place.pool)
+        .await
+        .map_err(failed("count the dead rows"))?;
     let group = |row: &PgRow| {
         let rows: i64 = row.try_get(2)?;
         Ok(DeadGroup {
@@ -94,31 +120,25 @@ pub(crate) async fn groups(
     rows.iter().map(group).collect::<Result<_, _>>().map_err(failed("count the dead rows"))
 }
 
-pub(crate) async fn retry(
-    pool: &PgPool,
-    tables: &PgTables,
-    filter: &DeadRowFilter,
-    limit: u32,
-) -> Result<u64, AdapterError> {
-    let moved: i64 = filtered(sql(tables, RETRY), filter)
+pub(crate) async fn retry(place: Place<'_>, filter: &DeadRowFilter, limit: u32) -> Result<u64, AdapterError> {
+    let moved: i64 = filtered(place.retry(), filter)
         .bind(i64::from(limit))
-        .fetch_one(pool)
+        .fetch_one(place.pool)
         .await
         .and_then(|row| row.try_get(0))
-        .map_err(failed_or_denied("move dead rows back into the outbox", tables, MAY_RETRY))?;
+        .map_err(failed_or_denied("move dead rows back into the outbox", place.tables, MAY_RETRY))?;
     Ok(moved.unsigned_abs())
 }
 
 pub(crate) async fn discard(
-    pool: &PgPool,
-    tables: &PgTables,
+    place: Place<'_>,
     filter: &DeadRowFilter,
     limit: u32,
 ) -> Result<u64, AdapterError> {
-    let done = filtered(sql(tables, "{taken}"), filter)
+    let done = filtered(place.sql("{taken}"), filter)
         .bind(i64::from(limit))
-        .execute(pool)
+        .execute(place.pool)
         .await
-        .map_err(failed_or_denied("discard dead rows", tables, MAY_RETRY))?;
+        .map_err(failed_or_denied("discard dead rows", place.tables, MAY_RETRY))?;
     Ok(done.rows_affected())
 }

@@ -27,6 +27,7 @@ pub(crate) const MIGRATIONS: &[Migration] = &[
     migration!(3, "lease"),
     migration!(4, "ledger"),
     migration!(5, "scheduled"),
+    migration!(6, "dead_origin"),
 ];
 
 /// The tables of one schema and prefix.
