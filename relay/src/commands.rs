@@ -70,7 +70,9 @@ impl Context {
 
     /// The database that holds an outbox.
     pub(crate) async fn outbox(&self, outbox: &OutboxConfig) -> Result<Database, Failure> {
-        open(self.config.database_of(outbox)).await
+        let mut database = open(self.config.database_of(outbox)).await?;
+        database.outbox = database.outbox_of(outbox).await.map_err(|error| Failure::database(&error))?;
+        Ok(database)
     }
 
     /// The database that holds the ledger.

@@ -1,6 +1,7 @@
 //! `check`
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use backstop_core::lease::Holder;
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 use crate::broker;
 use crate::commands::Context;
 use crate::commands::outbox::{in_words, time};
-use crate::config::{Config, DatabaseConfig};
+use crate::config::{Config, DatabaseConfig, OutboxConfig};
 use crate::database::Database;
 use crate::exit::{Exit, Failure, with_cause};
 use crate::output::{self, or_dash};
@@ -42,7 +43,9 @@ pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
     let mut destinations = BTreeSet::new();
     for outbox in config.outbox.iter().filter(|outbox| outbox.enabled) {
         if let Some(database) = usable(config.database_of(outbox)) {
-            destinations.extend(look_at_outbox(&mut findings, &outbox.name, &*database.outbox).await);
+            if let Some(store) = outbox_store(&mut findings, database, outbox).await {
+                destinations.extend(look_at_outbox(&mut findings, &outbox.name, &*store).await);
+            }
             lease(&mut findings, database, &outbox.name).await;
         }
     }
@@ -86,6 +89,27 @@ async fn database(findings: &mut Vec<Finding>, subject: &str, config: &DatabaseC
             None
         }
     }
+}
+
+/// The outbox, and what is to be said of a table that is not ours; `None` when it cannot be used.
+async fn outbox_store(
+    findings: &mut Vec<Finding>,
+    database: &Database,
+    outbox: &OutboxConfig,
+) -> Option<Arc<dyn OutboxStore>> {
+    let layout = match database.layout_of(outbox) {
+        Ok(Some(layout)) => layout.check().await,
+        Ok(None) => Ok(Vec::new()),
+        Err(error) => Err(error),
+    };
+    let found = layout.unwrap_or_else(|error| vec![failed(&outbox.name, &error)]);
+    let usable = found.iter().all(|finding| finding.severity != Severity::Error);
+    findings.extend(found);
+    if !usable {
+        return None;
+    }
+    let store = database.outbox_of(outbox).await;
+    store.map_err(|error| findings.push(failed(&outbox.name, &error))).ok()
 }
 
 /// What waits in the outbox and what can never be sent; the destinations of what waits.
