@@ -1,5 +1,7 @@
 //! The command line.
 
+mod dead_rows;
+
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
@@ -8,6 +10,8 @@ use std::process::ExitCode;
 use backstop_core::ledger::{LetterFilter, LetterStatus};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+
+pub use dead_rows::{DeadRowChange, DeadRowChoice, OutboxDeadCommand};
 
 use crate::commands;
 use crate::exit::{Exit, Failure};
@@ -152,20 +156,6 @@ pub enum OutboxCommand {
     /// Rows that can never be sent.
     #[command(subcommand)]
     Dead(OutboxDeadCommand),
-}
-
-/// `outbox dead …`
-#[derive(Debug, Clone, Subcommand)]
-pub enum OutboxDeadCommand {
-    /// List them, oldest first.
-    List {
-        /// At most so many.
-        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-        limit: u32,
-        /// Of the outbox with this name; needed where the configuration has several.
-        #[arg(long, value_name = "NAME")]
-        outbox: Option<String>,
-    },
 }
 
 /// `dead-letters …`

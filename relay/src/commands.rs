@@ -2,13 +2,16 @@
 
 mod check;
 mod config;
+mod content;
 mod dead_letters;
 mod generated;
 mod migrate;
 mod outbox;
+mod outbox_dead;
 pub(crate) mod redrive;
 pub(crate) mod run;
 
+use std::io::{self, BufRead, IsTerminal, Write};
 use std::sync::Arc;
 
 use backstop_core::AdapterError;
@@ -68,7 +71,9 @@ impl Context {
 
     /// The database that holds an outbox.
     pub(crate) async fn outbox(&self, outbox: &OutboxConfig) -> Result<Database, Failure> {
-        open(self.config.database_of(outbox)).await
+        let mut database = open(self.config.database_of(outbox)).await?;
+        database.outbox = database.outbox_of(outbox).await.map_err(|error| Failure::database(&error))?;
+        Ok(database)
     }
 
     /// The ledger of dead letters.
@@ -79,6 +84,26 @@ impl Context {
 
 async fn open(config: &DatabaseConfig) -> Result<Database, Failure> {
     Database::open(config).await.map_err(|error| Failure::database(&error))
+}
+
+/// Asks whether to go on. Without a terminal nobody can be asked, and that is a failure, too.
+pub(crate) fn confirm(question: &str, declined: &str) -> Result<(), Failure> {
+    let unconfirmed = |what: &str, hint| Err(Failure::new(Exit::NotConfirmed, what, hint));
+    if !io::stdin().is_terminal() {
+        return unconfirmed(
+            "nobody can be asked whether to go on, because there is no terminal",
+            "add --yes",
+        );
+    }
+    let mut err = io::stderr().lock();
+    write!(err, "{question} [y/N] ")?;
+    err.flush()?;
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => unconfirmed(declined, "answer y, or add --yes"),
+    }
 }
 
 /// A failure of the database, for `map_err`.

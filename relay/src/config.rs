@@ -25,6 +25,7 @@
 mod document;
 mod environment;
 mod interpolate;
+mod layout;
 mod sections;
 
 use std::collections::BTreeMap;
@@ -36,6 +37,7 @@ use serde::{Serialize, Serializer};
 
 pub use document::{Fault, Place};
 pub use environment::Environment;
+pub use layout::{DebeziumConfig, Layout};
 pub(crate) use sections::url_is_local;
 
 use crate::exit::{Complaint, Exit, Failure};
@@ -171,6 +173,11 @@ pub struct OutboxConfig {
     pub idle_poll: Duration,
     /// `on_unsendable`: what to do with a row that can never be sent. Defaults to `"dead"`.
     pub on_unsendable: OnUnsendable,
+    /// `layout`: what the table looks like. Defaults to `"backstop"`.
+    pub layout: Layout,
+    /// `[outbox.debezium]`: names in a table of Debezium's layout.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub debezium: Option<DebeziumConfig>,
     /// `[outbox.database]`: where this outbox is; what is not given is as in `[database]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub database: Option<DatabaseConfig>,

@@ -7,11 +7,12 @@ use backstop_core::outbox::OutboxStore;
 use backstop_core::schema::Schema;
 use backstop_core::{AdapterError, FaultKind};
 use backstop_mysql::{MySqlOutboxStore, MySqlSchema, MySqlTables};
-use backstop_postgres::{PgLedger, PgOutboxStore, PgSchema, PgTables};
+use backstop_postgres::{DebeziumSchema, PgLedger, PgOutboxStore, PgSchema, PgTables};
 use backstop_sqlite::{SqliteLedger, SqliteOutboxStore, SqliteSchema, SqliteTables};
+use sqlx::PgPool;
 use url::Url;
 
-use crate::config::{DatabaseConfig, url_is_local};
+use crate::config::{DatabaseConfig, OutboxConfig, url_is_local};
 
 /// What the relay needs of one database.
 #[derive(Clone)]
@@ -22,6 +23,7 @@ pub struct Database {
     ledger: Option<Arc<dyn Ledger>>,
     /// The tables.
     pub schema: Arc<dyn Schema>,
+    postgres: Option<(PgPool, PgTables)>,
 }
 
 impl std::fmt::Debug for Database {
@@ -55,6 +57,29 @@ impl Database {
         })
     }
 
+    /// The outbox of that configuration in this database, whatever its table looks like.
+    ///
+    /// # Errors
+    /// When the table or a column of another layout is missing, or the database cannot be asked.
+    pub async fn outbox_of(&self, config: &OutboxConfig) -> Result<Arc<dyn OutboxStore>, AdapterError> {
+        match (&self.postgres, &config.debezium) {
+            (Some((pool, tables)), Some(names)) => {
+                let store = PgOutboxStore::debezium(pool.clone(), tables.clone(), &names.outbox()?).await?;
+                Ok(Arc::new(store))
+            }
+            _ => Ok(self.outbox.clone()),
+        }
+    }
+
+    /// What is added to the table of that outbox, where it is not ours.
+    ///
+    /// # Errors
+    /// When a name cannot be one.
+    pub fn layout_of(&self, config: &OutboxConfig) -> Result<Option<Arc<dyn Schema>>, AdapterError> {
+        let (Some((pool, tables)), Some(names)) = (&self.postgres, &config.debezium) else { return Ok(None) };
+        Ok(Some(Arc::new(DebeziumSchema::new(pool.clone(), tables.clone(), &names.outbox()?)?)))
+    }
+
     /// Connects to the database; an SQLite file that does not exist is created.
     ///
     /// # Errors
@@ -80,7 +105,8 @@ async fn postgres(config: &DatabaseConfig, url: &str) -> Result<Database, Adapte
     Ok(Database {
         outbox: Arc::new(PgOutboxStore::new(pool.clone(), tables.clone())),
         ledger: Some(Arc::new(PgLedger::new(pool.clone(), tables.clone()))),
-        schema: Arc::new(PgSchema::new(pool, tables)),
+        schema: Arc::new(PgSchema::new(pool.clone(), tables.clone())),
+        postgres: Some((pool, tables)),
     })
 }
 
@@ -95,6 +121,7 @@ async fn mysql(config: &DatabaseConfig, url: &str) -> Result<Database, AdapterEr
         outbox: Arc::new(MySqlOutboxStore::new(pool.clone(), tables.clone())),
         ledger: None,
         schema: Arc::new(MySqlSchema::new(pool, tables)),
+        postgres: None,
     })
 }
 
@@ -105,6 +132,7 @@ async fn sqlite(config: &DatabaseConfig, url: &str) -> Result<Database, AdapterE
         outbox: Arc::new(SqliteOutboxStore::new(pool.clone(), tables.clone())),
         ledger: Some(Arc::new(SqliteLedger::new(pool.clone(), tables.clone()))),
         schema: Arc::new(SqliteSchema::new(pool, tables)),
+        postgres: None,
     })
 }
 

@@ -13,12 +13,13 @@ use crate::pump::PumpStatus;
 type Read<T> = fn(&T) -> u64;
 
 /// What a pump tells of itself; counters run from the start of the process.
-const COUNTERS: [(&str, &str, Read<PumpStatus>); 4] = [
+const COUNTERS: [(&str, &str, Read<PumpStatus>); 5] = [
     ("backstop_outbox_published", "Messages that a broker confirmed, duplicates included.", |status| {
         status.published
     }),
     ("backstop_outbox_deleted", "Rows deleted after confirmation.", |status| status.deleted),
     ("backstop_outbox_buried", "Rows moved to the dead rows.", |status| status.dead),
+    ("backstop_outbox_promoted", "Scheduled rows moved into the outbox.", |status| status.promoted),
     ("backstop_outbox_stragglers", "Rows that only the full scan found.", |status| status.stragglers),
 ];
 
@@ -38,8 +39,9 @@ const GAUGES: [(&str, &str, Read<PumpStatus>); 5] = [
 ];
 
 /// What was counted in the database, by any relay of the outbox.
-const BACKLOG: [(&str, &str, Read<OutboxStatus>); 2] = [
+const BACKLOG: [(&str, &str, Read<OutboxStatus>); 3] = [
     ("backstop_outbox_pending", "Rows that wait.", |status| status.pending),
+    ("backstop_outbox_scheduled", "Rows whose time has not come.", |status| status.scheduled),
     ("backstop_outbox_dead_rows", "Rows that can never be sent.", |status| status.dead),
 ];
 

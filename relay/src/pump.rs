@@ -24,6 +24,7 @@ mod intake;
 mod outage;
 mod outcome;
 mod pauses;
+mod promotions;
 mod rounds;
 mod settings;
 mod settling;

@@ -2,6 +2,8 @@
 //!
 //! `BACKSTOP_RECORD=1 cargo test -p backstop-relay --test cli` records the help texts anew.
 
+#[path = "cli/outbox_dead.rs"]
+mod outbox_dead;
 #[path = "cli/relay.rs"]
 mod relay;
 #[path = "cli/routes.rs"]
@@ -67,6 +69,9 @@ fn help_is_as_recorded() {
         "outbox status",
         "outbox dead",
         "outbox dead list",
+        "outbox dead show",
+        "outbox dead retry",
+        "outbox dead discard",
     ];
     let relay = Relay::new("");
     let mut help = String::new();
@@ -266,7 +271,8 @@ fn migrate_goes_up_and_down_and_says_so() {
         assert_eq!(relay.run("migrate").stdout, "nothing to do\n");
         assert_eq!(
             relay.run("outbox status").stdout,
-            "OUTBOX  PENDING  OLDEST  DEAD  OWNER  LEASE ENDS IN\noutbox  0        -       0     -      -\n"
+            "OUTBOX  PENDING  OLDEST  DEAD  SCHEDULED  NEXT DUE  OWNER  LEASE ENDS IN\n\
+             outbox  0        -       0     0          -         -      -\n"
         );
         assert_eq!(relay.run("outbox dead list").stdout, "no dead rows\n");
         let letters = relay.run("dead-letters list");

@@ -50,6 +50,32 @@ async fn relay_dies_after_claim_before_publish() {
     relay_dies(Broker::Kafka, "relay.claimed").await;
 }
 
+/// The relay dies when it has moved a batch of scheduled rows into the outbox, several times over.
+#[tokio::test(flavor = "multi_thread")]
+async fn relay_dies_after_promotion() {
+    const DUE: usize = 5_000;
+    let database = Database::fresh("crash").await;
+    let place = servers::unique("crash");
+    workload::create_place(Broker::Kafka, &place, 4).await;
+    let events = workload::events(DUE, 20, |_| None);
+    workload::schedule(&database, &place, &events).await;
+    let relay = RelayConfig::new(Broker::Kafka, &database.schema, &[]);
+    for batches in [1, 2, 1] {
+        relay.spawn(Some(&format!("relay.promoted:{batches}"))).ended(PATIENCE).await;
+        assert!(database.backlog().await > 0, "it died before the end");
+    }
+    let consumer = ConsumerConfig::new(Broker::Kafka, &place, &servers::unique("group"), &database.schema);
+    let run = consumer.start();
+    let _relay = relay.spawn(None);
+    wait::until("all is applied", PATIENCE, || async {
+        database.applied(&consumer.group).await == DUE as i64 && database.backlog().await == 0
+    })
+    .await;
+    run.stop().await;
+    database.assert_balanced(&consumer.group).await;
+    database.drop().await;
+}
+
 /// The consumer dies at that point again and again, and another one finishes the work.
 async fn consumer_dies(broker: Broker, point: &str) {
     let database = Database::fresh("crash").await;

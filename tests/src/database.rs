@@ -103,7 +103,8 @@ impl Database {
 
     /// Rows that a relay has not published yet.
     pub async fn backlog(&self) -> i64 {
-        self.number("SELECT count(*) FROM backstop_outbox").await
+        let rows = "SELECT (SELECT count(*) FROM backstop_outbox) + (SELECT count(*) FROM backstop_outbox_scheduled)";
+        self.number(rows).await
     }
 
     /// Messages that are held.

@@ -9,6 +9,7 @@ use backstop::{Destination, Envelope, Message, Outgoing};
 use backstop_kafka::{KafkaSettings, KafkaSink};
 use backstop_postgres::PgOutbox;
 use backstop_rabbitmq::{RabbitSettings, RabbitSink, declare_ordered_queue, declare_queue};
+use chrono::{TimeDelta, Utc};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -118,6 +119,24 @@ pub async fn commit(database: &Database, place: &str, events: &[Placed], per_tra
         }
         tx.commit().await.expect("PostgreSQL answers");
     }
+}
+
+/// Commits events whose time has come into the scheduled rows, the first of them the earliest, and writes them into the
+/// ledger.
+///
+/// # Panics
+/// When the database cannot be used.
+pub async fn schedule(database: &Database, place: &str, events: &[Placed]) {
+    let outbox = PgOutbox::with_tables(&database.tables());
+    let begin = Utc::now() - TimeDelta::hours(1);
+    let mut tx = database.pool.begin().await.expect("PostgreSQL answers");
+    for (placed, n) in events.iter().zip(0..) {
+        record(&mut tx, placed).await;
+        let outgoing = Outgoing::to(place, placed.message("/tests"));
+        let at = begin + TimeDelta::milliseconds(n);
+        outbox.enqueue_at(&mut tx, outgoing, at).await.expect("a sound message");
+    }
+    tx.commit().await.expect("PostgreSQL answers");
 }
 
 /// Publishes events without an outbox, each after it was written into the ledger of what was committed.

@@ -38,13 +38,21 @@ pub(crate) const HELD: Use = Use {
     permissions: &["SELECT", "INSERT", "UPDATE", "DELETE"],
 };
 
-const TABLES: [(&str, Use); 6] = [
+const TABLES: [(&str, Use); 7] = [
     ("outbox", Use { key: "seq", columns: OUTBOX_COLUMNS, permissions: &["SELECT", "INSERT", "DELETE"] }),
     (
         "outbox_dead",
         Use {
             key: "n",
             columns: "n, seq, id, headers, payload, created_at, reason, error, attempts, died_at",
+            permissions: &["SELECT", "INSERT", "DELETE"],
+        },
+    ),
+    (
+        "outbox_scheduled",
+        Use {
+            key: "n",
+            columns: "n, publish_after, id, destination, payload, created_at",
             permissions: &["SELECT", "INSERT", "DELETE"],
         },
     ),

@@ -24,6 +24,9 @@ const LOOK: &str = "SELECT token, owner <=> ? AS ours, expires_at <= UTC_TIMESTA
 
 const TAKE: &str = "UPDATE {lease} SET owner = ?, token = ?, expires_at = UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND WHERE name = ?";
 
+/// Keeps the lease from being taken over until the transaction ends.
+const FENCE: &str = "SELECT 1 FROM {lease} WHERE name = ? AND owner = ? AND token = ? LOCK IN SHARE MODE";
+
 const RELEASE: &str = "UPDATE {lease} SET owner = NULL, expires_at = UTC_TIMESTAMP(6) \
                        WHERE name = ? AND owner = ? AND token = ?";
 
@@ -99,6 +102,19 @@ async fn take(
         .execute(&mut **scoped)
         .await?;
     Ok(Some(token))
+}
+
+/// Whether the lease is still that owner's; nobody can take it over before the transaction ends.
+pub(crate) async fn stands(
+    scoped: &mut Scoped,
+    tables: &MySqlTables,
+    lease: &Lease,
+) -> Result<bool, sqlx::Error> {
+    let fence = sqlx::query(AssertSqlSafe(tables.fill(FENCE)))
+        .bind(lease.name.as_bytes())
+        .bind(lease.owner.as_bytes())
+        .bind(lease.token);
+    Ok(fence.fetch_optional(&mut **scoped).await?.is_some())
 }
 
 pub(crate) async fn release(

@@ -25,6 +25,7 @@
 mod check;
 mod commit;
 mod contest;
+mod dead_rows;
 mod envelope;
 mod explain;
 mod failure;
@@ -41,6 +42,7 @@ mod outbox;
 mod outbox_row;
 mod patience;
 mod reader;
+mod scheduled;
 mod schema;
 mod scoped;
 mod session;

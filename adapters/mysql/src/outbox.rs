@@ -5,7 +5,10 @@ use std::sync::Arc;
 use backstop_core::identity::MAX_ID_BYTES;
 use backstop_core::outbox::headers_to_json;
 use backstop_core::{AdapterError, Outgoing, trace};
-use sqlx::AssertSqlSafe;
+use chrono::{DateTime, Utc};
+use sqlx::mysql::MySqlArguments;
+use sqlx::query::Query;
+use sqlx::{AssertSqlSafe, MySql};
 
 use crate::failure::{failed, invalid};
 use crate::tables::MySqlTables;
@@ -47,6 +50,7 @@ const MAX_KEY: usize = 16_777_215;
 pub struct MySqlOutbox {
     insert: Arc<str>,
     one: Arc<str>,
+    later: Arc<str>,
 }
 
 impl Default for MySqlOutbox {
@@ -69,7 +73,10 @@ impl MySqlOutbox {
     pub fn with_tables(tables: &MySqlTables) -> Self {
         let insert = format!("INSERT INTO {} {COLUMNS} VALUES ", tables.outbox());
         let one = format!("{insert}{PLACES}");
-        Self { insert: insert.into(), one: one.into() }
+        let (columns, places) = (COLUMNS.trim_end_matches(')'), PLACES.trim_end_matches(')'));
+        let scheduled = tables.outbox_scheduled();
+        let later = format!("INSERT INTO {scheduled} {columns}, publish_after) VALUES {places}, ?)");
+        Self { insert: insert.into(), one: one.into(), later: later.into() }
     }
 
     /// Writes one message with one INSERT. It is published if and only if the transaction commits.
@@ -89,6 +96,30 @@ impl MySqlOutbox {
     ) -> Result<(), AdapterError> {
         let row = NewRow::new(outgoing)?;
         write(Arc::clone(&self.one), std::slice::from_ref(&row), tx).await
+    }
+
+    /// Writes one message that is to be published later: the relay moves it into the outbox within a second after
+    /// `at` has passed. A time that has passed already is fine. Until then the row can be taken back, by
+    /// `DELETE FROM backstop_outbox_scheduled WHERE id = …`.
+    ///
+    /// Its place among messages of the same key is that of the moment when it is moved.
+    ///
+    /// # Errors
+    /// As [`enqueue`](MySqlOutbox::enqueue); and when `at` is outside the years 0 to 9999.
+    pub async fn enqueue_at(
+        &self,
+        tx: &mut impl MySqlTransaction,
+        outgoing: Outgoing,
+        at: DateTime<Utc>,
+    ) -> Result<(), AdapterError> {
+        if !time::can_be_told(at) {
+            let what = "the time of publication is outside the years 0 to 9999";
+            return Err(invalid(what, "give a time that RFC 3339 can tell"));
+        }
+        let row = NewRow::new(outgoing)?;
+        let insert = row.bound(sqlx::query(AssertSqlSafe(Arc::clone(&self.later)))).bind(time::column(at));
+        insert.execute(tx.connection()).await.map_err(failed("write to the outbox"))?;
+        Ok(())
     }
 
     /// Writes many messages with few INSERTs, numbered in the order in which they are given.
@@ -127,18 +158,7 @@ async fn write(sql: Arc<str>, rows: &[NewRow], tx: &mut impl MySqlTransaction) -
     // Statements for many rows are as many as there are numbers of rows: they are not kept.
     let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(rows.len() == 1);
     for row in rows {
-        query = query
-            .bind(&row.id)
-            .bind(&row.source)
-            .bind(&row.destination)
-            .bind(&row.routing_key)
-            .bind(&row.key)
-            .bind(&row.kind)
-            .bind(&row.subject)
-            .bind(&row.time)
-            .bind(&row.content_type)
-            .bind(&row.headers)
-            .bind(&row.payload);
+        query = row.bound(query);
     }
     query.execute(tx.connection()).await.map_err(failed("write to the outbox"))?;
     Ok(())
@@ -233,6 +253,22 @@ impl NewRow {
             }
         }
         Ok(())
+    }
+
+    /// The query with the values of the row.
+    fn bound<'q>(&'q self, query: Query<'q, MySql, MySqlArguments>) -> Query<'q, MySql, MySqlArguments> {
+        query
+            .bind(&self.id)
+            .bind(&self.source)
+            .bind(&self.destination)
+            .bind(&self.routing_key)
+            .bind(&self.key)
+            .bind(&self.kind)
+            .bind(&self.subject)
+            .bind(&self.time)
+            .bind(&self.content_type)
+            .bind(&self.headers)
+            .bind(&self.payload)
     }
 
     fn size(&self) -> usize {

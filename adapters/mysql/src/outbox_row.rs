@@ -13,6 +13,10 @@ use crate::time;
 pub(crate) const COLUMNS: &str = "seq, id, source, destination, routing_key, `key`, kind, subject, \
      CAST(event_time AS CHAR) AS event_time, content_type, CAST(headers AS CHAR) AS headers, payload";
 
+/// What a row keeps when it comes into the outbox from elsewhere. It counts as written then.
+pub(crate) const KEPT: &str =
+    "id, source, destination, routing_key, `key`, kind, subject, event_time, content_type, headers, payload";
+
 /// How many columns those are.
 pub(crate) const COUNT: usize = 12;
 

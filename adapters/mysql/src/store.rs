@@ -3,27 +3,23 @@
 use std::time::Duration;
 
 use backstop_core::AdapterError;
+use backstop_core::dead_rows::{BuriedRow, DeadGroup, DeadRowFilter, DeadRows};
 use backstop_core::lease::{Holder, Lease, Leases};
-use backstop_core::outbox::{BuriedRow, DeadRow, OutboxReader, OutboxStatus, OutboxStore, RowId};
-use chrono::Utc;
+use backstop_core::outbox::{DeadRow, OutboxReader, OutboxStatus, OutboxStore, RowId};
+use backstop_core::scheduled::ScheduledRows;
 use futures_core::future::BoxFuture;
-use sqlx::mysql::MySqlRow;
-use sqlx::{AssertSqlSafe, MySqlPool, Row};
+use sqlx::{AssertSqlSafe, MySqlPool};
 
 use crate::contest::contested;
 use crate::failure::failed;
-use crate::outbox_row::{self, COLUMNS, COUNT};
 use crate::reader::MySqlOutboxReader;
 use crate::scoped::Scoped;
 use crate::tables::MySqlTables;
-use crate::{lease, literal, time};
+use crate::{dead_rows, lease, literal, scheduled, time};
 
 /// Rows that one DELETE takes: short transactions, and lists that are looked up one by one (MariaDB makes tables of those
 /// with 1,000 values).
 const DELETE_AT_ONCE: usize = 500;
-
-/// Keeps the lease from being taken over until the transaction ends.
-const FENCE: &str = "SELECT 1 FROM {lease} WHERE name = ? AND owner = ? AND token = ? LOCK IN SHARE MODE";
 
 /// A date that is none, which a strict session would not write again, is left out: the error tells it.
 const BURY: &str = "
@@ -38,7 +34,8 @@ const UNLIST: &str = "DELETE FROM {outbox} WHERE seq = ?";
 
 const STATUS: &str = "
     SELECT (SELECT COUNT(*) FROM {outbox}), (SELECT COUNT(*) FROM {dead}),
-           (SELECT TIMESTAMPDIFF(MICROSECOND, created_at, UTC_TIMESTAMP(6)) FROM {outbox} ORDER BY seq LIMIT 1)";
+           (SELECT TIMESTAMPDIFF(MICROSECOND, created_at, UTC_TIMESTAMP(6)) FROM {outbox} ORDER BY seq LIMIT 1),
+           (SELECT COUNT(*) FROM {scheduled}), (SELECT CAST(MIN(publish_after) AS CHAR) FROM {scheduled})";
 
 /// Reads and empties an outbox.
 #[derive(Debug, Clone)]
@@ -86,14 +83,7 @@ impl MySqlOutboxStore {
         const DOING: &str = "move rows from the outbox to the dead rows";
         contested(DOING, async || {
             let mut scoped = Scoped::begin(&self.pool).await.map_err(failed(DOING))?;
-            let ours = sqlx::query(AssertSqlSafe(self.tables.fill(FENCE)))
-                .bind(lease.name.as_bytes())
-                .bind(lease.owner.as_bytes())
-                .bind(lease.token)
-                .fetch_optional(&mut *scoped)
-                .await
-                .map_err(failed(DOING))?;
-            if ours.is_none() {
+            if !lease::stands(&mut scoped, &self.tables, lease).await.map_err(failed(DOING))? {
                 scoped.rollback().await;
                 return Ok(false);
             }
@@ -120,29 +110,6 @@ impl MySqlOutboxStore {
         }
         Ok(())
     }
-
-    async fn read_buried(&self, limit: u32) -> Result<Vec<BuriedRow>, AdapterError> {
-        let sql = format!(
-            "SELECT {COLUMNS}, reason, error, CAST(died_at AS CHAR) FROM {{dead}} ORDER BY n LIMIT ?"
-        );
-        let rows = sqlx::query(AssertSqlSafe(self.tables.fill(&sql)))
-            .bind(limit)
-            .fetch_all(&self.pool)
-            .await
-            .map_err(failed("read the dead rows"))?;
-        rows.iter().map(buried_row).collect::<Result<_, _>>().map_err(failed("read the dead rows"))
-    }
-}
-
-fn buried_row(row: &MySqlRow) -> Result<BuriedRow, sqlx::Error> {
-    let (outbox_row, _) = outbox_row::read(row)?;
-    let died_at: String = row.try_get(COUNT + 2)?;
-    Ok(BuriedRow {
-        row: outbox_row,
-        reason: row.try_get(COUNT)?,
-        error: row.try_get(COUNT + 1)?,
-        died_at: time::parse(&died_at).unwrap_or_else(Utc::now),
-    })
 }
 
 impl Leases for MySqlOutboxStore {
@@ -161,6 +128,50 @@ impl Leases for MySqlOutboxStore {
 
     fn holder<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Holder>, AdapterError>> {
         Box::pin(lease::holder(&self.pool, &self.tables, name))
+    }
+}
+
+impl DeadRows for MySqlOutboxStore {
+    fn buried<'a>(
+        &'a self,
+        filter: &'a DeadRowFilter,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<Vec<BuriedRow>, AdapterError>> {
+        Box::pin(dead_rows::read(&self.pool, &self.tables, filter, limit))
+    }
+
+    fn buried_groups<'a>(
+        &'a self,
+        filter: &'a DeadRowFilter,
+    ) -> BoxFuture<'a, Result<Vec<DeadGroup>, AdapterError>> {
+        Box::pin(dead_rows::groups(&self.pool, &self.tables, filter))
+    }
+
+    fn retry_buried<'a>(
+        &'a self,
+        filter: &'a DeadRowFilter,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        Box::pin(dead_rows::retry(&self.pool, &self.tables, filter, limit))
+    }
+
+    fn discard_buried<'a>(
+        &'a self,
+        filter: &'a DeadRowFilter,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        Box::pin(dead_rows::discard(&self.pool, &self.tables, filter, limit))
+    }
+}
+
+impl ScheduledRows for MySqlOutboxStore {
+    fn promote<'a>(
+        &'a self,
+        lease: &'a Lease,
+        rows: u32,
+        bytes: u64,
+    ) -> BoxFuture<'a, Result<Option<u64>, AdapterError>> {
+        Box::pin(scheduled::promote(&self.pool, &self.tables, lease, rows, bytes))
     }
 }
 
@@ -188,7 +199,8 @@ impl OutboxStore for MySqlOutboxStore {
 
     fn status(&self) -> BoxFuture<'_, Result<OutboxStatus, AdapterError>> {
         Box::pin(async move {
-            let (pending, dead, oldest): (i64, i64, Option<i64>) =
+            type Counts = (i64, i64, Option<i64>, i64, Option<String>);
+            let (pending, dead, oldest, scheduled, next_due): Counts =
                 sqlx::query_as(AssertSqlSafe(self.tables.fill(STATUS)))
                     .fetch_one(&self.pool)
                     .await
@@ -198,11 +210,9 @@ impl OutboxStore for MySqlOutboxStore {
                 pending: count(pending),
                 oldest: oldest.map(time::from_micros),
                 dead: count(dead),
+                scheduled: count(scheduled),
+                next_due: next_due.as_deref().and_then(time::parse),
             })
         })
-    }
-
-    fn buried(&self, limit: u32) -> BoxFuture<'_, Result<Vec<BuriedRow>, AdapterError>> {
-        Box::pin(self.read_buried(limit))
     }
 }

@@ -65,6 +65,11 @@ impl MySqlTables {
         self.quoted("inbox")
     }
 
+    /// Rows of the outbox whose time has not come, quoted.
+    pub fn outbox_scheduled(&self) -> String {
+        self.quoted("outbox_scheduled")
+    }
+
     pub(crate) fn schema(&self) -> Option<&Identifier> {
         self.schema.as_ref()
     }
@@ -96,11 +101,12 @@ impl MySqlTables {
         self.schema.as_ref().map_or_else(|| "DATABASE()".to_owned(), |schema| format!("'{schema}'"))
     }
 
-    /// A statement with `{outbox}`, `{dead}`, `{inbox}`, `{held}`, `{gate}` and `{lease}` filled in.
+    /// A statement with `{outbox}`, `{dead}`, `{scheduled}`, `{inbox}`, `{held}`, `{gate}` and `{lease}` filled in.
     pub(crate) fn fill(&self, statement: &str) -> String {
-        const NAMES: [(&str, &str); 6] = [
+        const NAMES: [(&str, &str); 7] = [
             ("{outbox}", "outbox"),
             ("{dead}", "outbox_dead"),
+            ("{scheduled}", "outbox_scheduled"),
             ("{inbox}", "inbox"),
             ("{held}", "held"),
             ("{gate}", "held_gate"),

@@ -8,6 +8,7 @@ use backstop_core::outbox::OutboxStore;
 use backstop_core::schema::Schema;
 use backstop_mysql::{MySqlInbox, MySqlOutbox, MySqlOutboxStore, MySqlSchema, MySqlTables, MySqlTx};
 use backstop_testkit::conformance::{StoreCapabilities, StoreHarness};
+use chrono::{DateTime, Utc};
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
 use sqlx::{AssertSqlSafe, MySqlPool};
 
@@ -70,6 +71,10 @@ impl StoreHarness for MySql {
 
     async fn enqueue(&self, tx: &mut MySqlTx, outgoing: Outgoing) {
         MySqlOutbox::with_tables(&self.tables).enqueue(tx, outgoing).await.expect("enqueued");
+    }
+
+    async fn enqueue_at(&self, tx: &mut MySqlTx, outgoing: Outgoing, at: DateTime<Utc>) {
+        MySqlOutbox::with_tables(&self.tables).enqueue_at(tx, outgoing, at).await.expect("enqueued");
     }
 
     async fn enqueue_unreadable(&self, destination: &str) {

@@ -3,6 +3,8 @@
 use backstop_core::{AdapterError, FaultKind};
 use sqlx::postgres::PgDatabaseError;
 
+use crate::tables::PgTables;
+
 /// Turns an error into ours: `doing` completes "cannot …". The server's words stay in the source.
 pub(crate) fn failed(doing: &str) -> impl FnOnce(sqlx::Error) -> AdapterError {
     let what = format!("cannot {doing}");
@@ -14,6 +16,20 @@ pub(crate) fn failed(doing: &str) -> impl FnOnce(sqlx::Error) -> AdapterError {
             None => ours,
         };
         ours.with_source(error)
+    }
+}
+
+/// [`failed`], with the permissions that are needed as the hint when one is missing.
+pub(crate) fn failed_or_denied(
+    doing: &str,
+    tables: &PgTables,
+    grant: &'static str,
+) -> impl FnOnce(sqlx::Error) -> AdapterError {
+    let (failed, grant) = (failed(doing), tables.fill(grant));
+    move |error| {
+        let denied = code(&error) == Some("42501");
+        let error = failed(error);
+        if denied { error.with_hint(grant) } else { error }
     }
 }
 

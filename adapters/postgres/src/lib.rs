@@ -6,6 +6,7 @@
 //! | [`PgInbox`], [`PgTx`] | consumers | opens the transaction in which a message is handled once, and holds failures |
 //! | [`PgOutboxStore`] | the relay | reads, deletes and buries outbox rows; grants leases |
 //! | [`PgLedger`] | the relay | keeps dead letters |
+//! | [`DebeziumOutbox`], [`DebeziumSchema`] | the relay | an outbox table of Debezium's layout |
 //! | [`PgSchema`] | everybody | makes and checks the tables |
 //! | [`PgTables`] | everybody | says where the tables are |
 //!
@@ -16,6 +17,9 @@ mod ahead;
 mod chain;
 mod check;
 mod commit;
+mod dead_rows;
+mod debezium;
+mod debezium_schema;
 mod envelope;
 mod explain;
 mod failure;
@@ -25,6 +29,7 @@ mod held_row;
 mod held_sql;
 mod hex;
 mod inbox;
+mod layout;
 mod lease;
 mod ledger;
 mod ledger_row;
@@ -36,6 +41,7 @@ mod outbox_row;
 mod patience;
 mod progress;
 mod reader;
+mod scheduled;
 mod schema;
 mod scoped;
 mod store;
@@ -43,6 +49,8 @@ mod tables;
 mod time;
 mod transaction;
 
+pub use debezium::{AdditionalField, DebeziumOutbox, Placement};
+pub use debezium_schema::DebeziumSchema;
 pub use inbox::PgInbox;
 pub use ledger::PgLedger;
 pub use open::open;

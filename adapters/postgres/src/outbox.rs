@@ -6,7 +6,9 @@ use backstop_core::identity::MAX_ID_BYTES;
 use backstop_core::outbox::headers_to_json;
 use backstop_core::{AdapterError, Outgoing, trace};
 use chrono::{DateTime, Utc};
-use sqlx::AssertSqlSafe;
+use sqlx::postgres::PgArguments;
+use sqlx::query::Query;
+use sqlx::{AssertSqlSafe, Postgres};
 
 use crate::failure::{failed, invalid};
 use crate::tables::PgTables;
@@ -14,7 +16,7 @@ use crate::time;
 use crate::transaction::PgTransaction;
 
 const COLUMNS: &str =
-    "(id, source, destination, routing_key, key, kind, subject, event_time, content_type, headers, payload)";
+    "id, source, destination, routing_key, key, kind, subject, event_time, content_type, headers, payload";
 
 /// Writes messages into the outbox, from where the relay publishes them.
 ///
@@ -35,6 +37,7 @@ const COLUMNS: &str =
 pub struct PgOutbox {
     one: Arc<str>,
     many: Arc<str>,
+    later: Arc<str>,
 }
 
 impl Default for PgOutbox {
@@ -55,7 +58,7 @@ impl PgOutbox {
 
     /// The outbox among those tables.
     pub fn with_tables(tables: &PgTables) -> Self {
-        let insert = format!("INSERT INTO {} {COLUMNS}", tables.outbox());
+        let insert = format!("INSERT INTO {} ({COLUMNS})", tables.outbox());
         let one = format!("{insert} VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::jsonb, $11)");
         // Numbers are given in the order of the arrays: the subquery sorts before the identity column is evaluated.
         let many = format!(
@@ -65,7 +68,11 @@ impl PgOutbox {
              AS row (id, source, destination, routing_key, key, kind, subject, event_time, content_type, headers, \
              payload, place) ORDER BY place"
         );
-        Self { one: one.into(), many: many.into() }
+        let later = format!(
+            "INSERT INTO {} (publish_after, {COLUMNS}) VALUES ($12, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10::jsonb, $11)",
+            tables.outbox_scheduled()
+        );
+        Self { one: one.into(), many: many.into(), later: later.into() }
     }
 
     /// Writes one message with one INSERT. It is published if and only if the transaction commits.
@@ -78,22 +85,31 @@ impl PgOutbox {
     /// UTF-8, a text holds a NUL, its destination is empty, its time is outside the years 0 to 9999), before anything
     /// is sent; or when the database refuses the row, and then the transaction is lost, as after any failed statement.
     pub async fn enqueue(&self, tx: &mut impl PgTransaction, outgoing: Outgoing) -> Result<(), AdapterError> {
-        let row = NewRow::new(outgoing)?;
-        sqlx::query(AssertSqlSafe(Arc::clone(&self.one)))
-            .bind(row.id)
-            .bind(row.source)
-            .bind(row.destination)
-            .bind(row.routing_key)
-            .bind(row.key)
-            .bind(row.kind)
-            .bind(row.subject)
-            .bind(row.time)
-            .bind(row.content_type)
-            .bind(row.headers)
-            .bind(row.payload)
-            .execute(tx.connection())
-            .await
-            .map_err(failed("write to the outbox"))?;
+        let insert = NewRow::new(outgoing)?.bound(&self.one);
+        insert.execute(tx.connection()).await.map_err(failed("write to the outbox"))?;
+        Ok(())
+    }
+
+    /// Writes one message that is to be published later: the relay moves it into the outbox within a second after
+    /// `at` has passed by the database's clock. A time that has passed already is fine. Until then the row can be taken
+    /// back, by `DELETE FROM backstop_outbox_scheduled WHERE id = …`.
+    ///
+    /// Its place among messages of the same key is that of the moment when it is moved.
+    ///
+    /// # Errors
+    /// As [`enqueue`](PgOutbox::enqueue); and when `at` is outside the years 0 to 9999.
+    pub async fn enqueue_at(
+        &self,
+        tx: &mut impl PgTransaction,
+        outgoing: Outgoing,
+        at: DateTime<Utc>,
+    ) -> Result<(), AdapterError> {
+        if !time::can_be_told(at) {
+            let what = "the time of publication is outside the years 0 to 9999";
+            return Err(invalid(what, "give the message a time that RFC 3339 can tell"));
+        }
+        let insert = NewRow::new(outgoing)?.bound(&self.later).bind(at);
+        insert.execute(tx.connection()).await.map_err(failed("write to the outbox"))?;
         Ok(())
     }
 
@@ -190,6 +206,22 @@ impl NewRow {
                 .any(|(name, value)| name.contains('\0') || value.is_some_and(|value| value.contains(&0))),
         )?;
         Ok(row)
+    }
+
+    /// The statement with the values of the row.
+    fn bound(self, sql: &Arc<str>) -> Query<'static, Postgres, PgArguments> {
+        sqlx::query(AssertSqlSafe(Arc::clone(sql)))
+            .bind(self.id)
+            .bind(self.source)
+            .bind(self.destination)
+            .bind(self.routing_key)
+            .bind(self.key)
+            .bind(self.kind)
+            .bind(self.subject)
+            .bind(self.time)
+            .bind(self.content_type)
+            .bind(self.headers)
+            .bind(self.payload)
     }
 
     /// PostgreSQL stores no NUL in a text.

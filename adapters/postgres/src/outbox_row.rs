@@ -27,6 +27,8 @@ pub(crate) fn read(row: &PgRow) -> Result<(OutboxRow, Option<String>), sqlx::Err
         Some(Err(fault)) => (Headers::default(), Some(fault)),
     };
     let fault = fault.or_else(|| destination.name.is_empty().then(|| "the destination is empty".to_owned()));
+    let fault = fault
+        .or_else(|| row.try_get::<&str, _>(1).is_ok_and(str::is_empty).then(|| "the id is empty".to_owned()));
     let odd_time = row.try_get::<Option<bool>, _>(12)?.unwrap_or(false);
     let fault = fault.or_else(|| odd_time.then(|| "event_time is outside the years 0 to 9999".to_owned()));
     let text = |column: usize| row.try_get::<Option<String>, _>(column);

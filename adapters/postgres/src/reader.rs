@@ -13,6 +13,7 @@ use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, PgPool, Postgres, Row};
 
 use crate::failure::failed;
+use crate::layout::Layout;
 use crate::outbox_row::{self, columns};
 use crate::progress::{Before, Progress};
 use crate::scoped::Scoped;
@@ -37,24 +38,24 @@ pub(crate) struct ReaderSql {
 }
 
 impl ReaderSql {
-    pub(crate) fn new(tables: &PgTables) -> Self {
+    pub(crate) fn new(tables: &PgTables, layout: &Layout) -> Self {
         let columns = columns();
-        let fill = |statement: String| Arc::<str>::from(tables.fill(&statement));
+        let fill = |statement: String| Arc::<str>::from(layout.fill(tables, &statement));
         Self {
-            outbox: tables.outbox(),
+            outbox: layout.table.clone(),
             // One statement, hence one snapshot: a row in a gap comes before a later one of its key.
             read: fill(format!(
                 "(SELECT o.* FROM unnest($2::bigint[], $3::bigint[]) AS gap (a, z) CROSS JOIN LATERAL (\
-                 SELECT {columns} FROM {{outbox}} WHERE seq BETWEEN gap.a AND gap.z ORDER BY seq) AS o LIMIT $4) \
-                 UNION ALL (SELECT {columns} FROM {{outbox}} WHERE seq > $1 \
+                 SELECT {columns} FROM {{rows}} WHERE seq BETWEEN gap.a AND gap.z ORDER BY seq) AS o LIMIT $4) \
+                 UNION ALL (SELECT {columns} FROM {{rows}} WHERE seq > $1 \
                  AND (seq, id) NOT IN (SELECT * FROM unnest($6::bigint[], $7::text[])) ORDER BY seq LIMIT $5)"
             )),
             reread: fill(format!(
-                "SELECT {columns} FROM {{outbox}} WHERE seq BETWEEN $1 AND $2 AND destination = $3 \
+                "SELECT {columns} FROM {{rows}} WHERE seq BETWEEN $1 AND $2 AND destination = $3 \
                  AND routing_key IS NOT DISTINCT FROM $4 AND ($5::text IS NULL OR key = $5) ORDER BY seq LIMIT $6"
             )),
-            numbers: fill("SELECT seq FROM {outbox} WHERE seq BETWEEN $1 AND $2 ORDER BY seq".to_owned()),
-            fetch: fill(format!("SELECT {columns} FROM {{outbox}} WHERE seq = ANY($1) ORDER BY seq")),
+            numbers: fill("SELECT seq FROM {rows} WHERE seq BETWEEN $1 AND $2 ORDER BY seq".to_owned()),
+            fetch: fill(format!("SELECT {columns} FROM {{rows}} WHERE seq = ANY($1) ORDER BY seq")),
         }
     }
 

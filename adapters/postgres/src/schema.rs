@@ -21,8 +21,14 @@ macro_rules! migration {
     };
 }
 
-pub(crate) const MIGRATIONS: &[Migration] =
-    &[migration!(1, "outbox"), migration!(2, "inbox"), migration!(3, "lease"), migration!(4, "ledger")];
+pub(crate) const MIGRATIONS: &[Migration] = &[
+    migration!(1, "outbox"),
+    migration!(2, "inbox"),
+    migration!(3, "lease"),
+    migration!(4, "ledger"),
+    migration!(5, "scheduled"),
+    migration!(6, "dead_origin"),
+];
 
 /// The tables of one schema and prefix.
 ///

@@ -4,18 +4,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backstop_core::AdapterError;
+use backstop_core::dead_rows::{BuriedRow, DeadGroup, DeadRowFilter, DeadRows};
 use backstop_core::lease::{Holder, Lease, Leases};
-use backstop_core::outbox::{BuriedRow, DeadRow, OutboxReader, OutboxStatus, OutboxStore, RowId};
+use backstop_core::outbox::{DeadRow, OutboxReader, OutboxStatus, OutboxStore, RowId};
+use backstop_core::scheduled::ScheduledRows;
+use chrono::{DateTime, Utc};
 use futures_core::future::BoxFuture;
-use sqlx::{AssertSqlSafe, Executor, PgPool, Row};
+use sqlx::{AssertSqlSafe, Executor, PgPool};
 
+use crate::dead_rows::Place;
+use crate::debezium::DebeziumOutbox;
 use crate::envelope::storable;
-use crate::failure::{code, failed};
+use crate::failure::{failed, failed_or_denied};
 use crate::hex::hex;
-use crate::outbox_row::{self, columns};
+use crate::layout::Layout;
 use crate::reader::{PgOutboxReader, ReaderSql};
 use crate::tables::PgTables;
-use crate::{held_row, lease, time};
+use crate::{dead_rows, held_row, lease, scheduled, time};
 
 /// Rows that one DELETE takes.
 const DELETE_AT_ONCE: usize = 10_000;
@@ -30,13 +35,15 @@ const BURY: &str = "
     ), d AS (
         DELETE FROM {outbox} AS o USING unnest($4::bigint[], $5::text[], $6::text[], $7::text[])
             AS w (seq, id, reason, error)
-        WHERE o.seq = w.seq AND o.id = w.id AND EXISTS (SELECT FROM l)
-        RETURNING o.*, w.reason, w.error
+        WHERE o.seq = w.seq AND {id} = w.id AND EXISTS (SELECT FROM l)
+        RETURNING o.*, w.reason AS backstop_reason, w.error AS backstop_error, {original} AS backstop_original
     ), i AS (
         INSERT INTO {dead} (seq, id, source, destination, routing_key, key, kind, subject, event_time, content_type,
-                            headers, payload, created_at, reason, error)
+                            headers, payload, created_at, reason, error, origin, original)
         SELECT seq, id, source, destination, routing_key, key, kind, subject, event_time, content_type,
-               headers, payload, created_at, reason, error FROM d
+               headers, payload, coalesce(created_at, now()), backstop_reason, backstop_error, {origin},
+               backstop_original
+        FROM (SELECT {select}, o.backstop_reason, o.backstop_error, o.backstop_original FROM d AS o) AS r
     )
     SELECT EXISTS (SELECT FROM l)";
 
@@ -44,9 +51,11 @@ const MAY_BURY: &str = "GRANT SELECT, DELETE ON {outbox} TO the relay's user; GR
                         GRANT SELECT, INSERT, UPDATE ON {lease} TO it";
 
 const STATUS: &str = "
-    SELECT (SELECT count(*) FROM {outbox}), (SELECT count(*) FROM {dead}),
+    SELECT (SELECT count(*) FROM {rows}), (SELECT count(*) FROM {dead} WHERE {mine}),
+           (SELECT count(*) FROM {scheduled} WHERE {origin}::text IS NULL),
+           (SELECT {next} FROM {scheduled} WHERE {origin}::text IS NULL ORDER BY publish_after LIMIT 1),
            (SELECT extract(epoch FROM clock_timestamp() - greatest(created_at, '1970-01-01 00:00:00+00'))::float8
-            FROM {outbox} WHERE isfinite(created_at) ORDER BY seq LIMIT 1)";
+            FROM {rows} WHERE isfinite(created_at) ORDER BY seq LIMIT 1)";
 
 /// Reads and empties an outbox.
 #[derive(Debug, Clone)]
@@ -55,13 +64,34 @@ pub struct PgOutboxStore {
     tables: PgTables,
     full_scan: Option<Duration>,
     reader_sql: Arc<ReaderSql>,
+    layout: Arc<Layout>,
 }
 
 impl PgOutboxStore {
     /// The outbox among those tables. Every minute its readers scan it in full for rows that they missed.
     pub fn new(pool: PgPool, tables: PgTables) -> Self {
-        let reader_sql = Arc::new(ReaderSql::new(&tables));
-        Self { pool, tables, full_scan: Some(Duration::from_secs(60)), reader_sql }
+        let layout = Layout::standard(&tables);
+        Self::with_layout(pool, tables, layout)
+    }
+
+    /// The same for a table of Debezium's layout; leases and dead rows are among those tables. Nothing is scheduled in
+    /// it.
+    ///
+    /// # Errors
+    /// When a name cannot be one, the table or a column is missing, or the database cannot be asked.
+    pub async fn debezium(
+        pool: PgPool,
+        tables: PgTables,
+        outbox: &DebeziumOutbox,
+    ) -> Result<Self, AdapterError> {
+        let layout = outbox.layout(&pool, &tables).await?;
+        Ok(Self::with_layout(pool, tables, layout))
+    }
+
+    fn with_layout(pool: PgPool, tables: PgTables, layout: Layout) -> Self {
+        let reader_sql = Arc::new(ReaderSql::new(&tables, &layout));
+        let full_scan = Some(Duration::from_secs(60));
+        Self { pool, tables, full_scan, reader_sql, layout: Arc::new(layout) }
     }
 
     /// How often readers scan in full; `None` for never. Defaults to every minute. The scan finds nothing unless
@@ -72,9 +102,13 @@ impl PgOutboxStore {
         self
     }
 
+    fn place(&self) -> Place<'_> {
+        Place { pool: &self.pool, tables: &self.tables, layout: &self.layout }
+    }
+
     async fn delete_some(&self, rows: &[RowId]) -> Result<(), AdapterError> {
         self.pool
-            .execute(sqlx::raw_sql(AssertSqlSafe(deletion(&self.tables.outbox(), rows))))
+            .execute(sqlx::raw_sql(AssertSqlSafe(deletion(&self.layout, rows))))
             .await
             .map_err(failed("delete published rows from the outbox"))?;
         Ok(())
@@ -85,7 +119,7 @@ impl PgOutboxStore {
         let ids: Vec<&str> = rows.iter().map(|row| &*row.id).collect();
         let reasons: Vec<String> = rows.iter().map(|row| storable(&row.reason)).collect();
         let errors: Vec<String> = rows.iter().map(|row| storable(&row.error)).collect();
-        sqlx::query_scalar(AssertSqlSafe(self.tables.fill(BURY)))
+        sqlx::query_scalar(AssertSqlSafe(self.layout.fill(&self.tables, BURY)))
             .bind(&lease.name)
             .bind(&lease.owner)
             .bind(lease.token)
@@ -95,30 +129,7 @@ impl PgOutboxStore {
             .bind(errors)
             .fetch_one(&self.pool)
             .await
-            .map_err(|error| {
-                let denied = code(&error) == Some("42501");
-                let error = failed("move rows from the outbox to the dead rows")(error);
-                match denied {
-                    true => error.with_hint(self.tables.fill(MAY_BURY)),
-                    false => error,
-                }
-            })
-    }
-
-    async fn read_buried(&self, limit: u32) -> Result<Vec<BuriedRow>, AdapterError> {
-        let died_at = time::clamped("died_at");
-        let sql = format!("SELECT {}, reason, error, {died_at} FROM {{dead}} ORDER BY n LIMIT $1", columns());
-        let rows = sqlx::query(AssertSqlSafe(self.tables.fill(&sql)))
-            .bind(i64::from(limit))
-            .fetch_all(&self.pool)
-            .await
-            .map_err(failed("read the dead rows"))?;
-        let read = |row: &sqlx::postgres::PgRow| {
-            let (outbox_row, _) = outbox_row::read(row)?;
-            let (reason, error, died_at) = (row.try_get(13)?, row.try_get(14)?, row.try_get(15)?);
-            Ok(BuriedRow { row: outbox_row, reason, error, died_at })
-        };
-        rows.iter().map(read).collect::<Result<_, _>>().map_err(failed("read the dead rows"))
+            .map_err(failed_or_denied("move rows from the outbox to the dead rows", &self.tables, MAY_BURY))
     }
 }
 
@@ -127,7 +138,7 @@ impl PgOutboxStore {
 /// One string, so one round trip and one transaction, and planned for these very numbers: a plan that was cached
 /// while the table was empty would scan it. Nor do its statistics matter, which may be of that time too: what is left
 /// to the planner is a walk over the index of the key, and a hash or merge join.
-fn deletion(table: &str, rows: &[RowId]) -> String {
+fn deletion(Layout { table, id: id_of, .. }: &Layout, rows: &[RowId]) -> String {
     let numbers = rows.iter().map(|row| row.seq.to_string()).collect::<Vec<_>>().join(",");
     // As bytes in hexadecimal, because any writer may choose them: there is nothing of theirs to escape.
     let id = |row: &RowId| format!(r#""\\\\x{}""#, hex(row.id.as_bytes()));
@@ -143,7 +154,7 @@ fn deletion(table: &str, rows: &[RowId]) -> String {
     format!(
         "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_nestloop = off; \
          DELETE FROM {table} AS o USING unnest('{{{numbers}}}'::bigint[], E'{{{ids}}}'::bytea[]) AS w (seq, id) \
-         WHERE o.seq {place} AND o.seq = w.seq AND convert_to(o.id, 'UTF8') = w.id"
+         WHERE o.seq {place} AND o.seq = w.seq AND convert_to({id_of}, 'UTF8') = w.id"
     )
 }
 
@@ -163,6 +174,53 @@ impl Leases for PgOutboxStore {
 
     fn holder<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Holder>, AdapterError>> {
         Box::pin(lease::holder(&self.pool, &self.tables, name))
+    }
+}
+
+impl DeadRows for PgOutboxStore {
+    fn buried<'a>(
+        &'a self,
+        filter: &'a DeadRowFilter,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<Vec<BuriedRow>, AdapterError>> {
+        Box::pin(dead_rows::read(self.place(), filter, limit))
+    }
+
+    fn buried_groups<'a>(
+        &'a self,
+        filter: &'a DeadRowFilter,
+    ) -> BoxFuture<'a, Result<Vec<DeadGroup>, AdapterError>> {
+        Box::pin(dead_rows::groups(self.place(), filter))
+    }
+
+    fn retry_buried<'a>(
+        &'a self,
+        filter: &'a DeadRowFilter,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        Box::pin(dead_rows::retry(self.place(), filter, limit))
+    }
+
+    fn discard_buried<'a>(
+        &'a self,
+        filter: &'a DeadRowFilter,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        Box::pin(dead_rows::discard(self.place(), filter, limit))
+    }
+}
+
+impl ScheduledRows for PgOutboxStore {
+    fn promote<'a>(
+        &'a self,
+        lease: &'a Lease,
+        rows: u32,
+        bytes: u64,
+    ) -> BoxFuture<'a, Result<Option<u64>, AdapterError>> {
+        if self.layout.origin.is_some() {
+            return Box::pin(std::future::ready(Ok(Some(0))));
+        }
+        Box::pin(scheduled::promote(&self.pool, &self.tables, lease, rows, bytes))
     }
 }
 
@@ -190,8 +248,10 @@ impl OutboxStore for PgOutboxStore {
 
     fn status(&self) -> BoxFuture<'_, Result<OutboxStatus, AdapterError>> {
         Box::pin(async move {
-            let (pending, dead, oldest): (i64, i64, Option<f64>) =
-                sqlx::query_as(AssertSqlSafe(self.tables.fill(STATUS)))
+            type Counts = (i64, i64, i64, Option<DateTime<Utc>>, Option<f64>);
+            let status = STATUS.replace("{next}", &time::clamped("publish_after"));
+            let (pending, dead, scheduled, next_due, oldest): Counts =
+                sqlx::query_as(AssertSqlSafe(self.layout.fill(&self.tables, &status)))
                     .fetch_one(&self.pool)
                     .await
                     .map_err(failed("count the rows of the outbox"))?;
@@ -200,11 +260,9 @@ impl OutboxStore for PgOutboxStore {
                 pending: count(pending),
                 oldest: oldest.map(held_row::seconds),
                 dead: count(dead),
+                scheduled: count(scheduled),
+                next_due,
             })
         })
-    }
-
-    fn buried(&self, limit: u32) -> BoxFuture<'_, Result<Vec<BuriedRow>, AdapterError>> {
-        Box::pin(self.read_buried(limit))
     }
 }

@@ -60,6 +60,11 @@ impl PgTables {
         self.quoted("outbox")
     }
 
+    /// The table of scheduled rows as SQL spells it, quoted.
+    pub fn outbox_scheduled(&self) -> String {
+        self.quoted("outbox_scheduled")
+    }
+
     /// The inbox as SQL spells it, quoted.
     pub fn inbox(&self) -> String {
         self.quoted("inbox")
@@ -82,11 +87,12 @@ impl PgTables {
         }
     }
 
-    /// A statement with `{outbox}`, `{dead}`, `{inbox}`, `{held}`, `{lease}`, `{letter}` and `{event}` filled in.
+    /// A statement with `{outbox}`, `{dead}`, `{scheduled}`, `{inbox}`, `{held}`, `{lease}`, `{letter}` and `{event}` filled in.
     pub(crate) fn fill(&self, statement: &str) -> String {
-        const NAMES: [(&str, &str); 7] = [
+        const NAMES: [(&str, &str); 8] = [
             ("{outbox}", "outbox"),
             ("{dead}", "outbox_dead"),
+            ("{scheduled}", "outbox_scheduled"),
             ("{inbox}", "inbox"),
             ("{held}", "held"),
             ("{lease}", "lease"),

@@ -9,6 +9,7 @@ use backstop_core::outbox::OutboxStore;
 use backstop_core::schema::Schema;
 use backstop_postgres::{PgInbox, PgLedger, PgOutbox, PgOutboxStore, PgSchema, PgTables, PgTx};
 use backstop_testkit::conformance::{StoreCapabilities, StoreHarness};
+use chrono::{DateTime, Utc};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgPool};
 
@@ -73,6 +74,10 @@ impl StoreHarness for Postgres {
 
     async fn enqueue(&self, tx: &mut PgTx, outgoing: Outgoing) {
         PgOutbox::with_tables(&self.tables).enqueue(tx, outgoing).await.expect("enqueued");
+    }
+
+    async fn enqueue_at(&self, tx: &mut PgTx, outgoing: Outgoing, at: DateTime<Utc>) {
+        PgOutbox::with_tables(&self.tables).enqueue_at(tx, outgoing, at).await.expect("enqueued");
     }
 
     async fn enqueue_unreadable(&self, destination: &str) {

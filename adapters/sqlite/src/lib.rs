@@ -20,6 +20,7 @@
 
 mod commit;
 mod database;
+mod dead_rows;
 mod envelope;
 mod error;
 mod explain;
@@ -35,6 +36,7 @@ mod outbox_row;
 mod queue;
 mod ranges;
 mod reader;
+mod scheduled;
 mod schema;
 mod store;
 mod tables;

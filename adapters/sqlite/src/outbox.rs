@@ -5,7 +5,9 @@ use std::sync::Arc;
 use backstop_core::identity::MAX_ID_BYTES;
 use backstop_core::outbox::headers_to_json;
 use backstop_core::{AdapterError, FaultKind, Outgoing, trace};
-use chrono::Datelike;
+use chrono::{DateTime, Datelike, Utc};
+use sqlx::query::Query;
+use sqlx::sqlite::SqliteArguments;
 use sqlx::{AssertSqlSafe, Sqlite, SqliteConnection, Transaction};
 
 use crate::error::adapter;
@@ -57,6 +59,7 @@ impl SqliteTransaction for SqliteTx {
 #[derive(Debug, Clone)]
 pub struct SqliteOutbox {
     insert: Arc<str>,
+    later: Arc<str>,
 }
 
 impl Default for SqliteOutbox {
@@ -69,12 +72,15 @@ impl Default for SqliteOutbox {
 impl SqliteOutbox {
     /// The outbox among those tables.
     pub fn with_tables(tables: &SqliteTables) -> Self {
-        let insert = format!(
-            "INSERT INTO {} (id, source, destination, routing_key, key, kind, subject, event_time, content_type, \
-             headers, payload) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            tables.outbox()
+        const COLUMNS: &str = "id, source, destination, routing_key, key, kind, subject, event_time, content_type, \
+                               headers, payload";
+        const VALUES: &str = "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?";
+        let insert = format!("INSERT INTO {} ({COLUMNS}) VALUES ({VALUES})", tables.outbox());
+        let later = format!(
+            "INSERT INTO {} ({COLUMNS}, publish_after) VALUES ({VALUES}, ?)",
+            tables.outbox_scheduled()
         );
-        Self { insert: insert.into() }
+        Self { insert: insert.into(), later: later.into() }
     }
 
     /// Writes one message. It is published if and only if the transaction commits.
@@ -94,6 +100,31 @@ impl SqliteOutbox {
         self.write(tx.connection(), NewRow::new(outgoing)?).await
     }
 
+    /// Writes one message that is to be published later: the relay moves it into the outbox within a second after
+    /// `at` has passed. A time that has passed already is fine. Until then the row can be taken back, by
+    /// `DELETE FROM backstop_outbox_scheduled WHERE id = …`.
+    ///
+    /// Its place among messages of the same key is that of the moment when it is moved.
+    ///
+    /// # Errors
+    /// As [`enqueue`](SqliteOutbox::enqueue); and when `at` is outside the years 0 to 9999.
+    pub async fn enqueue_at(
+        &self,
+        tx: &mut impl SqliteTransaction,
+        outgoing: Outgoing,
+        at: DateTime<Utc>,
+    ) -> Result<(), AdapterError> {
+        if !(0..=9999).contains(&at.year()) {
+            return Err(invalid("the time of publication is outside the years 0 to 9999"));
+        }
+        let insert = NewRow::new(outgoing)?.bound(&self.later).bind(time::text(at));
+        insert
+            .execute(tx.connection())
+            .await
+            .map_err(|error| adapter("cannot write to the outbox", error))?;
+        Ok(())
+    }
+
     /// Writes many messages, numbered in the order in which they are given.
     ///
     /// # Errors
@@ -111,21 +142,8 @@ impl SqliteOutbox {
     }
 
     async fn write(&self, connection: &mut SqliteConnection, row: NewRow) -> Result<(), AdapterError> {
-        sqlx::query(AssertSqlSafe(Arc::clone(&self.insert)))
-            .bind(row.id)
-            .bind(row.source)
-            .bind(row.destination)
-            .bind(row.routing_key)
-            .bind(row.key)
-            .bind(row.kind)
-            .bind(row.subject)
-            .bind(row.time)
-            .bind(row.content_type)
-            .bind(row.headers)
-            .bind(row.payload)
-            .execute(connection)
-            .await
-            .map_err(|error| adapter("cannot write to the outbox", error))?;
+        let insert = row.bound(&self.insert);
+        insert.execute(connection).await.map_err(|error| adapter("cannot write to the outbox", error))?;
         Ok(())
     }
 }
@@ -190,6 +208,22 @@ impl NewRow {
             }
         }
         Ok(row)
+    }
+
+    /// The statement with the values of the row.
+    fn bound(self, sql: &Arc<str>) -> Query<'static, Sqlite, SqliteArguments> {
+        sqlx::query(AssertSqlSafe(Arc::clone(sql)))
+            .bind(self.id)
+            .bind(self.source)
+            .bind(self.destination)
+            .bind(self.routing_key)
+            .bind(self.key)
+            .bind(self.kind)
+            .bind(self.subject)
+            .bind(self.time)
+            .bind(self.content_type)
+            .bind(self.headers)
+            .bind(self.payload)
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Any program may have written them, and SQLite lets any type into any column: every value is cast and checked.
 
-use backstop_core::outbox::{BuriedRow, DeadRow, OutboxRow, headers_from_json};
+use backstop_core::dead_rows::BuriedRow;
+use backstop_core::outbox::{DeadRow, OutboxRow, headers_from_json};
 use backstop_core::{Destination, Headers, Message};
 use chrono::Utc;
 use sqlx::Row;
@@ -57,6 +58,7 @@ pub(crate) fn buried_row(row: &SqliteRow) -> BuriedRow {
         .unwrap_or_else(|_| Message::new(String::new()).id(lossy(row, "id")));
     let destination = destination(row).unwrap_or_else(|_| Destination::new(lossy(row, "destination")));
     BuriedRow {
+        n: row.get("n"),
         row: OutboxRow { seq, destination, message: with_time(message, time) },
         reason: lossy(row, "reason"),
         error: lossy(row, "error"),

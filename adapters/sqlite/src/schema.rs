@@ -28,6 +28,7 @@ const MIGRATIONS: &[Migration] = &[
     migration!(2, "inbox and held messages", "0002_inbox"),
     migration!(3, "leases", "0003_lease"),
     migration!(4, "dead-letter ledger", "0004_ledger"),
+    migration!(5, "scheduled rows of the outbox", "0005_scheduled"),
 ];
 
 /// The schema of one file.
@@ -97,6 +98,7 @@ impl SqliteSchema {
         for table in [
             tables.outbox(),
             tables.outbox_dead(),
+            tables.outbox_scheduled(),
             tables.lease(),
             tables.inbox(),
             tables.held(),

@@ -4,19 +4,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backstop_core::AdapterError;
+use backstop_core::dead_rows::{BuriedRow, DeadGroup, DeadRowFilter, DeadRows};
 use backstop_core::lease::{Holder, Lease, Leases};
-use backstop_core::outbox::{BuriedRow, DeadRow, OutboxReader, OutboxStatus, OutboxStore, RowId};
+use backstop_core::outbox::{DeadRow, OutboxReader, OutboxStatus, OutboxStore, RowId};
+use backstop_core::scheduled::ScheduledRows;
+use chrono::DateTime;
 use futures_core::future::BoxFuture;
 use sqlx::{AssertSqlSafe, SqliteConnection, SqlitePool};
 
 use crate::commit::commit;
 use crate::database::{Database, plain};
 use crate::error::adapter;
-use crate::lease;
-use crate::outbox_row::{COLUMNS, buried_row};
 use crate::reader::Reader;
 use crate::tables::SqliteTables;
 use crate::time::{NOW, duration};
+use crate::{dead_rows, lease, scheduled};
 
 /// Rows that are deleted in one transaction: the write lock is given back between two of them.
 const CHUNK: usize = 1_000;
@@ -107,10 +109,14 @@ impl SqliteOutboxStore {
             "SELECT (SELECT count(*) FROM {outbox}), \
              (SELECT {NOW} - CAST(round(unixepoch(created_at, 'subsec') * 1000) AS INTEGER) \
               FROM {outbox} ORDER BY seq LIMIT 1), \
-             (SELECT count(*) FROM {dead})"
+             (SELECT count(*) FROM {dead}), (SELECT count(*) FROM {scheduled}), \
+             (SELECT CAST(round(unixepoch(publish_after, 'subsec') * 1000) AS INTEGER) FROM {scheduled} \
+              ORDER BY unixepoch(publish_after, 'subsec') LIMIT 1)",
+            scheduled = self.database.tables.outbox_scheduled()
         );
+        type Counts = (i64, Option<i64>, i64, i64, Option<i64>);
         let mut connection = self.database.connection().await?;
-        let (pending, oldest, dead): (i64, Option<i64>, i64) = sqlx::query_as(AssertSqlSafe(sql))
+        let (pending, oldest, dead, scheduled, due): Counts = sqlx::query_as(AssertSqlSafe(sql))
             .fetch_one(&mut *connection)
             .await
             .map_err(|error| adapter("cannot read the state of the outbox", error))?;
@@ -118,17 +124,9 @@ impl SqliteOutboxStore {
             pending: pending.unsigned_abs(),
             oldest: oldest.map(duration),
             dead: dead.unsigned_abs(),
+            scheduled: scheduled.unsigned_abs(),
+            next_due: due.and_then(DateTime::from_timestamp_millis),
         })
-    }
-
-    async fn read_buried(&self, limit: u32) -> Result<Vec<BuriedRow>, AdapterError> {
-        let dead = self.database.tables.outbox_dead();
-        let sql =
-            format!("SELECT {COLUMNS}, reason, error, died_at FROM {dead} ORDER BY died_at, seq LIMIT ?");
-        let mut connection = self.database.connection().await?;
-        let rows = sqlx::query(AssertSqlSafe(sql)).bind(limit).fetch_all(&mut *connection).await;
-        let rows = rows.map_err(|error| adapter("cannot read dead rows of the outbox", error))?;
-        Ok(rows.iter().map(buried_row).collect())
     }
 }
 
@@ -148,6 +146,50 @@ impl Leases for SqliteOutboxStore {
 
     fn holder<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Holder>, AdapterError>> {
         Box::pin(lease::holder(&self.database, name))
+    }
+}
+
+impl DeadRows for SqliteOutboxStore {
+    fn buried<'a>(
+        &'a self,
+        filter: &'a DeadRowFilter,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<Vec<BuriedRow>, AdapterError>> {
+        Box::pin(dead_rows::read(&self.database, filter, limit))
+    }
+
+    fn buried_groups<'a>(
+        &'a self,
+        filter: &'a DeadRowFilter,
+    ) -> BoxFuture<'a, Result<Vec<DeadGroup>, AdapterError>> {
+        Box::pin(dead_rows::groups(&self.database, filter))
+    }
+
+    fn retry_buried<'a>(
+        &'a self,
+        filter: &'a DeadRowFilter,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        Box::pin(dead_rows::retry(&self.database, filter, limit))
+    }
+
+    fn discard_buried<'a>(
+        &'a self,
+        filter: &'a DeadRowFilter,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        Box::pin(dead_rows::discard(&self.database, filter, limit))
+    }
+}
+
+impl ScheduledRows for SqliteOutboxStore {
+    fn promote<'a>(
+        &'a self,
+        lease: &'a Lease,
+        rows: u32,
+        bytes: u64,
+    ) -> BoxFuture<'a, Result<Option<u64>, AdapterError>> {
+        Box::pin(scheduled::promote(&self.database, lease, rows, bytes))
     }
 }
 
@@ -175,9 +217,5 @@ impl OutboxStore for SqliteOutboxStore {
 
     fn status(&self) -> BoxFuture<'_, Result<OutboxStatus, AdapterError>> {
         Box::pin(self.read_status())
-    }
-
-    fn buried(&self, limit: u32) -> BoxFuture<'_, Result<Vec<BuriedRow>, AdapterError>> {
-        Box::pin(self.read_buried(limit))
     }
 }

@@ -58,6 +58,11 @@ impl SqliteTables {
         self.quoted("outbox_dead")
     }
 
+    /// Rows of the outbox whose time has not come, quoted.
+    pub fn outbox_scheduled(&self) -> String {
+        self.quoted("outbox_scheduled")
+    }
+
     /// Leases, quoted.
     pub(crate) fn lease(&self) -> String {
         self.quoted("lease")

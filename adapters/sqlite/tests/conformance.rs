@@ -10,6 +10,7 @@ use backstop_sqlite::{
     SqliteInbox, SqliteLedger, SqliteOutbox, SqliteOutboxStore, SqliteSchema, SqliteTables, SqliteTx, open,
 };
 use backstop_testkit::conformance::{StoreCapabilities, StoreHarness};
+use chrono::{DateTime, Utc};
 use sqlx::SqlitePool;
 use tempfile::TempDir;
 
@@ -68,6 +69,10 @@ impl StoreHarness for Sqlite {
 
     async fn enqueue(&self, tx: &mut SqliteTx, outgoing: Outgoing) {
         SqliteOutbox::default().enqueue(tx, outgoing).await.expect("enqueued");
+    }
+
+    async fn enqueue_at(&self, tx: &mut SqliteTx, outgoing: Outgoing, at: DateTime<Utc>) {
+        SqliteOutbox::default().enqueue_at(tx, outgoing, at).await.expect("enqueued");
     }
 
     async fn enqueue_unreadable(&self, destination: &str) {

@@ -9,7 +9,7 @@
 //! | [`message`], [`identity`], [`cloudevents`] | the message, its identity, its form on the wire |
 //! | [`handler`], [`router`], [`codec`], [`error`], [`classify`], [`retry`] | what a service team writes and sets |
 //! | [`source`], [`sink`] | the broker side that an adapter implements |
-//! | [`inbox`], [`held`], [`outbox`], [`lease`], [`ledger`], [`schema`] | the database side that an adapter implements |
+//! | [`inbox`], [`held`], [`outbox`], [`dead_rows`], [`scheduled`], [`lease`], [`ledger`], [`schema`] | the database side that an adapter implements |
 //! | [`dead_letter`], [`report`], [`fingerprint`] | what a quarantined message carries |
 //! | [`trace`], [`context`] | the trace context, and which message caused which |
 
@@ -20,6 +20,7 @@ pub mod codec;
 pub mod context;
 pub mod crash;
 pub mod dead_letter;
+pub mod dead_rows;
 pub mod delivery;
 pub mod error;
 pub mod fingerprint;
@@ -37,6 +38,7 @@ pub mod outbox;
 pub mod report;
 pub mod retry;
 pub mod router;
+pub mod scheduled;
 pub mod schema;
 pub mod sink;
 pub mod source;

@@ -8,8 +8,10 @@ use chrono::{DateTime, Utc};
 use futures_core::future::BoxFuture;
 
 use crate::adapter_error::AdapterError;
+use crate::dead_rows::DeadRows;
 use crate::lease::{Lease, Leases};
 use crate::message::{Destination, Headers, Message};
+use crate::scheduled::ScheduledRows;
 
 /// A row of the outbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,19 +123,10 @@ pub struct OutboxStatus {
     pub oldest: Option<Duration>,
     /// Rows that cannot be sent.
     pub dead: u64,
-}
-
-/// A dead row as an operator sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BuriedRow {
-    /// The row.
-    pub row: OutboxRow,
-    /// Short reason.
-    pub reason: String,
-    /// The error in one line.
-    pub error: String,
-    /// When it was given up.
-    pub died_at: DateTime<Utc>,
+    /// Rows whose time has not come, or has come and nobody has moved them yet.
+    pub scheduled: u64,
+    /// When the first of those is due; by the database's clock, like all times of rows.
+    pub next_due: Option<DateTime<Utc>>,
 }
 
 /// The headers column: a JSON object of names to texts, or to null for a header without a value, or to an array of
@@ -203,7 +196,7 @@ fn kind_of(value: &serde_json::Value) -> &'static str {
 }
 
 /// An outbox in a database. Object-safe: the relay's configuration chooses the database.
-pub trait OutboxStore: Leases {
+pub trait OutboxStore: Leases + DeadRows + ScheduledRows {
     /// A reader that begins at the lowest pending row.
     fn reader(&self) -> Box<dyn OutboxReader>;
 
@@ -227,12 +220,6 @@ pub trait OutboxStore: Leases {
     /// # Errors
     /// When the database cannot be asked.
     fn status(&self) -> BoxFuture<'_, Result<OutboxStatus, AdapterError>>;
-
-    /// Dead rows, oldest first.
-    ///
-    /// # Errors
-    /// When the database cannot be asked.
-    fn buried(&self, limit: u32) -> BoxFuture<'_, Result<Vec<BuriedRow>, AdapterError>>;
 }
 
 #[cfg(test)]

@@ -10,11 +10,13 @@
 
 mod broker;
 mod data;
+mod dead_rows;
 mod group;
 mod held;
 mod inbox;
 mod ledger;
 mod outbox;
+mod scheduled;
 mod sink;
 mod source;
 mod store;

@@ -1,19 +1,21 @@
 //! `check`
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use backstop_core::lease::Holder;
-use backstop_core::outbox::OutboxStore;
+use backstop_core::outbox::{OutboxStatus, OutboxStore};
 use backstop_core::schema::{Finding, Severity};
 use backstop_core::sink::Publisher;
 use backstop_core::{AdapterError, Destination};
+use chrono::Utc;
 use serde_json::{Value, json};
 
 use crate::broker;
 use crate::commands::Context;
-use crate::commands::outbox::in_words;
-use crate::config::{Config, DatabaseConfig};
+use crate::commands::outbox::{in_words, time};
+use crate::config::{Config, DatabaseConfig, OutboxConfig};
 use crate::database::Database;
 use crate::exit::{Exit, Failure, with_cause};
 use crate::output::{self, or_dash};
@@ -41,7 +43,9 @@ pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
     let mut destinations = BTreeSet::new();
     for outbox in config.outbox.iter().filter(|outbox| outbox.enabled) {
         if let Some(database) = usable(config.database_of(outbox)) {
-            destinations.extend(look_at_outbox(&mut findings, &outbox.name, &*database.outbox).await);
+            if let Some(store) = outbox_store(&mut findings, database, outbox).await {
+                destinations.extend(look_at_outbox(&mut findings, &outbox.name, &*store).await);
+            }
             lease(&mut findings, database, &outbox.name).await;
         }
     }
@@ -90,6 +94,27 @@ async fn database(findings: &mut Vec<Finding>, subject: &str, config: &DatabaseC
     }
 }
 
+/// The outbox, and what is to be said of a table that is not ours; `None` when it cannot be used.
+async fn outbox_store(
+    findings: &mut Vec<Finding>,
+    database: &Database,
+    outbox: &OutboxConfig,
+) -> Option<Arc<dyn OutboxStore>> {
+    let layout = match database.layout_of(outbox) {
+        Ok(Some(layout)) => layout.check().await,
+        Ok(None) => Ok(Vec::new()),
+        Err(error) => Err(error),
+    };
+    let found = layout.unwrap_or_else(|error| vec![failed(&outbox.name, &error)]);
+    let usable = found.iter().all(|finding| finding.severity != Severity::Error);
+    findings.extend(found);
+    if !usable {
+        return None;
+    }
+    let store = database.outbox_of(outbox).await;
+    store.map_err(|error| findings.push(failed(&outbox.name, &error))).ok()
+}
+
 /// What waits in the outbox and what can never be sent; the destinations of what waits.
 async fn look_at_outbox(
     findings: &mut Vec<Finding>,
@@ -110,6 +135,7 @@ async fn look_at_outbox(
             } else {
                 Finding::fine(subject, detail)
             });
+            findings.extend(scheduled(name, &status));
             if status.dead > 0 {
                 let detail = format!("{} rows can never be sent", status.dead);
                 findings.push(Finding::warning("dead rows", detail, "see `backstop-relay outbox dead list`"));
@@ -123,6 +149,20 @@ async fn look_at_outbox(
             BTreeSet::new()
         }
     }
+}
+
+/// Rows whose time has not come, or has come and nobody moved them.
+fn scheduled(name: &str, status: &OutboxStatus) -> Option<Finding> {
+    let due = status.next_due?;
+    let subject =
+        if name == "outbox" { "scheduled rows".to_owned() } else { format!("scheduled rows of {name}") };
+    let detail = format!("{}, the first is due at {}", status.scheduled, time(due));
+    let late = (Utc::now() - due).to_std().is_ok_and(|late| late > OLD);
+    Some(if late {
+        Finding::warning(subject, detail, "look at the log of `backstop-relay run`, or start it")
+    } else {
+        Finding::fine(subject, detail)
+    })
 }
 
 /// Whether a relay holds the lease.

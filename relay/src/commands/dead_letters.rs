@@ -1,13 +1,12 @@
 //! `dead-letters list` and `dead-letters show`
 
-use backstop_core::Envelope;
 use backstop_core::ledger::{Letter, LetterEvent, LetterFilter};
 use backstop_core::report::escaped;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::cli::{DeadLettersCommand, Filter};
 use crate::commands::outbox::time;
-use crate::commands::{Context, database};
+use crate::commands::{Context, content, database};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, or_dash};
 
@@ -75,7 +74,7 @@ async fn show(context: &Context, id: &str, reveal: bool) -> Result<(), Failure> 
         vec![format!("  {}", time(event.at)), event.what.clone(), or_dash(event.detail.as_deref())]
     };
     output::table(&["  AT", "WHAT", "DETAIL"], history.iter().map(event))?;
-    print_content(&letter.envelope, reveal)
+    content::print(&letter.envelope, reveal)
 }
 
 fn fields(letter: &Letter) -> [(&'static str, Option<String>); 16] {
@@ -99,61 +98,7 @@ fn fields(letter: &Letter) -> [(&'static str, Option<String>); 16] {
     ]
 }
 
-fn print_content(envelope: &Envelope, reveal: bool) -> Result<(), Failure> {
-    let bytes = envelope.body.as_ref().map_or(0, |body| body.len());
-    if !reveal {
-        let headers = envelope.headers.len();
-        let line =
-            format!("\ncontent         {headers} headers and {bytes} bytes, hidden; --reveal shows them");
-        return Ok(output::line(line)?);
-    }
-    if let Some(key) = &envelope.key {
-        output::line(format!("\nkey             {}", shown(key)))?;
-    }
-    output::line("\nheaders")?;
-    for (name, value) in envelope.headers.iter() {
-        let value = value.map_or_else(|| "(null)".to_owned(), |value| shown(value));
-        output::line(format!("  {}: {value}", escaped(name)))?;
-    }
-    match &envelope.body {
-        None => output::line("\nbody            none (a tombstone)")?,
-        Some(body) => output::line(format!("\nbody            {bytes} bytes\n{}", shown(body)))?,
-    }
-    Ok(())
-}
-
-/// Bytes as text: control characters escaped, and all of it where it is not UTF-8.
-fn shown(bytes: &[u8]) -> String {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => escaped(text),
-        Err(_) => bytes.escape_ascii().to_string(),
-    }
-}
-
 fn print_json(letter: &Letter, history: &[LetterEvent], reveal: bool) -> Result<(), Failure> {
-    let envelope = &letter.envelope;
-    let content = if reveal {
-        let pair =
-            |(name, value): (&str, Option<&bytes::Bytes>)| json!([name, value.map(|value| exact(value))]);
-        json!({
-            "key": envelope.key.as_deref().map(exact),
-            "headers": envelope.headers.iter().map(pair).collect::<Vec<Value>>(),
-            "body": envelope.body.as_deref().map(exact),
-        })
-    } else {
-        json!({
-            "hidden": true,
-            "headers": envelope.headers.len(),
-            "bytes": envelope.body.as_ref().map(|body| body.len()),
-        })
-    };
+    let content = content::document(&letter.envelope, reveal);
     Ok(output::json(&json!({ "letter": letter, "history": history, "content": content }))?)
-}
-
-/// Bytes in JSON: a text where they are one, else `{"escaped": …}`.
-fn exact(bytes: &[u8]) -> Value {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => json!(text),
-        Err(_) => json!({ "escaped": bytes.escape_ascii().to_string() }),
-    }
 }

@@ -24,17 +24,25 @@ pub(super) async fn run(context: &Context, migrate: Migrate) -> Result<Exit, Fai
     let direction = migrate.direction.unwrap_or(MigrateCommand::Up);
     let mut steps = Vec::new();
     for config in context.config.databases() {
-        let schema = match direction {
+        let opened = match direction {
             MigrateCommand::Up if !migrate.dry_run => Database::create(config).await,
             _ => Database::open(config).await,
         };
-        let schema = schema.map_err(database)?.schema;
-        let done = match direction {
-            MigrateCommand::Up => up(&*schema, migrate.dry_run).await?,
-            MigrateCommand::Down { to } => down(&*schema, to, migrate.dry_run).await?,
-            MigrateCommand::Status => status(&*schema).await?,
-        };
-        steps.extend(done.into_iter().map(|step| Step { database: config.url.to_string(), ..step }));
+        let opened = opened.map_err(database)?;
+        let mut schemas = vec![opened.schema.clone()];
+        for outbox in
+            context.config.outbox.iter().filter(|outbox| context.config.database_of(outbox) == config)
+        {
+            schemas.extend(opened.layout_of(outbox).map_err(database)?);
+        }
+        for schema in schemas {
+            let done = match direction {
+                MigrateCommand::Up => up(&*schema, migrate.dry_run).await?,
+                MigrateCommand::Down { to } => down(&*schema, to, migrate.dry_run).await?,
+                MigrateCommand::Status => status(&*schema).await?,
+            };
+            steps.extend(done.into_iter().map(|step| Step { database: config.url.to_string(), ..step }));
+        }
     }
     print(context, &steps)?;
     Ok(Exit::Ok)

@@ -1,13 +1,13 @@
-//! `outbox status` and `outbox dead list`
+//! `outbox status`
 
 use std::time::Duration;
 
 use backstop_core::lease::Holder;
-use backstop_core::outbox::{BuriedRow, OutboxStatus};
+use backstop_core::outbox::OutboxStatus;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
-use crate::cli::{OutboxCommand, OutboxDeadCommand};
+use crate::cli::OutboxCommand;
 use crate::commands::{Context, database};
 use crate::config::OutboxConfig;
 use crate::exit::{Exit, Failure};
@@ -15,17 +15,13 @@ use crate::output::{self, or_dash};
 
 pub(super) async fn run(context: &Context, command: OutboxCommand) -> Result<Exit, Failure> {
     match command {
-        OutboxCommand::Status => status(context).await?,
-        OutboxCommand::Dead(OutboxDeadCommand::List { limit, outbox }) => {
-            let store = context.outbox(named(context, outbox.as_deref())?).await?.outbox;
-            dead(context, &store.buried(limit).await.map_err(database)?)?;
-        }
+        OutboxCommand::Status => status(context).await,
+        OutboxCommand::Dead(command) => super::outbox_dead::run(context, command).await,
     }
-    Ok(Exit::Ok)
 }
 
 /// The outbox of that name; the only one, where none is named.
-fn named<'c>(context: &'c Context, name: Option<&str>) -> Result<&'c OutboxConfig, Failure> {
+pub(super) fn named<'c>(context: &'c Context, name: Option<&str>) -> Result<&'c OutboxConfig, Failure> {
     let outboxes = &context.config.outbox;
     let found = match name {
         Some(name) => outboxes.iter().find(|outbox| outbox.name == name),
@@ -43,7 +39,7 @@ fn named<'c>(context: &'c Context, name: Option<&str>) -> Result<&'c OutboxConfi
 
 type Standing<'a> = (&'a str, OutboxStatus, Option<Holder>);
 
-async fn status(context: &Context) -> Result<(), Failure> {
+async fn status(context: &Context) -> Result<Exit, Failure> {
     let mut all = Vec::new();
     for outbox in &context.config.outbox {
         let store = context.outbox(outbox).await?.outbox;
@@ -57,12 +53,15 @@ async fn status(context: &Context) -> Result<(), Failure> {
                 "pending": status.pending,
                 "oldest_seconds": status.oldest.map(|age| age.as_secs_f64()),
                 "dead": status.dead,
+                "scheduled": status.scheduled,
+                "next_due": status.next_due.map(time),
                 "owner": holder.as_ref().map(|holder| &holder.lease.owner),
                 "token": holder.as_ref().map(|holder| holder.lease.token),
                 "lease_seconds": holder.as_ref().map(|holder| holder.remaining.as_secs_f64()),
             })
         };
-        return Ok(output::json(&all.iter().map(document).collect::<Vec<Value>>())?);
+        output::json(&all.iter().map(document).collect::<Vec<Value>>())?;
+        return Ok(Exit::Ok);
     }
     let age = |age: Option<Duration>| age.map_or_else(|| "-".to_owned(), in_words);
     let row = |(name, status, holder): &Standing<'_>| {
@@ -71,47 +70,15 @@ async fn status(context: &Context) -> Result<(), Failure> {
             status.pending.to_string(),
             age(status.oldest),
             status.dead.to_string(),
+            status.scheduled.to_string(),
+            or_dash(status.next_due.map(time).as_deref()),
             or_dash(holder.as_ref().map(|holder| holder.lease.owner.as_str())),
             age(holder.as_ref().map(|holder| holder.remaining)),
         ]
     };
-    let header = ["OUTBOX", "PENDING", "OLDEST", "DEAD", "OWNER", "LEASE ENDS IN"];
-    Ok(output::table(&header, all.iter().map(row))?)
-}
-
-fn dead(context: &Context, rows: &[BuriedRow]) -> Result<(), Failure> {
-    if context.is_json() {
-        let rows: Vec<Value> = rows.iter().map(document).collect();
-        return Ok(output::json(&rows)?);
-    }
-    if rows.is_empty() {
-        return Ok(output::line("no dead rows")?);
-    }
-    let row = |dead: &BuriedRow| {
-        vec![
-            dead.row.seq.to_string(),
-            dead.row.message.id.clone(),
-            dead.row.destination.to_string(),
-            dead.reason.clone(),
-            dead.error.clone(),
-            time(dead.died_at),
-        ]
-    };
-    Ok(output::table(&["SEQ", "ID", "DESTINATION", "REASON", "ERROR", "DIED AT"], rows.iter().map(row))?)
-}
-
-fn document(dead: &BuriedRow) -> Value {
-    json!({
-        "seq": dead.row.seq,
-        "id": dead.row.message.id,
-        "destination": dead.row.destination.name,
-        "routing_key": dead.row.destination.routing_key,
-        "kind": dead.row.message.kind,
-        "bytes": dead.row.size(),
-        "reason": dead.reason,
-        "error": dead.error,
-        "died_at": time(dead.died_at),
-    })
+    let header = ["OUTBOX", "PENDING", "OLDEST", "DEAD", "SCHEDULED", "NEXT DUE", "OWNER", "LEASE ENDS IN"];
+    output::table(&header, all.iter().map(row))?;
+    Ok(Exit::Ok)
 }
 
 /// A time as tables and documents show it.

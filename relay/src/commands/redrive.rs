@@ -1,6 +1,6 @@
 //! `dead-letters redrive`
 
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io;
 
 use backstop_core::ledger::LetterStatus;
 use serde_json::json;
@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::broker;
 use crate::cli::{Redrive, Status};
-use crate::commands::{Context, database};
+use crate::commands::{Context, confirm, database};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, or_dash};
 use crate::redrive::{Plan, RedriveError, Summary, redrive};
@@ -31,7 +31,7 @@ pub(super) async fn run(context: &Context, args: Redrive) -> Result<Exit, Failur
         print_plan(&plan)?;
     }
     if !args.yes {
-        confirm(&plan)?;
+        confirm(&format!("redrive {} letters?", plan.len()), "nothing was redriven")?;
     }
     let sink = broker::sink(broker).map_err(|error| Failure::broker(&error))?;
     let stop = CancellationToken::new();
@@ -96,25 +96,6 @@ fn print_plan(plan: &Plan) -> io::Result<()> {
         output::line("no letters")?;
     }
     Ok(())
-}
-
-fn confirm(plan: &Plan) -> Result<(), Failure> {
-    let unconfirmed = |what: &str, hint| Err(Failure::new(Exit::NotConfirmed, what, hint));
-    if !io::stdin().is_terminal() {
-        return unconfirmed(
-            "nobody can be asked whether to go on, because there is no terminal",
-            "add --yes",
-        );
-    }
-    let mut err = io::stderr().lock();
-    write!(err, "redrive {} letters? [y/N] ", plan.len())?;
-    err.flush()?;
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer)?;
-    match answer.trim() {
-        "y" | "Y" | "yes" => Ok(()),
-        _ => unconfirmed("nothing was redriven", "answer y, or add --yes"),
-    }
 }
 
 fn report(context: &Context, plan: &Plan, summary: Summary) -> io::Result<()> {

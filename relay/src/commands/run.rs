@@ -109,7 +109,7 @@ async fn patiently<T, F: Future<Output = Result<T, Failure>>>(
 async fn pump(context: &Context, outbox: &OutboxConfig, jobs: &Jobs) -> Result<Pump, Failure> {
     let store = context.outbox(outbox).await?.outbox;
     store.status().await.map_err(database)?;
-    may_bury(&*store, &outbox.name).await?;
+    may_move(&*store, &outbox.name).await?;
     let config = &context.config;
     let brokers = config.brokers.len() + usize::from(config.broker.is_some());
     let publisher = answering(context.pipeline()?, brokers).await?;
@@ -118,14 +118,16 @@ async fn pump(context: &Context, outbox: &OutboxConfig, jobs: &Jobs) -> Result<P
     Ok(pump)
 }
 
-/// Asks for a burial of nothing, under a lease that nobody has. Without the permission, rows that can never be sent
-/// would stay, which is better known now than when there is one.
-async fn may_bury(store: &dyn OutboxStore, lease: &str) -> Result<(), Failure> {
+/// Asks for a burial of nothing, and for a promotion, under a lease that nobody has. Without the permissions, rows that
+/// can never be sent and rows that are due would stay, which is better known now than when there are some.
+async fn may_move(store: &dyn OutboxStore, lease: &str) -> Result<(), Failure> {
     let lease = Lease { name: lease.to_owned(), owner: String::new(), token: -1 };
-    match store.bury(&lease, &[]).await {
-        Err(error) if error.kind() != FaultKind::Conflict => Err(database(error)),
-        Ok(_) | Err(_) => Ok(()),
+    for error in [store.bury(&lease, &[]).await.err(), store.promote(&lease, 1, 0).await.err()] {
+        if let Some(error) = error.filter(|error| error.kind() != FaultKind::Conflict) {
+            return Err(database(error));
+        }
     }
+    Ok(())
 }
 
 async fn collector(context: &Context) -> Result<Collector<broker::AnySource>, Failure> {

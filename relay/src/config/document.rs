@@ -242,6 +242,17 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// A text in which `${…}` is not the environment's.
+    pub(super) fn literal(&mut self, key: &'static str) -> Option<Located> {
+        let (value, place) = self.value(key)?;
+        match value {
+            DeValue::String(text) => {
+                Some(Located { text: text.clone().into_owned(), place, interpolated: false })
+            }
+            other => self.wrong_type(key, place, "a text in quotes", other),
+        }
+    }
+
     /// A secret text: under `key`, or in the file that `file_key` names (without the line end at its end).
     pub(super) fn secret(&mut self, key: &'static str, file_key: &'static str) -> Option<Located> {
         let (here, file) = (self.text(key), self.text(file_key));

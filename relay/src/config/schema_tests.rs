@@ -5,13 +5,14 @@ use serde_json::{Map, Value};
 use super::*;
 
 /// Each table of the file, with the definition that describes it and what must stand before a key of it.
-const TABLES: [(&str, &str, &str); 9] = [
+const TABLES: [(&str, &str, &str); 10] = [
     ("database", "database", "[database]\n"),
     ("kafka", "broker", "[broker]\nkind = \"kafka\"\n"),
     ("rabbitmq", "broker", "[broker]\nkind = \"rabbitmq\"\n"),
     ("route", "routes", "[[routes]]\n"),
     ("outbox", "outbox", "[[outbox]]\n"),
     ("database", "outbox.database", "[outbox.database]\n"),
+    ("debezium", "outbox.debezium", "[outbox.debezium]\n"),
     ("http", "http", "[http]\n"),
     ("dead_letters", "dead_letters", "[dead_letters]\n"),
     ("database", "dead_letters.ledger", "[dead_letters.ledger]\n"),
@@ -58,7 +59,8 @@ fn the_schema_has_the_defaults_of_the_reader() {
     {
         let text = format!(
             "[database]\nurl = \"sqlite:x.db\"\n[broker]\nkind = \"{kind}\"\n{broker}\n[dead_letters.ledger]\nurl = \
-             \"sqlite:l.db\"\n[http]\n[outbox.database]\nurl = \"sqlite:o.db\"\n"
+             \"sqlite:l.db\"\n[http]\n[outbox]\nlayout = \
+             \"debezium\"\n[outbox.database]\nurl = \"postgres://localhost/o\"\n"
         );
         let config = Config::parse(&text, &Environment::default()).expect("sound");
         let printed = serde_json::to_value(&config).expect("JSON");

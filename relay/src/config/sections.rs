@@ -8,6 +8,7 @@ use toml::de::DeTable;
 use url::{Host, Url};
 
 use super::document::{Located, Place, Reader, Section};
+use super::layout::layout;
 use super::{
     BrokerConfig, Config, DatabaseConfig, DeadLettersConfig, HttpConfig, KafkaConfig, OnUnsendable, Ordering,
     OutboxConfig, RabbitConfig, RouteConfig,
@@ -264,6 +265,8 @@ fn outboxes(top: &mut Section<'_>, database: Option<&DatabaseConfig>) -> Vec<Out
 fn outbox(mut section: Section<'_>, database: Option<&DatabaseConfig>) -> OutboxConfig {
     let choices =
         [("dead", OnUnsendable::Dead), ("block-key", OnUnsendable::BlockKey), ("stop", OnUnsendable::Stop)];
+    let own = inner_database(section.section("database"), database);
+    let (layout, debezium) = layout(&mut section, own.as_ref().or(database));
     let outbox = OutboxConfig {
         enabled: section.switch("enabled", true),
         name: lease_name(&mut section, "outbox"),
@@ -272,7 +275,9 @@ fn outbox(mut section: Section<'_>, database: Option<&DatabaseConfig>) -> Outbox
         batch_bytes: section.number("batch_bytes", 8 << 20, 1024..(1 << 30) + 1),
         idle_poll: section.duration("idle_poll", millis(40), millis(1)..millis(60_000)),
         on_unsendable: section.choice("on_unsendable", &choices).unwrap_or(OnUnsendable::Dead),
-        database: inner_database(section.section("database"), database),
+        layout,
+        debezium,
+        database: own,
     };
     section.finish();
     outbox

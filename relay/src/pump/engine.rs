@@ -17,6 +17,7 @@ use super::flight::{Flight, Names};
 use super::intake::{Done, Intake};
 use super::outage::Outage;
 use super::pauses::{PauseId, Pauses};
+use super::promotions::{Promoted, Promotions};
 use super::settings::PumpSettings;
 use super::settling::{Deleted, Settling};
 use super::silence::Silence;
@@ -54,6 +55,7 @@ enum Event {
     Read(Done),
     Deleted(Deleted),
     Buried(Buried),
+    Promoted(Promoted),
     Confirmed,
     Tick,
 }
@@ -80,6 +82,7 @@ pub(super) struct Engine {
     pub(super) confirmations: Vec<Confirmation>,
     pub(super) settling: Settling,
     pub(super) burials: Burials,
+    pub(super) promotions: Promotions,
     pub(super) pauses: Pauses,
     pub(super) broker: Outage,
     pub(super) reads: Outage,
@@ -124,7 +127,8 @@ impl Engine {
             flight: Flight::default(),
             confirmations: Vec::new(),
             settling: Settling::new(store.clone()),
-            burials: Burials::new(store, &settings),
+            burials: Burials::new(store.clone(), &settings),
+            promotions: Promotions::new(store, &settings),
             pauses: Pauses::default(),
             broker: outage("broker"),
             reads: outage("reading the outbox"),
@@ -151,6 +155,7 @@ impl Engine {
             let flush = self.phase != Phase::Running || self.stop.is_some();
             self.settling.start(self.now, flush, &self.settings);
             self.bury();
+            self.promote();
             self.end_rounds();
             self.start_reading().await;
             self.watch_for_stall().await;
@@ -180,6 +185,7 @@ impl Engine {
             done = self.intake.done() => Event::Read(done),
             deleted = self.settling.done() => Event::Deleted(deleted),
             buried = self.burials.done() => Event::Buried(buried),
+            promoted = self.promotions.done() => Event::Promoted(promoted),
             () = self.publisher.confirmations(&mut self.confirmations), if under_way => Event::Confirmed,
             () = tokio::task::yield_now(), if more => Event::Tick,
             () = sleep_until(wake) => Event::Tick,
@@ -195,6 +201,7 @@ impl Engine {
             Event::Read(done) => self.read(done),
             Event::Deleted(deleted) => self.deleted(deleted),
             Event::Buried(buried) => self.buried(buried),
+            Event::Promoted(promoted) => self.promoted(promoted),
             Event::Confirmed => self.confirmed(),
         }
         self.board.touch();
@@ -212,6 +219,7 @@ impl Engine {
             self.burials.due().filter(|_| self.phase == Phase::Running),
             self.intake.due(&self.settings).filter(|_| running && !self.intake.is_reading()),
             self.pauses.due().filter(|_| running),
+            self.promotions.due().filter(|_| running),
             self.term.is_some().then_some(self.term_until),
             self.stall_due(),
             waiting,
@@ -337,8 +345,10 @@ impl Engine {
     }
 
     fn is_over(&self) -> bool {
-        let settled =
-            self.flight.under_way() == 0 && self.settling.undeleted() == 0 && self.burials.are_at_rest();
+        let settled = self.flight.under_way() == 0
+            && self.settling.undeleted() == 0
+            && self.burials.are_at_rest()
+            && self.promotions.are_at_rest();
         self.stop.is_some_and(|deadline| settled || deadline <= self.now)
     }
 

@@ -50,6 +50,8 @@ pub(super) struct Intake {
     quiet: Duration,
     /// Since the last reset a read has reached the end.
     pub(super) reached_end: bool,
+    /// Since rows were written last, as far as we know of it, a read has reached the end.
+    caught_up: bool,
 }
 
 impl Intake {
@@ -65,7 +67,20 @@ impl Intake {
             next: Instant::now(),
             quiet: Duration::ZERO,
             reached_end: false,
+            caught_up: false,
         }
+    }
+
+    /// Whether everything that was there has been read and taken from the buffer.
+    pub(super) fn is_caught_up(&self) -> bool {
+        self.caught_up && self.rows == 0
+    }
+
+    /// Rows were written by ourselves: they are read at once.
+    pub(super) fn rows_were_written(&mut self) {
+        self.caught_up = false;
+        self.quiet = Duration::ZERO;
+        self.next = Instant::now();
     }
 
     pub(super) fn is_reading(&self) -> bool {
@@ -134,6 +149,7 @@ impl Intake {
         };
         self.next = now + self.quiet;
         self.reached_end |= !more;
+        self.caught_up = !more;
         if !rows.is_empty() {
             self.rows += rows.len();
             self.bytes += bytes;
@@ -172,7 +188,7 @@ impl Intake {
     /// Drops what was read and begins again at the lowest pending row. Only while no read is under way.
     pub(super) fn reset(&mut self) {
         self.clear();
-        self.reached_end = false;
+        (self.reached_end, self.caught_up) = (false, false);
         self.quiet = Duration::ZERO;
         self.next = Instant::now();
         match &mut self.reader {

@@ -12,6 +12,7 @@ use super::burials::Buried;
 use super::engine::{Engine, Phase};
 use super::flight::Entry;
 use super::pauses::{Alone, PauseId};
+use super::promotions::Promoted;
 use super::settings::OnUnsendable;
 use super::settling::Deleted;
 use super::status::{Fault, PumpError};
@@ -218,11 +219,7 @@ impl Engine {
             }
             Ok(false) => {
                 self.burials.forget(&rows);
-                self.refused = self.refused.max(Some(token));
-                if self.term.as_ref().is_some_and(|term| term.token == token) {
-                    warn!("the lease is another owner's by now, nothing was moved to the dead");
-                    self.leave_term();
-                }
+                self.refuse(token, "the lease is another owner's by now, nothing was moved to the dead");
             }
             Err(error) => {
                 self.board.fault(&error);
@@ -231,6 +228,46 @@ impl Engine {
                     self.burials.abandon();
                 }
             }
+        }
+    }
+
+    /// Moves scheduled rows on when they are due. Only while rows flow: a broker that is away needs no more of them.
+    pub(super) fn promote(&mut self) {
+        if self.phase == Phase::Running
+            && self.stop.is_none()
+            && let Some(lease) = &self.term
+        {
+            let caught_up = self.intake.is_caught_up() && self.unsubmitted().is_none();
+            self.promotions.start(self.now, lease, caught_up, self.settings.database_timeout);
+        }
+    }
+
+    /// Takes in a promotion that has ended. Its failure concerns scheduled rows alone.
+    pub(super) fn promoted(&mut self, Promoted { token, result }: Promoted) {
+        match result {
+            Ok(Some(rows)) => {
+                self.promotions.succeeded(rows);
+                if rows > 0 {
+                    self.board.status.promoted += rows;
+                    self.intake.rows_were_written();
+                }
+            }
+            Ok(None) => {
+                self.refuse(token, "the lease is another owner's by now, no scheduled row was moved");
+            }
+            Err(error) => {
+                self.board.fault(&error);
+                self.promotions.failed(&error);
+            }
+        }
+    }
+
+    /// The database says that the token is stale, although we believed in it.
+    fn refuse(&mut self, token: i64, what: &str) {
+        self.refused = self.refused.max(Some(token));
+        if self.term.as_ref().is_some_and(|term| term.token == token) {
+            warn!(what);
+            self.leave_term();
         }
     }
 

@@ -48,6 +48,8 @@ pub struct PumpSettings {
     /// How soon to read again when nothing has come for a while; the way there doubles from `busy_poll`. Costs
     /// latency of the first message after a silence. Defaults to 40 ms.
     pub idle_poll: Duration,
+    /// How often to look for scheduled rows whose time has come. Costs a query each time. Defaults to 1 s.
+    pub promote_poll: Duration,
     /// First wait after the broker or the database failed; it doubles, with jitter. Defaults to 200 ms.
     pub retry_min: Duration,
     /// Longest wait after the broker or the database failed. Defaults to 10 s.
@@ -88,6 +90,7 @@ impl Default for PumpSettings {
             deletes: 4,
             busy_poll: Duration::from_millis(2),
             idle_poll: Duration::from_millis(40),
+            promote_poll: Duration::from_secs(1),
             retry_min: Duration::from_millis(200),
             retry_max: Duration::from_secs(10),
             pause_min: Duration::from_secs(1),

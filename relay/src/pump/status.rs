@@ -84,6 +84,8 @@ pub struct PumpStatus {
     pub deleted: u64,
     /// Rows moved to the dead.
     pub dead: u64,
+    /// Scheduled rows moved into the outbox.
+    pub promoted: u64,
     /// Rows that can never be sent and are not yet moved to the dead; more than 10,000 are not counted.
     pub unburied: usize,
     /// Rows that only the full scan found.

@@ -4,5 +4,6 @@ mod burials;
 mod flow;
 mod lease;
 mod model;
+mod promotions;
 mod stall;
 mod support;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use backstop_core::dead_rows::{DeadRowFilter, DeadRows};
 use backstop_core::inbox::Inbox;
 use backstop_core::lease::{Lease, Leases};
 use backstop_core::outbox::{DeadRow, OutboxReader, OutboxRow, OutboxStatus, OutboxStore, RowId};
@@ -163,7 +164,7 @@ async fn rows_that_are_no_messages_are_set_apart() {
     assert_eq!((names, claimed.unreadable.len()), (vec!["c"], 4));
     let lease = lease(&store, "me").await.expect("granted");
     assert!(store.bury(&lease, &claimed.unreadable[..2]).await.expect("moved"));
-    let buried = store.buried(10).await.expect("read");
+    let buried = store.buried(&DeadRowFilter::default(), 10).await.expect("read");
     let names: Vec<_> = buried.iter().map(|row| row.row.destination.name.as_str()).collect();
     assert_eq!(names, ["a", "b"]);
     assert_eq!(buried[1].error, "header \"n\" must be a text, not a number");
@@ -279,9 +280,9 @@ async fn only_the_owner_buries() {
     assert!(store.bury(&taken, &dead).await.expect("asked"));
     store.delete(&[rows[1].row_id(), RowId { seq: 99, id: "99".into() }]).await.expect("deleted");
     store.delete(&[]).await.expect("nothing to do");
-    let OutboxStatus { pending, oldest, dead } = store.status().await.expect("asked");
+    let OutboxStatus { pending, oldest, dead, .. } = store.status().await.expect("asked");
     assert_eq!((pending, oldest.is_some(), dead), (1, true, 1));
-    assert_eq!(store.buried(10).await.expect("read")[0].reason, "too-large");
+    assert_eq!(store.buried(&DeadRowFilter::default(), 10).await.expect("read")[0].reason, "too-large");
     db.drop().await;
 }
 

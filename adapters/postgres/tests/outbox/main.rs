@@ -3,6 +3,7 @@
 mod message;
 mod reading;
 mod removal;
+mod scheduled;
 #[path = "../support/mod.rs"]
 mod support;
 mod writers;

@@ -1,5 +1,6 @@
 //! What a row carries, and which rows carry no message.
 
+use backstop_core::dead_rows::{DeadRowFilter, DeadRows};
 use backstop_core::outbox::OutboxStore;
 use backstop_core::{Destination, FaultKind, Message, Outgoing};
 use backstop_postgres::PgOutbox;
@@ -123,7 +124,7 @@ async fn rows_that_are_no_messages_are_set_apart() {
     assert_eq!(claimed.unreadable.len(), 2);
     let lease = lease(&store, "me").await.expect("granted");
     assert!(store.bury(&lease, &claimed.unreadable).await.expect("moved"));
-    let buried = store.buried(10).await.expect("read");
+    let buried = store.buried(&DeadRowFilter::default(), 10).await.expect("read");
     let names: Vec<_> = buried.iter().map(|row| row.row.destination.name.as_str()).collect();
     assert_eq!(names, ["a", "b"]);
     assert_eq!(buried[1].error, "header \"n\" must be a text, not a number");
@@ -158,7 +159,7 @@ async fn times_that_no_message_can_have_stop_nothing() {
     assert!(store.bury(&lease, &claimed.unreadable).await.expect("moved"));
     db.run("UPDATE backstop_outbox_dead SET died_at = 'infinity' WHERE destination = 'a'").await;
     db.run("UPDATE backstop_outbox_dead SET died_at = '-infinity' WHERE destination = 'b'").await;
-    let buried = store.buried(10).await.expect("read");
+    let buried = store.buried(&DeadRowFilter::default(), 10).await.expect("read");
     assert_eq!(buried.len(), 4);
     assert!(buried.iter().all(|row| row.row.message.time.is_none()));
     db.drop().await;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use backstop_core::dead_rows::{DeadRowFilter, DeadRows};
 use backstop_core::lease::{Lease, Leases};
 use backstop_core::outbox::{OutboxRow, OutboxStatus, OutboxStore, RowId};
 use sqlx::Executor;
@@ -66,9 +67,9 @@ async fn only_the_owner_buries() {
     assert!(store.bury(&taken, &dead).await.expect("asked"));
     store.delete(&[rows[1].row_id(), RowId { seq: 99, id: "99".into() }]).await.expect("deleted");
     store.delete(&[]).await.expect("nothing to do");
-    let OutboxStatus { pending, oldest, dead } = store.status().await.expect("asked");
+    let OutboxStatus { pending, oldest, dead, .. } = store.status().await.expect("asked");
     assert_eq!((pending, oldest.is_some(), dead), (1, true, 1));
-    assert_eq!(store.buried(10).await.expect("read")[0].reason, "too-large");
+    assert_eq!(store.buried(&DeadRowFilter::default(), 10).await.expect("read")[0].reason, "too-large");
     db.drop().await;
 }
 

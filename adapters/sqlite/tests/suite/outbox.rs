@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::common::{File, fresh, key, unit};
+use backstop_core::dead_rows::{DeadRowFilter, DeadRows};
 use backstop_core::lease::{Lease, Leases};
 use backstop_core::outbox::{Claimed, DeadRow, OutboxReader, OutboxRow, OutboxStore, Reread, RowId};
 use backstop_core::{Destination, FaultKind, Message, Outgoing, names};
@@ -181,10 +182,10 @@ async fn rows_that_are_no_messages_are_told_apart() {
     let store = store(&file);
     let lease = store.acquire("outbox", "a", TTL).await.expect("acquire").expect("granted");
     assert!(store.bury(&lease, &claimed.unreadable).await.expect("bury"));
-    let buried = store.buried(100).await.expect("buried");
+    let buried = store.buried(&DeadRowFilter::default(), 100).await.expect("buried");
     assert_eq!(buried.len(), 9);
     assert!(buried.iter().all(|row| row.reason == "invalid-row" && !row.row.message.id.is_empty()));
-    assert_eq!(store.buried(2).await.expect("buried").len(), 2);
+    assert_eq!(store.buried(&DeadRowFilter::default(), 2).await.expect("buried").len(), 2);
     let status = store.status().await.expect("status");
     assert_eq!((status.pending, status.dead), (2, 9));
 }
@@ -439,7 +440,7 @@ async fn a_stale_owner_buries_nothing() {
     assert!(store.bury(&current, &dead).await.expect("bury"));
     let status = store.status().await.expect("status");
     assert_eq!((status.pending, status.dead), (0, 1));
-    let buried = &store.buried(10).await.expect("buried")[0];
+    let buried = &store.buried(&DeadRowFilter::default(), 10).await.expect("buried")[0];
     assert_eq!(
         (buried.row.message.id.as_str(), buried.reason.as_str(), buried.error.as_str()),
         ("1", "too-large", "2 MiB")

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use backstop_core::ledger::Ledger;
 use backstop_core::outbox::OutboxStore;
 use backstop_core::{Message, Outgoing};
+use chrono::{DateTime, Utc};
 
 use super::{BrokerCapabilities, BrokerHarness, StoreCapabilities, StoreHarness};
 use crate::memory::{Broker, MemoryDeadLetters, MemoryPublisher, MemorySink, MemorySource, MemoryTx, Store};
@@ -50,6 +51,10 @@ impl StoreHarness for MemoryStore {
 
     async fn enqueue(&self, tx: &mut MemoryTx, outgoing: Outgoing) {
         tx.enqueue(outgoing);
+    }
+
+    async fn enqueue_at(&self, tx: &mut MemoryTx, outgoing: Outgoing, at: DateTime<Utc>) {
+        tx.enqueue_at(outgoing, at);
     }
 
     async fn enqueue_unreadable(&self, destination: &str) {

@@ -9,8 +9,10 @@ pub mod inbox_instances;
 pub mod lease;
 pub mod ledger;
 pub mod outbox;
+pub mod outbox_dead;
 pub mod outbox_fencing;
 mod sample;
+pub mod scheduled;
 pub mod schema;
 
 use std::future::Future;
@@ -22,6 +24,7 @@ use backstop_core::inbox::Inbox;
 use backstop_core::ledger::Ledger;
 use backstop_core::outbox::OutboxStore;
 use backstop_core::schema::Schema;
+use chrono::{DateTime, Utc};
 
 /// What a database can do; each field that is `false` leaves out the cases that need it.
 #[derive(Debug, Clone, Copy)]
@@ -80,6 +83,14 @@ pub trait StoreHarness: Sized + Send + Sync + 'static {
 
     /// Writes an outbox row in the handler's transaction, by the adapter's `enqueue`.
     fn enqueue(&self, tx: &mut TxOf<Self>, outgoing: Outgoing) -> impl Future<Output = ()> + Send;
+
+    /// Writes a row to be published at that time in the handler's transaction, by the adapter's `enqueue_at`.
+    fn enqueue_at(
+        &self,
+        tx: &mut TxOf<Self>,
+        outgoing: Outgoing,
+        at: DateTime<Utc>,
+    ) -> impl Future<Output = ()> + Send;
 
     /// Commits an outbox row to `destination` whose headers are not what the contract says.
     fn enqueue_unreadable(&self, destination: &str) -> impl Future<Output = ()> + Send;

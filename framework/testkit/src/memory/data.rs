@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use backstop_core::dead_rows::BuriedRow;
 use backstop_core::held::{Failure, HeldMessage, NewHeld};
 use backstop_core::ledger::{Letter, LetterEvent};
-use backstop_core::outbox::{BuriedRow, OutboxRow};
+use backstop_core::outbox::OutboxRow;
 use backstop_core::{AdapterError, DeadReason, Envelope, ErrorClass, FaultKind, MessageKey, Origin, Via};
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;
@@ -25,7 +26,9 @@ pub(super) struct Data {
     pub(super) values: BTreeMap<String, String>,
     pub(super) applied: Vec<String>,
     pub(super) outbox: BTreeMap<i64, OutboxEntry>,
-    pub(super) dead: Vec<BuriedRow>,
+    pub(super) dead: Vec<DeadEntry>,
+    /// By time and number.
+    pub(super) scheduled: BTreeMap<(DateTime<Utc>, i64), OutboxRow>,
     pub(super) leases: BTreeMap<String, LeaseRow>,
     pub(super) letters: Vec<Letter>,
     pub(super) events: BTreeMap<String, Vec<LetterEvent>>,
@@ -76,6 +79,13 @@ pub(super) struct OutboxEntry {
 }
 
 #[derive(Debug)]
+pub(super) struct DeadEntry {
+    pub(super) buried: BuriedRow,
+    /// Why it cannot be read as a message.
+    pub(super) unreadable: Option<String>,
+}
+
+#[derive(Debug)]
 pub(super) struct LeaseRow {
     pub(super) owner: String,
     pub(super) token: i64,
@@ -86,6 +96,11 @@ impl Data {
     /// Now, by the database's clock.
     pub(super) fn now(&self) -> Instant {
         Instant::now() + self.ahead
+    }
+
+    /// Now, as [`now`](Data::now), on the calendar.
+    pub(super) fn date(&self) -> DateTime<Utc> {
+        Utc::now() + self.ahead
     }
 
     /// The next number of any table; one that a transaction took and did not commit stays a gap.

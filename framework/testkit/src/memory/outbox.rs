@@ -5,14 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backstop_core::AdapterError;
+use backstop_core::dead_rows::BuriedRow;
 use backstop_core::lease::{Holder, Lease, Leases};
-use backstop_core::outbox::{
-    BuriedRow, Claimed, DeadRow, OutboxReader, OutboxStatus, OutboxStore, Reread, RowId,
-};
+use backstop_core::outbox::{Claimed, DeadRow, OutboxReader, OutboxStatus, OutboxStore, Reread, RowId};
 use chrono::Utc;
 use futures_core::future::BoxFuture;
 
-use super::data::{Data, LeaseRow, OutboxEntry};
+use super::data::{Data, DeadEntry, LeaseRow, OutboxEntry};
 use super::store::{Shared, Store};
 
 /// A future that is ready with what `work` returns.
@@ -48,9 +47,10 @@ impl Data {
             return Ok(false);
         }
         for dead in rows {
-            if let Some(entry) = self.take_row(dead.seq, &dead.id) {
-                let (reason, error) = (dead.reason.clone(), dead.error.clone());
-                self.dead.push(BuriedRow { row: entry.row, reason, error, died_at: Utc::now() });
+            if let Some(OutboxEntry { row, unreadable, .. }) = self.take_row(dead.seq, &dead.id) {
+                let (n, reason, error) = (self.next_number(), dead.reason.clone(), dead.error.clone());
+                let buried = BuriedRow { n, row, reason, error, died_at: Utc::now() };
+                self.dead.push(DeadEntry { buried, unreadable });
             }
         }
         Ok(true)
@@ -66,7 +66,13 @@ impl Data {
         self.reachable()?;
         let now = self.now();
         let oldest = self.outbox.values().map(|entry| now.saturating_duration_since(entry.created)).max();
-        Ok(OutboxStatus { pending: self.outbox.len() as u64, oldest, dead: self.dead.len() as u64 })
+        Ok(OutboxStatus {
+            pending: self.outbox.len() as u64,
+            oldest,
+            dead: self.dead.len() as u64,
+            scheduled: self.scheduled.len() as u64,
+            next_due: self.scheduled.first_key_value().map(|((due, _), _)| *due),
+        })
     }
 }
 
@@ -131,13 +137,6 @@ impl OutboxStore for Store {
 
     fn status(&self) -> BoxFuture<'_, Result<OutboxStatus, AdapterError>> {
         now(self.shared.look(|data| data.outbox_status()))
-    }
-
-    fn buried(&self, limit: u32) -> BoxFuture<'_, Result<Vec<BuriedRow>, AdapterError>> {
-        now(self.shared.look(|data| {
-            data.reachable()?;
-            Ok(data.dead.iter().take(limit as usize).cloned().collect())
-        }))
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use backstop_core::inbox::CommitError;
 use backstop_core::outbox::OutboxRow;
 use backstop_core::{AdapterError, FaultKind, Outgoing, context, trace};
+use chrono::{DateTime, Utc};
 
 use super::data::{Data, InboxKey, OutboxEntry, TxId, unreachable};
 use super::store::{CommitFault, Shared};
@@ -27,6 +28,7 @@ struct Writes {
     values: BTreeMap<String, String>,
     applied: Vec<String>,
     outbox: Vec<OutboxRow>,
+    scheduled: Vec<(DateTime<Utc>, OutboxRow)>,
 }
 
 impl MemoryTx {
@@ -55,16 +57,24 @@ impl MemoryTx {
     /// Writes an outbox row and returns its number.
     ///
     /// As in every outbox, the message inherits the trace context and the cause of what is being handled.
-    pub fn enqueue(&mut self, mut outgoing: Outgoing) -> i64 {
+    pub fn enqueue(&mut self, outgoing: Outgoing) -> i64 {
+        let row = self.new_row(outgoing);
+        let seq = row.seq;
+        self.writes.outbox.push(row);
+        seq
+    }
+
+    /// Writes a row that is to be published later.
+    pub fn enqueue_at(&mut self, outgoing: Outgoing, at: DateTime<Utc>) {
+        let row = self.new_row(outgoing);
+        self.writes.scheduled.push((at, row));
+    }
+
+    fn new_row(&self, mut outgoing: Outgoing) -> OutboxRow {
         trace::inject_current(&mut outgoing.message.headers);
         context::inherit(&mut outgoing.message.headers);
         let seq = self.shared.look(Data::next_number);
-        self.writes.outbox.push(OutboxRow {
-            seq,
-            destination: outgoing.destination,
-            message: outgoing.message,
-        });
-        seq
+        OutboxRow { seq, destination: outgoing.destination, message: outgoing.message }
     }
 
     /// What a handler does that swallows a failed statement: the transaction can only be rolled back now.
@@ -149,6 +159,7 @@ impl Writes {
         for row in self.outbox {
             data.outbox.insert(row.seq, OutboxEntry { row, created: now, unreadable: None });
         }
+        data.scheduled.extend(self.scheduled.into_iter().map(|(at, row)| ((at, row.seq), row)));
     }
 }
 

@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use backstop_core::dead_rows::{BuriedRow, DeadGroup, DeadRowFilter, DeadRows};
 use backstop_core::lease::{Holder, Lease, Leases};
 use backstop_core::outbox::{
-    BuriedRow, Claimed, DeadRow, OutboxReader, OutboxRow, OutboxStatus, OutboxStore, Reread, RowId,
+    Claimed, DeadRow, OutboxReader, OutboxRow, OutboxStatus, OutboxStore, Reread, RowId,
 };
+use backstop_core::scheduled::ScheduledRows;
 use backstop_core::{AdapterError, Destination, FaultKind, Message};
 use futures_core::future::BoxFuture;
 use tokio::time::{Instant, sleep};
@@ -21,6 +23,9 @@ pub(crate) type Address = (String, Option<Vec<u8>>);
 struct Data {
     rows: BTreeMap<i64, OutboxRow>,
     unreadable: BTreeSet<i64>,
+    scheduled: BTreeMap<(Instant, u64), Address>,
+    promotions: u32,
+    promotion_fault: Option<FaultKind>,
     committed: BTreeMap<i64, Address>,
     next: i64,
     dead: Vec<DeadRow>,
@@ -35,6 +40,15 @@ struct Data {
     lease_down: bool,
     refused_burials: u32,
     delete_delay: Duration,
+}
+
+impl Data {
+    fn put(&mut self, seq: i64, destination: &str, key: Option<Vec<u8>>) {
+        let mut message = Message::new("test").id(seq.to_string()).body("text/plain", vec![0_u8; 100]);
+        message.key = key.clone().map(Into::into);
+        self.rows.insert(seq, OutboxRow { seq, destination: Destination::new(destination), message });
+        self.committed.insert(seq, (destination.to_owned(), key));
+    }
 }
 
 /// The outbox; clones share it.
@@ -57,19 +71,35 @@ impl Store {
 
     /// Commits a row under a number that was taken.
     pub(crate) fn commit(&self, seq: i64, destination: &str, key: Option<&str>) {
-        let mut message = Message::new("test").id(seq.to_string()).body("text/plain", vec![0_u8; 100]);
-        if let Some(key) = key {
-            message = message.key(key.to_owned());
-        }
-        let mut data = self.data();
-        data.rows.insert(seq, OutboxRow { seq, destination: Destination::new(destination), message });
-        data.committed.insert(seq, (destination.to_owned(), key.map(|key| key.as_bytes().to_vec())));
+        self.data().put(seq, destination, key.map(|key| key.as_bytes().to_vec()));
     }
 
     pub(crate) fn insert(&self, destination: &str, key: Option<&str>) -> i64 {
         let seq = self.take_number();
         self.commit(seq, destination, key);
         seq
+    }
+
+    /// Commits a row that falls due so much later.
+    pub(crate) fn schedule(&self, destination: &str, key: Option<&str>, after: Duration) {
+        let mut data = self.data();
+        let number = data.scheduled.len() as u64;
+        let address = (destination.to_owned(), key.map(|key| key.as_bytes().to_vec()));
+        data.scheduled.insert((Instant::now() + after, number), address);
+    }
+
+    pub(crate) fn scheduled(&self) -> usize {
+        self.data().scheduled.len()
+    }
+
+    /// How often the pump has asked for what is due.
+    pub(crate) fn promotions(&self) -> u32 {
+        self.data().promotions
+    }
+
+    /// Lets every promotion fail, or no longer.
+    pub(crate) fn fail_promotions(&self, fault: Option<FaultKind>) {
+        self.data().promotion_fault = fault;
     }
 
     /// Commits a row that is no message.
@@ -242,9 +272,71 @@ impl OutboxStore for Store {
     fn status(&self) -> BoxFuture<'_, Result<OutboxStatus, AdapterError>> {
         Box::pin(async { Ok(OutboxStatus::default()) })
     }
+}
 
-    fn buried(&self, _limit: u32) -> BoxFuture<'_, Result<Vec<BuriedRow>, AdapterError>> {
-        Box::pin(async { Ok(Vec::new()) })
+impl ScheduledRows for Store {
+    fn promote<'a>(
+        &'a self,
+        lease: &'a Lease,
+        rows: u32,
+        _bytes: u64,
+    ) -> BoxFuture<'a, Result<Option<u64>, AdapterError>> {
+        Box::pin(async move {
+            sleep(Duration::from_millis(1)).await;
+            let mut data = self.data();
+            data.promotions += 1;
+            fault(data.promotion_fault)?;
+            let is_due = |data: &Data| {
+                data.scheduled.first_key_value().is_some_and(|((due, _), _)| *due <= Instant::now())
+            };
+            let owned = data.lease.as_ref().is_some_and(|(held, _)| held == lease);
+            if is_due(&data) && !owned {
+                return Ok(None);
+            }
+            let mut moved = 0;
+            while moved < u64::from(rows) && is_due(&data) {
+                let Some((_, (destination, key))) = data.scheduled.pop_first() else { break };
+                data.next += 1;
+                let seq = data.next;
+                data.put(seq, &destination, key);
+                moved += 1;
+            }
+            Ok(Some(moved))
+        })
+    }
+}
+
+/// What operators do is none of the pump's business.
+impl DeadRows for Store {
+    fn buried<'a>(
+        &'a self,
+        _filter: &'a DeadRowFilter,
+        _limit: u32,
+    ) -> BoxFuture<'a, Result<Vec<BuriedRow>, AdapterError>> {
+        Box::pin(async { unreachable!("the pump lists no dead rows") })
+    }
+
+    fn buried_groups<'a>(
+        &'a self,
+        _filter: &'a DeadRowFilter,
+    ) -> BoxFuture<'a, Result<Vec<DeadGroup>, AdapterError>> {
+        Box::pin(async { unreachable!("the pump counts no dead rows") })
+    }
+
+    fn retry_buried<'a>(
+        &'a self,
+        _filter: &'a DeadRowFilter,
+        _limit: u32,
+    ) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        Box::pin(async { unreachable!("the pump retries no dead rows") })
+    }
+
+    fn discard_buried<'a>(
+        &'a self,
+        _filter: &'a DeadRowFilter,
+        _limit: u32,
+    ) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        Box::pin(async { unreachable!("the pump discards no dead rows") })
     }
 }
 

@@ -26,8 +26,14 @@ async fn open<H: StoreHarness>(store: &H::Store, name: &str) -> TxOf<H> {
 
 /// Commits one row.
 pub(super) async fn enqueue<H: StoreHarness>(harness: &H, row: Outgoing) {
+    let of = row.message.id.clone();
+    enqueue_from(harness, &of, row).await;
+}
+
+/// Commits one row in the transaction of that name: each name can be used once.
+pub(super) async fn enqueue_from<H: StoreHarness>(harness: &H, name: &str, row: Outgoing) {
     let store = harness.store();
-    let mut tx = open::<H>(&store, &row.message.id).await;
+    let mut tx = open::<H>(&store, name).await;
     harness.enqueue(&mut tx, row).await;
     store.commit(tx).await.expect("the commit is proved");
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use backstop_core::dead_rows::DeadRowFilter;
 use backstop_core::lease::Lease;
 use backstop_core::outbox::{DeadRow, OutboxRow, OutboxStore, RowId};
 
@@ -14,7 +15,7 @@ fn dead(row: &OutboxRow, error: &str) -> DeadRow {
     DeadRow { seq, id, reason: "too-large".to_owned(), error: error.to_owned() }
 }
 
-async fn lease(outbox: &dyn OutboxStore, owner: &str, ttl: Duration) -> Lease {
+pub(super) async fn lease(outbox: &dyn OutboxStore, owner: &str, ttl: Duration) -> Lease {
     let lease =
         eventually(|| async { outbox.acquire("outbox", owner, ttl).await.expect("the database answers") });
     lease.await
@@ -31,7 +32,7 @@ pub async fn bury_moves_exactly_those<H: StoreHarness>(harness: &H) {
     assert_eq!(ids(&read_rows(&mut *outbox.reader(), 2).await), ["2", "4"]);
     let status = outbox.status().await.expect("the database answers");
     assert_eq!((status.pending, status.dead), (2, 2));
-    let buried = outbox.buried(10).await.expect("the database answers");
+    let buried = outbox.buried(&DeadRowFilter::default(), 10).await.expect("the database answers");
     let found: Vec<_> = buried.iter().map(|row| (row.row.message.id.as_str(), row.error.as_str())).collect();
     assert_eq!(found, [("1", "first"), ("3", "second")]);
     assert_eq!(buried[0].row, rows[0], "the row is kept to the letter");
@@ -47,7 +48,7 @@ pub async fn buried_rows_are_listed<H: StoreHarness>(harness: &H) {
     for row in &rows {
         assert!(outbox.bury(&lease, &[dead(row, "no")]).await.expect("the database answers"));
     }
-    let buried = outbox.buried(2).await.expect("the database answers");
+    let buried = outbox.buried(&DeadRowFilter::default(), 2).await.expect("the database answers");
     let found: Vec<_> = buried.iter().map(|row| row.row.message.id.as_str()).collect();
     assert_eq!(found, ["1", "2"]);
 }

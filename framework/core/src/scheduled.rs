@@ -1,0 +1,27 @@
+//! Rows of an outbox that are to be published later.
+
+use futures_core::future::BoxFuture;
+
+use crate::adapter_error::AdapterError;
+use crate::lease::Lease;
+
+/// The scheduled rows of an outbox. Object-safe, like the [`OutboxStore`](crate::outbox::OutboxStore) to which it
+/// belongs.
+pub trait ScheduledRows: Send + Sync {
+    /// Moves rows whose time has come by the database's clock into the outbox: the earliest first, up to `rows` of them
+    /// and up to `bytes` together (one row may exceed it alone), with new numbers in that order and the ids that they
+    /// have. They count as written now. All of them move, or none.
+    ///
+    /// Returns how many moved; `None` when something is due and the lease is no longer ours, and then nothing is moved.
+    /// Cheap when nothing is due. Waits for nobody's locks but those of a takeover of the lease: a row that somebody
+    /// else has locked is left for the next time.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    fn promote<'a>(
+        &'a self,
+        lease: &'a Lease,
+        rows: u32,
+        bytes: u64,
+    ) -> BoxFuture<'a, Result<Option<u64>, AdapterError>>;
+}

@@ -1,0 +1,117 @@
+//! `outbox dead …` on a file with two rows that died.
+
+use backstop_core::lease::Leases;
+use backstop_core::outbox::{DeadRow, OutboxStore};
+use backstop_core::{Message, Outgoing};
+use backstop_sqlite::{SqliteOutbox, SqliteOutboxStore, SqliteTables};
+
+use crate::relay::{Ran, Relay};
+
+const BODY: &str = "card 4111";
+
+async fn fill(relay: &Relay) {
+    let pool = backstop_sqlite::open(relay.path("x.db").to_str().expect("UTF-8")).await.expect("opened");
+    let outbox = SqliteOutbox::default();
+    for (destination, id) in [("orders", "1"), ("orders\u{1b}[2J", "2"), ("orders", "3")] {
+        let message = Message::new("order.placed").id(id).key("tea").header("tenant", "acme");
+        let message = message.body("text/plain", BODY);
+        let mut tx = pool.begin_with("BEGIN IMMEDIATE").await.expect("begun");
+        outbox.enqueue(&mut tx, Outgoing::to(destination, message)).await.expect("written");
+        tx.commit().await.expect("committed");
+    }
+    let store = SqliteOutboxStore::new(pool, SqliteTables::default());
+    let ttl = std::time::Duration::from_secs(60);
+    let lease = store.acquire("outbox", "test", ttl).await.expect("asked").expect("granted");
+    let rows = store.reader().read(10, 1 << 20).await.expect("read").rows;
+    let dead = |row: &backstop_core::outbox::OutboxRow| DeadRow {
+        seq: row.seq,
+        id: row.row_id().id,
+        reason: "too-large".into(),
+        error: "9 MB".into(),
+    };
+    let dead: Vec<DeadRow> = rows[..2].iter().map(dead).collect();
+    assert!(store.bury(&lease, &dead).await.expect("buried"));
+}
+
+fn relay() -> Relay {
+    let relay = Relay::new("[database]\nurl = \"sqlite:x.db?mode=rwc\"\n");
+    assert_eq!(relay.run("migrate").code, 0);
+    tokio::runtime::Runtime::new().expect("a runtime").block_on(fill(&relay));
+    relay
+}
+
+#[track_caller]
+fn dead(relay: &Relay) -> Vec<i64> {
+    let rows = relay.run("outbox dead list --output json").json();
+    rows.as_array().expect("a list").iter().map(|row| row["seq"].as_i64().expect("a number")).collect()
+}
+
+#[track_caller]
+fn prints(ran: &Ran, expected: &str) {
+    assert_eq!((ran.stdout.as_str(), ran.stderr.as_str(), ran.code), (expected, "", 0));
+}
+
+#[test]
+fn a_dead_row_is_shown_and_its_content_only_on_demand() {
+    let relay = relay();
+    let hidden = relay.run("outbox dead show 1").stdout;
+    assert!(
+        hidden.contains("reason          too-large") && hidden.contains("1 headers and 9 bytes, hidden"),
+        "{hidden}"
+    );
+    let shown = relay.run("outbox dead show 1 --reveal").stdout;
+    for secret in [BODY, "acme", "tea"] {
+        assert!(!hidden.contains(secret) && shown.contains(secret), "{secret}: {hidden}{shown}");
+    }
+    let json = |args: &str| {
+        relay.run(&format!("outbox dead show 1 --output json {args}")).json()[0]["content"].clone()
+    };
+    assert_eq!(json(""), serde_json::json!({ "hidden": true, "headers": 1, "bytes": 9 }));
+    let content = json("--reveal");
+    assert_eq!((&content["body"], &content["key"]), (&BODY.into(), &"tea".into()));
+    assert!(!relay.run("outbox dead show 2").stdout.contains('\u{1b}'));
+    let absent = relay.run("outbox dead show 3");
+    assert_eq!((absent.code, absent.stdout.as_str()), (1, ""));
+    assert_eq!(
+        absent.lines(),
+        ["error: no row with the number 3 is dead", "hint: look for it with outbox dead list"]
+    );
+}
+
+#[test]
+fn retry_plans_asks_and_moves_once() {
+    let relay = relay();
+    let plan = "ROWS  DESTINATION  REASON\n1     orders       too-large\n";
+    prints(&relay.run("outbox dead retry --destination orders --dry-run"), plan);
+    let unasked = relay.run("outbox dead retry --destination orders");
+    assert_eq!((unasked.code, unasked.stdout.as_str()), (10, plan), "{}", unasked.stderr);
+    assert_eq!(dead(&relay), [1, 2], "nothing moved yet");
+    let moved = relay.run("outbox dead retry --destination orders --yes");
+    prints(&moved, &format!("{plan}1 rows moved back into the outbox\n"));
+    prints(&relay.run("outbox dead retry --seq 1 --yes"), "no dead rows\n");
+    assert_eq!(dead(&relay), [2]);
+    let rest = relay.run("outbox dead retry --all --yes --output json").json();
+    assert_eq!((&rest["rows"], &rest["plan"][0]["reason"]), (&1.into(), &"too-large".into()));
+    assert_eq!(relay.run("outbox status --output json").json()[0]["pending"], 3);
+}
+
+#[test]
+fn discard_wants_a_choice_and_a_cause() {
+    let relay = relay();
+    for args in [
+        "discard --seq 1 --yes",
+        "discard --because tested --yes",
+        "discard --all --seq 1 --because tested",
+        "retry",
+        "retry --yes",
+    ] {
+        assert_eq!(relay.run(&format!("outbox dead {args}")).code, 2, "{args}");
+    }
+    assert_eq!(dead(&relay), [1, 2]);
+    let gone = relay.run("outbox dead discard --seq 2 --seq 7 --because tested --yes --output json");
+    assert_eq!((&gone.json()["rows"], &gone.json()["because"]), (&1.into(), &"tested".into()));
+    let logged = relay.run("outbox dead discard --reason too-large --because tested --yes --log info");
+    assert!(logged.stdout.ends_with("1 rows deleted for good\n"), "{}", logged.stdout);
+    assert!(logged.stderr.contains("because=\"tested\""), "{}", logged.stderr);
+    assert_eq!(relay.run("outbox status --output json").json()[0]["pending"], 1);
+}
