@@ -25,7 +25,7 @@ macro_rules! migration {
 }
 
 pub(crate) const MIGRATIONS: &[Migration] =
-    &[migration!(1, "outbox"), migration!(2, "inbox"), migration!(3, "lease"), migration!(5, "scheduled")];
+    &[migration!(1, "outbox"), migration!(2, "inbox"), migration!(3, "lease"), migration!(4, "scheduled")];
 
 /// How long to wait for another who changes the tables.
 const PATIENCE: Duration = Duration::from_secs(60);
