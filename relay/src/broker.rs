@@ -115,7 +115,10 @@ fn rabbit_opener(settings: RabbitSettings, queue: String) -> Opener<AnySource> {
 fn kafka_settings(config: &KafkaConfig) -> KafkaSettings {
     let properties: BTreeMap<String, String> =
         config.properties.iter().map(|(name, value)| (name.clone(), value.expose().to_owned())).collect();
-    KafkaSettings::new(config.brokers.join(",")).client_id(CLIENT).properties(properties)
+    KafkaSettings::new(config.brokers.join(","))
+        .client_id(CLIENT)
+        .properties(properties)
+        .allow_plaintext(config.allow_plaintext)
 }
 
 fn rabbit_settings(config: &RabbitConfig) -> Result<RabbitSettings, AdapterError> {

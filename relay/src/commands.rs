@@ -12,6 +12,7 @@ pub(crate) mod run;
 use std::sync::Arc;
 
 use backstop_core::AdapterError;
+use backstop_core::ledger::Ledger;
 use backstop_core::sink::Publisher;
 
 use crate::broker;
@@ -70,9 +71,9 @@ impl Context {
         open(self.config.database_of(outbox)).await
     }
 
-    /// The database that holds the ledger.
-    pub(crate) async fn ledger(&self) -> Result<Database, Failure> {
-        open(self.config.ledger()).await
+    /// The ledger of dead letters.
+    pub(crate) async fn ledger(&self) -> Result<Arc<dyn Ledger>, Failure> {
+        open(self.config.ledger()).await?.ledger().map_err(database)
     }
 }
 

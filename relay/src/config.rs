@@ -78,12 +78,12 @@ pub struct Config {
 /// A database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DatabaseConfig {
-    /// `url` or `url_file`: `postgres://…` or `sqlite:…`.
+    /// `url` or `url_file`: `postgres://…`, `mysql://…` or `sqlite:…`.
     ///
-    /// A PostgreSQL server on another host is asked for TLS with a verified certificate (`sslmode=verify-full`)
-    /// unless the URL names another `sslmode`.
+    /// A server on another host is asked for TLS with a verified certificate (`sslmode=verify-full`, MySQL's
+    /// `ssl-mode=VERIFY_IDENTITY`) unless the URL names another mode.
     pub url: SecretUrl,
-    /// `schema`: PostgreSQL's schema of the tables. Defaults to the connection's search path.
+    /// `schema`: PostgreSQL's schema of the tables, MySQL's database. Defaults to the connection's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schema: Option<String>,
     /// `prefix`: what the names of the tables begin with, before an underscore. Defaults to `backstop`.

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use backstop_core::AdapterError;
 use backstop_core::ledger::Ledger;
 use backstop_core::outbox::OutboxStore;
 use backstop_core::schema::Schema;
+use backstop_core::{AdapterError, FaultKind};
+use backstop_mysql::{MySqlOutboxStore, MySqlSchema, MySqlTables};
 use backstop_postgres::{PgLedger, PgOutboxStore, PgSchema, PgTables};
 use backstop_sqlite::{SqliteLedger, SqliteOutboxStore, SqliteSchema, SqliteTables};
 use url::Url;
@@ -17,8 +18,8 @@ use crate::config::{DatabaseConfig, url_is_local};
 pub struct Database {
     /// The outbox.
     pub outbox: Arc<dyn OutboxStore>,
-    /// The ledger of dead letters.
-    pub ledger: Arc<dyn Ledger>,
+    /// `None` on MySQL.
+    ledger: Option<Arc<dyn Ledger>>,
     /// The tables.
     pub schema: Arc<dyn Schema>,
 }
@@ -37,8 +38,21 @@ impl Database {
     pub async fn open(config: &DatabaseConfig) -> Result<Self, AdapterError> {
         match config.url.expose() {
             url if url.starts_with("sqlite:") => sqlite(config, url).await,
+            url if url.starts_with("mysql:") || url.starts_with("mariadb:") => mysql(config, url).await,
             url => postgres(config, url).await,
         }
+    }
+
+    /// The ledger of dead letters.
+    ///
+    /// # Errors
+    /// On MySQL, which has none.
+    pub fn ledger(&self) -> Result<Arc<dyn Ledger>, AdapterError> {
+        self.ledger.clone().ok_or_else(|| {
+            let what = "the ledger of dead letters cannot be in MySQL";
+            AdapterError::new(FaultKind::Invalid, what)
+                .with_hint("name a PostgreSQL or SQLite database in [dead_letters.ledger]")
+        })
     }
 
     /// Connects to the database; an SQLite file that does not exist is created.
@@ -65,8 +79,22 @@ async fn postgres(config: &DatabaseConfig, url: &str) -> Result<Database, Adapte
     let pool = backstop_postgres::open(&with_tls(url)).await?;
     Ok(Database {
         outbox: Arc::new(PgOutboxStore::new(pool.clone(), tables.clone())),
-        ledger: Arc::new(PgLedger::new(pool.clone(), tables.clone())),
+        ledger: Some(Arc::new(PgLedger::new(pool.clone(), tables.clone()))),
         schema: Arc::new(PgSchema::new(pool, tables)),
+    })
+}
+
+async fn mysql(config: &DatabaseConfig, url: &str) -> Result<Database, AdapterError> {
+    let tables = match &config.schema {
+        Some(schema) => MySqlTables::in_schema(schema)?,
+        None => MySqlTables::default(),
+    };
+    let tables = tables.with_prefix(&config.prefix)?;
+    let pool = backstop_mysql::open(&with_tls(url)).await?;
+    Ok(Database {
+        outbox: Arc::new(MySqlOutboxStore::new(pool.clone(), tables.clone())),
+        ledger: None,
+        schema: Arc::new(MySqlSchema::new(pool, tables)),
     })
 }
 
@@ -75,12 +103,12 @@ async fn sqlite(config: &DatabaseConfig, url: &str) -> Result<Database, AdapterE
     let pool = backstop_sqlite::open(url).await?;
     Ok(Database {
         outbox: Arc::new(SqliteOutboxStore::new(pool.clone(), tables.clone())),
-        ledger: Arc::new(SqliteLedger::new(pool.clone(), tables.clone())),
+        ledger: Some(Arc::new(SqliteLedger::new(pool.clone(), tables.clone()))),
         schema: Arc::new(SqliteSchema::new(pool, tables)),
     })
 }
 
-/// The URL with `sslmode=verify-full` when it names another host and no `sslmode`.
+/// The URL with verified TLS when it names another host and does not say otherwise.
 fn with_tls(url: &str) -> String {
     let Ok(mut parsed) = Url::parse(url) else { return url.to_owned() };
     let names = |wanted: &str| parsed.query_pairs().find(|(name, _)| name == wanted);
@@ -89,7 +117,11 @@ fn with_tls(url: &str) -> String {
         None => url_is_local(&parsed),
     };
     if !local && names("sslmode").or_else(|| names("ssl-mode")).is_none() {
-        parsed.query_pairs_mut().append_pair("sslmode", "verify-full");
+        let (name, verified) = match parsed.scheme() {
+            "mysql" | "mariadb" => ("ssl-mode", "VERIFY_IDENTITY"),
+            _ => ("sslmode", "verify-full"),
+        };
+        parsed.query_pairs_mut().append_pair(name, verified);
         return parsed.into();
     }
     url.to_owned()
@@ -104,12 +136,15 @@ mod tests {
         let verified = |url: &str| with_tls(url) == format!("{url}?sslmode=verify-full");
         assert!(verified("postgres://u:p%40@db.internal/d"));
         assert!(verified("postgres://u:p@10.0.0.7:5432/d"));
+        assert_eq!(with_tls("mysql://u:p@db/d"), "mysql://u:p@db/d?ssl-mode=VERIFY_IDENTITY");
         for url in [
             "postgres://u:p@localhost/d",
             "postgres://u:p@127.0.0.1/d",
             "postgres://u:p@[::1]/d",
             "postgres:///d?host=/var/run/postgresql",
             "postgres://u:p@db/d?sslmode=disable",
+            "mysql://u:p@localhost/d",
+            "mysql://u:p@db/d?ssl-mode=PREFERRED",
         ] {
             assert_eq!(with_tls(url), url);
         }

@@ -36,7 +36,7 @@ async fn setup(broker: &str, letters: &str) -> Setup {
     let config = Config::parse(&text, &Environment::default()).expect("sound");
     let database = Database::create(&config.database).await.expect("created");
     Schema::migrate(&*database.schema).await.expect("migrated");
-    Setup { config, ledger: database.ledger, _directory: directory }
+    Setup { config, ledger: database.ledger().expect("a ledger"), _directory: directory }
 }
 
 impl Setup {

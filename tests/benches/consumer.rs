@@ -3,7 +3,8 @@
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use backstop::{Consumer, Delivery, Handler, HandlerError, StopPartition};
+use backstop::inbox::{Admission, Inbox as _, Limits, Unit};
+use backstop::{Consumer, Delivery, Handler, HandlerError, MessageKey, StopPartition};
 use backstop_kafka::KafkaSource;
 use backstop_postgres::{PgInbox, PgTx};
 use sqlx::PgPool;
@@ -30,18 +31,21 @@ pub(crate) async fn run(bench: &mut Bench) -> Outcome<()> {
     let topic = unique("handled");
     kafka::create_topic(&bench.servers, &topic).await?;
     kafka::produce(&bench.servers, &topic, bench.sizes.messages).await?;
-    let (mut own, mut pooled, mut framework) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut own, mut pooled, mut inbox, mut framework) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for round in 1..=bench.sizes.rounds {
         eprintln!("consumer, round {round} of {}", bench.sizes.rounds);
         own.push(bare(bench, Lending::Kept).await?);
         framework.push(consume(bench, &topic).await?);
         pooled.push(bare(bench, Lending::ForEach).await?);
+        inbox.push(bare(bench, Lending::Inbox).await?);
     }
     kafka::delete_topics(&bench.servers, &[&topic]).await?;
-    let (own, pooled) = (median(&own), median(&pooled));
+    let (own, pooled, inbox) = (median(&own), median(&pooled), median(&inbox));
     bench.push(Figure::new("statements alone, pool.begin()", pooled, "messages/s"));
     bench.push(Figure::new("statements alone, kept connections", own, "messages/s"));
+    bench.push(Figure::new("inbox without the loop", inbox, "messages/s").beside("kept connections", own));
     let consumer = Figure::new("consumer", median(&framework), "messages/s");
+    bench.push(consumer.clone().beside("inbox without the loop", inbox));
     bench.push(consumer.clone().beside("pool.begin()", pooled));
     bench.push(consumer.beside("kept connections", own).ratio_at_least(0.8));
     Ok(())
@@ -117,6 +121,8 @@ enum Lending {
     Kept,
     /// `pool.begin()` for each message, as applications do.
     ForEach,
+    /// [`PgInbox`] for each message: what the consumer does but for reading, lanes and settling.
+    Inbox,
 }
 
 /// The same statements from as many workers, each with its share of the keys; messages a second.
@@ -128,7 +134,13 @@ async fn bare(bench: &Bench, lending: Lending) -> Outcome<f64> {
     for _ in 0..CONNECTIONS {
         let (queue, messages) = mpsc::channel(1_000);
         queues.push(queue);
-        workers.push(tokio::spawn(worker(pool.clone(), messages, lending)));
+        workers.push(match lending {
+            Lending::Inbox => {
+                let inbox = PgInbox::with_tables(pool.clone(), bench.database.tables()?);
+                tokio::spawn(inbox_worker(inbox, messages))
+            }
+            Lending::Kept | Lending::ForEach => tokio::spawn(worker(pool.clone(), messages, lending)),
+        });
     }
     let began = Instant::now();
     for n in 0..bench.sizes.messages {
@@ -147,7 +159,7 @@ async fn bare(bench: &Bench, lending: Lending) -> Outcome<f64> {
 async fn worker(pool: PgPool, mut messages: mpsc::Receiver<usize>, lending: Lending) -> Outcome<()> {
     let mut kept: Option<PoolConnection<Postgres>> = match lending {
         Lending::Kept => Some(pool.acquire().await?),
-        Lending::ForEach => None,
+        Lending::ForEach | Lending::Inbox => None,
     };
     while let Some(n) = messages.recv().await {
         let mut tx = match &mut kept {
@@ -165,6 +177,25 @@ async fn worker(pool: PgPool, mut messages: mpsc::Receiver<usize>, lending: Lend
             sqlx::query(CREDIT).bind(event::key(n)).execute(&mut *tx).await?;
         }
         tx.commit().await?;
+    }
+    Ok(())
+}
+
+async fn inbox_worker(inbox: PgInbox, mut messages: mpsc::Receiver<usize>) -> Outcome<()> {
+    while let Some(n) = messages.recv().await {
+        let key = event::key(n);
+        let message_key = MessageKey::new("/bench", event::id(n).as_bytes());
+        let unit = Unit {
+            consumer: "bench",
+            place: "bench",
+            ordering_key: key.as_bytes(),
+            message_key: &message_key,
+        };
+        let Admission::Fresh(mut tx) = inbox.begin(unit, Limits::default()).await? else {
+            return Err(format!("message {n} was not admitted").into());
+        };
+        sqlx::query(CREDIT).bind(&key).execute(&mut *tx).await?;
+        inbox.commit(tx).await?;
     }
     Ok(())
 }

@@ -114,9 +114,22 @@ fn is_invalid(code: Code) -> bool {
     )
 }
 
-/// Whether credentials or permissions are at fault. TLS failures belong here: librdkafka reports a connection that
-/// broke during the handshake as a transport failure, so that what is left is a certificate nobody trusts.
+/// Whether credentials or permissions are at fault.
 pub(crate) fn is_denied(code: Code) -> bool {
+    is_distrust(code)
+        || matches!(
+            code,
+            Code::TopicAuthorizationFailed
+                | Code::GroupAuthorizationFailed
+                | Code::ClusterAuthorizationFailed
+                | Code::TransactionalIdAuthorizationFailed
+        )
+}
+
+/// Whether a connection was given up for credentials or certificates. TLS failures belong here: librdkafka reports a
+/// connection that broke during the handshake as a transport failure, so that what is left is a certificate nobody
+/// trusts.
+fn is_distrust(code: Code) -> bool {
     matches!(
         code,
         Code::Authentication
@@ -124,11 +137,50 @@ pub(crate) fn is_denied(code: Code) -> bool {
             | Code::UnsupportedSASLMechanism
             | Code::IllegalSASLState
             | Code::SSL
-            | Code::TopicAuthorizationFailed
-            | Code::GroupAuthorizationFailed
-            | Code::ClusterAuthorizationFailed
-            | Code::TransactionalIdAuthorizationFailed
     )
+}
+
+/// Whether an error, with what librdkafka said about it, means that a broker does not take this client, or this client
+/// not the broker. Under TLS 1.3 a broker looks at the client's certificate after the handshake, so that its alert
+/// arrives as the end of a connection that stood.
+pub(crate) fn is_refusal(code: Code, reason: &str) -> bool {
+    const ALERTS: [&str; 5] =
+        ["certificate", "unknown ca", "access denied", "handshake failure", "decrypt error"];
+    is_distrust(code)
+        || reason
+            .split_once(" alert ")
+            .is_some_and(|(_, alert)| ALERTS.iter().any(|word| alert.contains(word)))
+}
+
+/// Whether librdkafka speaks of a connection that ended before anything was said on it. Brokers that are going down do
+/// that too.
+pub(crate) fn hangs_up_at_once(reason: &str) -> bool {
+    ["APIVERSION_QUERY", "SSL_HANDSHAKE", "PLAINTEXT broker listener"]
+        .iter()
+        .any(|mark| reason.contains(mark))
+}
+
+/// The error of a client that brokers refuse, or that refuses the brokers.
+pub(crate) fn refused(code: Code, reason: &str) -> AdapterError {
+    AdapterError::new(FaultKind::Denied, format!("Kafka and this client do not trust each other: {code}"))
+        .with_hint(remedy(code, reason))
+        .with_source(reason)
+}
+
+/// What to mend, by what librdkafka said.
+fn remedy(code: Code, reason: &str) -> &'static str {
+    if reason.contains(" alert ") {
+        return "the brokers refuse this client's certificate: check ssl.certificate.location and ssl.key.location, and that the certificate is valid now and from an authority that the brokers know";
+    }
+    if reason.contains("OAUTHBEARER token") || reason.contains("invalid_token") {
+        return "see that backstop.oauthbearer.token.location names a file with a token that is valid now and that the brokers take";
+    }
+    match code {
+        Code::SSL => {
+            "check that ssl.ca.location holds the authority of the brokers' certificates, that these name the hosts of the bootstrap servers and are valid now, and that this is a TLS port"
+        }
+        code => hint(code).unwrap_or("check security.protocol, sasl.mechanism, user name and password"),
+    }
 }
 
 /// Whether a member of a group cannot go on with this error, whatever it waits for.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use backstop_core::AdapterError;
 use backstop_core::origin::Via;
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol as Mode};
 use rdkafka::error::{KafkaError, KafkaResult};
@@ -17,6 +17,7 @@ use crate::assignment::{Assigned, Flow};
 use crate::context::{Voice, lock};
 use crate::fault::{code_of, coded, ends_a_source, fault, is_lost_membership};
 use crate::options::{Options, StartFrom};
+use crate::token::TokenFile;
 
 /// One question to the coordinator about committed offsets.
 const LOOKUP: Duration = Duration::from_secs(5);
@@ -33,6 +34,7 @@ pub(crate) struct Group {
     flow: Arc<Flow>,
     options: Arc<Options>,
     doors: Vec<String>,
+    token: TokenFile,
     failure: Mutex<Option<AdapterError>>,
 }
 
@@ -93,6 +95,7 @@ impl Group {
         Self {
             voice: Voice::default(),
             table: Mutex::default(),
+            token: options.settings.token_file(),
             flow,
             options,
             doors,
@@ -311,12 +314,18 @@ impl Group {
 }
 
 impl ClientContext for Group {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
         self.voice.line(level, facility, text);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.voice.error(&error, reason);
+    }
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        self.token.read()
     }
 }
 

@@ -28,6 +28,7 @@ mod settings;
 mod sink;
 mod source;
 mod start;
+mod token;
 mod topics;
 
 pub use assignment::KafkaSettlement;

@@ -9,7 +9,7 @@ use backstop_core::message::{Envelope, Headers};
 use backstop_core::sink::{PublishError, Scope};
 use backstop_core::{AdapterError, FaultKind};
 use rdkafka::Message as _;
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, OwnedHeaders};
@@ -19,8 +19,9 @@ use rdkafka::producer::{
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use crate::context::{Voice, lock};
-use crate::fault::{fault, publish_fault};
+use crate::fault::{code_of, fault, publish_fault};
 use crate::settings::KafkaSettings;
+use crate::token::TokenFile;
 use crate::topics::check_name;
 
 /// What one record costs beside key, headers and body, generously.
@@ -83,9 +84,11 @@ impl LineOptions {
         ];
         let context = Context {
             voice: Voice::default(),
+            token: self.settings.token_file(),
             out: out.clone(),
             slots: Mutex::new(Slots::default()),
             broken: AtomicBool::new(false),
+            all_down: AtomicBool::new(false),
         };
         let producer = self
             .settings
@@ -134,6 +137,11 @@ impl<O: Outbox> Line<O> {
         if live.as_ref().is_some_and(|live| live.is_broken()) {
             *live = None;
         }
+    }
+
+    /// What librdkafka said last about what keeps it waiting; empty if nothing.
+    pub(crate) fn complaint(&self) -> String {
+        lock(&self.live).as_ref().map(|live| live.context().voice.last_reason()).unwrap_or_default()
     }
 
     /// Lets the producer go, sound or not: what it has under way is confirmed as unknown.
@@ -242,9 +250,12 @@ impl<O: Outbox> Drop for Live<O> {
 /// The callbacks of one producer.
 pub(crate) struct Context<O: Outbox> {
     voice: Voice,
+    token: TokenFile,
     out: Arc<O>,
     slots: Mutex<Slots<O::Ticket>>,
     broken: AtomicBool,
+    /// No broker could be reached since a message was last confirmed.
+    all_down: AtomicBool,
 }
 
 impl<O: Outbox> Context<O> {
@@ -262,15 +273,31 @@ impl<O: Outbox> Context<O> {
     fn abandon(&self) {
         let left = lock(&self.slots).drain();
         for ticket in left {
-            self.out.confirmed(
-                ticket,
-                Err(publish_fault("", &KafkaError::MessageProduction(Code::PurgeInflight))),
-            );
+            self.out
+                .confirmed(ticket, Err(self.judged("", &KafkaError::MessageProduction(Code::PurgeInflight))));
+        }
+    }
+
+    /// The error of a message. One that was given up because brokers refuse this client says so.
+    fn judged(&self, topic: &str, error: &KafkaError) -> PublishError {
+        let given_up = matches!(code_of(error), Some(Code::PurgeQueue | Code::PurgeInflight));
+        match self.voice.refusal().filter(|_| given_up) {
+            Some(refusal) => PublishError::new(Scope::Broker, refusal),
+            None => publish_fault(topic, error),
+        }
+    }
+
+    /// A broker that refuses this client does not matter while others take it. Where none is left, waiting is in vain.
+    fn consider_refusal(&self) {
+        if self.all_down.load(Ordering::Acquire) && self.voice.refusal().is_some() {
+            self.break_down();
         }
     }
 }
 
 impl<O: Outbox> ClientContext for Context<O> {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
         self.voice.line(level, facility, text);
     }
@@ -278,9 +305,16 @@ impl<O: Outbox> ClientContext for Context<O> {
     fn error(&self, error: KafkaError, reason: &str) {
         self.voice.error(&error, reason);
         match error.rdkafka_error_code() {
-            Some(Code::Fatal) => self.break_down(),
+            Some(Code::Fatal) => return self.break_down(),
+            Some(Code::AllBrokersDown) => self.all_down.store(true, Ordering::Release),
             _ => self.voice.warn("the producer waits", reason),
         }
+        self.consider_refusal();
+    }
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        // Without a token nothing connects, so that no broker is ever told to be down.
+        self.token.read().inspect_err(|_| self.all_down.store(true, Ordering::Release))
     }
 }
 
@@ -290,8 +324,12 @@ impl<O: Outbox> ProducerContext for Context<O> {
     fn delivery(&self, result: &DeliveryResult<'_>, slot: usize) {
         let Some(ticket) = lock(&self.slots).take(slot) else { return };
         let result = match result {
-            Ok(_) => Ok(()),
-            Err((error, message)) => Err(publish_fault(message.topic(), error)),
+            Ok(_) => {
+                self.all_down.store(false, Ordering::Release);
+                self.voice.forget_refusal();
+                Ok(())
+            }
+            Err((error, message)) => Err(self.judged(message.topic(), error)),
         };
         self.out.confirmed(ticket, result);
     }

@@ -224,8 +224,9 @@ impl Poller {
                 Ok(())
             }
             _ => {
-                self.member.context().voice.warn("the consumer waits", &error.to_string());
-                Ok(())
+                let voice = &self.member.context().voice;
+                voice.warn("the consumer waits", &error.to_string());
+                voice.refusal().map_or(Ok(()), Err)
             }
         }
     }

@@ -5,7 +5,10 @@ use std::fmt;
 
 use backstop_core::{AdapterError, FaultKind};
 use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
 use serde::Deserialize;
+
+use crate::token::{TOKEN_LOCATION, TokenFile};
 
 /// What stands in place of a secret.
 const REDACTED: &str = "(redacted)";
@@ -13,7 +16,10 @@ const REDACTED: &str = "(redacted)";
 /// Brokers, client id and properties of librdkafka.
 ///
 /// Properties are librdkafka's own, such as `security.protocol`, `sasl.username` or `ssl.ca.location`, and win over
-/// Backstop's defaults. `Debug` never shows a secret.
+/// Backstop's defaults. One is Backstop's: for the mechanism OAUTHBEARER, `backstop.oauthbearer.token.location` names
+/// a file with the token. It is read at every start and again well before the token ends, so that something else, such
+/// as a sidecar, can keep it fresh. A client with such a file cannot make topics: dead-letter topics and doors must be
+/// there already. `Debug` never shows a secret.
 ///
 /// ```
 /// use backstop_kafka::KafkaSettings;
@@ -31,6 +37,8 @@ pub struct KafkaSettings {
     client_id: String,
     #[serde(default)]
     properties: BTreeMap<String, String>,
+    #[serde(default)]
+    allow_plaintext: bool,
 }
 
 impl KafkaSettings {
@@ -40,6 +48,7 @@ impl KafkaSettings {
             bootstrap_servers: bootstrap_servers.into(),
             client_id: default_client_id(),
             properties: BTreeMap::new(),
+            allow_plaintext: false,
         }
     }
 
@@ -64,6 +73,14 @@ impl KafkaSettings {
         self
     }
 
+    /// Sets whether a password may cross the network as it is: with the mechanism PLAIN, without TLS, to another
+    /// machine. Defaults to `false`: such settings are refused before anything connects.
+    #[must_use]
+    pub fn allow_plaintext(mut self, allow: bool) -> Self {
+        self.allow_plaintext = allow;
+        self
+    }
+
     /// The brokers, as given.
     pub fn bootstrap_servers(&self) -> &str {
         &self.bootstrap_servers
@@ -81,13 +98,18 @@ impl KafkaSettings {
         if let Some(given) = self.properties.keys().find(|given| is_reserved(given)) {
             return Err(refused(given));
         }
+        self.check_password_is_safe()?;
         let mut config = ClientConfig::new();
+        // Why a connection ended may be told there and nowhere else; what is shown is decided later.
+        if (config.log_level as i32) < RDKafkaLogLevel::Info as i32 {
+            config.set_log_level(RDKafkaLogLevel::Info);
+        }
         // Two names of one property would be set in no particular order.
         let is_given = |name: &str| self.properties.keys().any(|given| real_name(given) == real_name(name));
         for (name, value) in defaults.iter().filter(|(name, _)| !is_given(name)) {
             config.set(*name, *value);
         }
-        for (name, value) in &self.properties {
+        for (name, value) in self.properties.iter().filter(|(name, _)| *name != TOKEN_LOCATION) {
             config.set(name, value);
         }
         for (name, value) in fixed {
@@ -103,6 +125,41 @@ impl KafkaSettings {
         config.remove("group.id");
         Ok(config)
     }
+
+    /// Where tokens for OAUTHBEARER come from.
+    pub(crate) fn token_file(&self) -> TokenFile {
+        TokenFile::new(self.properties.get(TOKEN_LOCATION).map(String::as_str))
+    }
+
+    /// Whether the admin client can log in. It alone has nowhere to take a token from: the callback for tokens is
+    /// served by polling, and rdkafka polls no events of an admin client.
+    pub(crate) fn can_administrate(&self) -> bool {
+        !self.properties.contains_key(TOKEN_LOCATION)
+    }
+
+    fn check_password_is_safe(&self) -> Result<(), AdapterError> {
+        let is = |names: &[&str], value: &str| {
+            names
+                .iter()
+                .any(|name| self.properties.get(*name).is_some_and(|set| set.eq_ignore_ascii_case(value)))
+        };
+        let bare = is(&["security.protocol"], "sasl_plaintext")
+            && is(&["sasl.mechanism", "sasl.mechanisms"], "plain");
+        if !bare || self.allow_plaintext || self.bootstrap_servers.split(',').all(is_local) {
+            return Ok(());
+        }
+        let what = "the password for Kafka would cross the network without TLS";
+        Err(AdapterError::new(FaultKind::Invalid, what)
+            .with_hint("set security.protocol to SASL_SSL, or say that plaintext is allowed"))
+    }
+}
+
+/// Whether a broker is on this machine.
+fn is_local(broker: &str) -> bool {
+    let address = broker.trim().rsplit_once("://").map_or(broker.trim(), |(_, address)| address);
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 impl fmt::Debug for KafkaSettings {
@@ -183,7 +240,7 @@ fn why_fixed(given: &str) -> &'static str {
 pub(crate) fn is_secret(name: &str) -> bool {
     const MARKS: [&str; 6] = ["password", "secret", "key.pem", "jaas", "token", "oauthbearer.config"];
     let name = name.to_ascii_lowercase();
-    MARKS.iter().any(|mark| name.contains(mark))
+    name != TOKEN_LOCATION && MARKS.iter().any(|mark| name.contains(mark))
 }
 
 fn default_client_id() -> String {
@@ -202,6 +259,32 @@ mod tests {
             .property("sasl.username", "alice");
         let shown = format!("{settings:?} {settings:#?}");
         assert!(!shown.contains("hunter2") && shown.contains("alice"), "{shown}");
+    }
+
+    #[test]
+    fn a_password_does_not_leave_the_machine_without_tls_unless_told() {
+        let plain = |brokers: &str| {
+            let settings = KafkaSettings::new(brokers).property("security.protocol", "sasl_plaintext");
+            settings.property("sasl.mechanism", "PLAIN").property("sasl.password", "hunter2")
+        };
+        for brokers in ["kafka:9092", "localhost:9092,10.0.0.7:9092", "localhost.example:1"] {
+            let error = plain(brokers).client_config(&[], &[]).unwrap_err();
+            assert_eq!(error.kind(), FaultKind::Invalid);
+            assert!(error.hint().is_some_and(|hint| hint.contains("SASL_SSL")));
+            assert!(plain(brokers).allow_plaintext(true).client_config(&[], &[]).is_ok());
+            assert!(plain(brokers).property("security.protocol", "SASL_SSL").client_config(&[], &[]).is_ok());
+        }
+        for brokers in ["localhost:9092, 127.0.0.1:9092", "[::1]:9092", "SASL_PLAINTEXT://localhost:9092"] {
+            assert!(plain(brokers).client_config(&[], &[]).is_ok(), "{brokers}");
+        }
+    }
+
+    #[test]
+    fn librdkafka_never_sees_the_file_of_the_token() {
+        let settings = KafkaSettings::new("localhost:1").property(TOKEN_LOCATION, "/run/token");
+        let config = settings.client_config(&[], &[]).expect("valid");
+        assert_eq!(config.get(TOKEN_LOCATION), None);
+        assert!(format!("{settings:?}").contains("/run/token"), "a path is no secret");
     }
 
     #[test]

@@ -6,8 +6,9 @@ use backstop_core::cloudevents::Binding;
 use backstop_core::message::{Destination, Envelope};
 use backstop_core::sink::{PublishError, Scope, Sink};
 use backstop_core::{AdapterError, FaultKind};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
+use crate::fault::hangs_up_at_once;
 use crate::line::{Line, LineOptions, Outbox, Unsent};
 use crate::settings::KafkaSettings;
 
@@ -35,7 +36,10 @@ pub struct KafkaSink {
 }
 
 /// Those who wait are told through their own channel.
-struct Waiters;
+#[derive(Default)]
+struct Waiters {
+    broken: Notify,
+}
 
 impl Outbox for Waiters {
     type Ticket = oneshot::Sender<Result<(), PublishError>>;
@@ -45,7 +49,9 @@ impl Outbox for Waiters {
         let _ = ticket.send(result);
     }
 
-    fn broken(&self) {}
+    fn broken(&self) {
+        self.broken.notify_waiters();
+    }
 }
 
 impl KafkaSink {
@@ -61,7 +67,7 @@ impl KafkaSink {
     }
 
     pub(crate) fn with(options: LineOptions) -> Self {
-        Self { line: Line::new(options, Waiters), publish_timeout: Duration::from_secs(30) }
+        Self { line: Line::new(options, Waiters::default()), publish_timeout: Duration::from_secs(30) }
     }
 
     /// Sets how long a publish waits for its confirmation; after that its outcome is unknown. Defaults to 30 s.
@@ -87,7 +93,7 @@ impl KafkaSink {
     fn change(self, change: impl FnOnce(&mut LineOptions)) -> Self {
         let mut options = self.line.options().clone();
         change(&mut options);
-        Self { line: Line::new(options, Waiters), publish_timeout: self.publish_timeout }
+        Self { line: Line::new(options, Waiters::default()), publish_timeout: self.publish_timeout }
     }
 
     fn unknown(&self) -> PublishError {
@@ -98,9 +104,15 @@ impl KafkaSink {
                 self.publish_timeout
             ),
         );
+        let complaint = self.line.complaint();
+        let error = error.with_hint(if hangs_up_at_once(&complaint) {
+            "check security.protocol: the brokers hang up before a word is said, as a TLS port does without TLS, and the reverse"
+        } else {
+            "check that the brokers run and that the topic has a leader"
+        });
         PublishError::new(
             Scope::Broker,
-            error.with_hint("check that the brokers run and that the topic has a leader"),
+            if complaint.is_empty() { error } else { error.with_source(complaint) },
         )
     }
 }
@@ -111,7 +123,8 @@ impl Sink for KafkaSink {
     }
 
     async fn publish(&self, destination: &Destination, envelope: Envelope) -> Result<(), PublishError> {
-        let (ticket, confirmed) = oneshot::channel();
+        let (ticket, mut confirmed) = oneshot::channel();
+        let broken = self.line.out().broken.notified();
         match self.line.send(ticket, &destination.name, &envelope) {
             Ok(()) => {}
             Err(Unsent::Failed(error)) => return Err(error),
@@ -124,7 +137,16 @@ impl Sink for KafkaSink {
                 return Err(PublishError::new(Scope::Broker, error));
             }
         }
-        match tokio::time::timeout(self.publish_timeout, confirmed).await {
+        let outcome = async {
+            tokio::select! {
+                biased;
+                outcome = &mut confirmed => return outcome,
+                // Everything under way in it is told about while it is let go.
+                () = broken => self.line.mend(),
+            }
+            confirmed.await
+        };
+        match tokio::time::timeout(self.publish_timeout, outcome).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(self.unknown()),
             Err(_) => {

@@ -15,7 +15,7 @@ use crate::assignment::Flow;
 use crate::fault::{code_of, coded, ends_a_source, fault};
 use crate::group::{Group, Member};
 use crate::options::Options;
-use crate::topics::{Presence, Steward, Wanted, check_name, presence};
+use crate::topics::{EVENTS, Presence, Steward, Wanted, check_name, presence};
 
 /// One question for a topic.
 pub(crate) const QUESTION: Duration = Duration::from_secs(1);
@@ -74,6 +74,7 @@ fn await_topics(member: &Member, options: &Options, flow: &Flow) -> Result<Optio
     for topic in options.named_topics() {
         let mut missing_since = None;
         loop {
+            refusals(member)?;
             match presence(member.client(), topic, QUESTION) {
                 Ok(Presence::Here(count)) => {
                     counts.push(count);
@@ -91,28 +92,30 @@ fn await_topics(member: &Member, options: &Options, flow: &Flow) -> Result<Optio
             if flow.is_closing() {
                 return Ok(None);
             }
-            refusals(member)?;
             flow.wait(Duration::from_millis(50));
         }
     }
     Ok(Some(counts))
 }
 
-/// Refused credentials show up only among the events; a question for a topic just times out. There are no messages
-/// among them, because nothing is subscribed to yet.
+/// Refusals show up only among the events, while a question for a topic just times out; and a token is asked for there.
+/// There are no messages among them, because nothing is subscribed to yet.
 fn refusals(member: &Member) -> Result<(), AdapterError> {
-    while let Some(event) = member.poll(Duration::ZERO) {
+    while let Some(event) = member.poll(EVENTS) {
         if let Err(error) = event
             && let Some(code) = code_of(&error).filter(|code| ends_a_source(*code))
         {
             return Err(ended(member, &error, code));
         }
     }
-    Ok(())
+    member.context().voice.refusal().map_or(Ok(()), Err)
 }
 
 /// The error that ends a source, with what librdkafka said about it.
 pub(crate) fn ended(member: &Member, error: &KafkaError, code: Code) -> AdapterError {
+    if let Some(refusal) = member.context().voice.refusal() {
+        return refusal;
+    }
     let reason = member.context().voice.last_reason();
     let (code, reason) = match member.client().fatal_error() {
         Some((fatal, why)) => (fatal, why),

@@ -12,11 +12,16 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use crate::fault::{coded, ends_a_source, fault};
+use crate::context::Asking;
+use crate::fault::fault;
 use crate::settings::KafkaSettings;
 
 /// Longest name that Kafka takes.
 const MAX_NAME: usize = 249;
+/// One question for a topic: how soon a refusal is noticed.
+const QUESTION: Duration = Duration::from_millis(500);
+/// How long events are waited for before a question. Without any time, a poll ends at the first line of the log.
+pub(crate) const EVENTS: Duration = Duration::from_millis(10);
 /// One request to the controller. Brokers that know no such request, as the mock cluster, leave it unanswered.
 const ADMIN: Duration = Duration::from_secs(2);
 
@@ -88,9 +93,10 @@ impl Limits {
 
 /// Asks about topics and makes them; lives for the length of a start-up.
 pub(crate) struct Steward {
-    client: BaseConsumer,
+    client: BaseConsumer<Asking>,
     admin: AdminClient<DefaultClientContext>,
     runtime: tokio::runtime::Runtime,
+    can_administrate: bool,
 }
 
 impl Steward {
@@ -101,11 +107,13 @@ impl Steward {
             AdapterError::new(FaultKind::Other, "no runtime could be made for Kafka's admin client")
                 .with_source(error)
         })?;
+        let asking = Asking { token: settings.token_file(), ..Asking::default() };
         let what = "the Kafka admin client could not be made";
         Ok(Self {
-            client: config.create().map_err(|error| fault(what, &error))?,
+            client: config.create_with_context(asking).map_err(|error| fault(what, &error))?,
             admin: config.create().map_err(|error| fault(what, &error))?,
             runtime,
+            can_administrate: settings.can_administrate(),
         })
     }
 
@@ -113,19 +121,17 @@ impl Steward {
     pub(crate) fn presence(&self, topic: &str, at_most: Duration) -> Result<Presence, AdapterError> {
         let deadline = Instant::now() + at_most;
         loop {
+            // Refusals show up only among the events, while the question itself just times out; and a token is
+            // asked for there.
+            while self.client.poll(EVENTS).is_some() {}
+            if let Some(refusal) = self.client.context().voice.refusal() {
+                return Err(refusal);
+            }
             let left = deadline.saturating_duration_since(Instant::now());
-            let error = match presence(self.client.client(), topic, left.min(Duration::from_secs(1))) {
+            let error = match presence(self.client.client(), topic, left.min(QUESTION)) {
                 Ok(presence) => return Ok(presence),
                 Err(error) => error,
             };
-            // Refused credentials show up only among the events; the question itself just times out.
-            while let Some(event) = self.client.poll(Duration::ZERO) {
-                if let Some(code) = event.err().and_then(|error| error.rdkafka_error_code())
-                    && ends_a_source(code)
-                {
-                    return Err(coded("Kafka refuses this client", code));
-                }
-            }
             if left.is_zero() {
                 return Err(fault(format!("Kafka does not answer about topic {topic}"), &error));
             }
@@ -153,6 +159,9 @@ impl Steward {
 
     /// Makes a topic with the brokers' replication factor; one that is there already is fine.
     pub(crate) fn create(&self, wanted: &Wanted<'_>) -> Result<(), Code> {
+        if !self.can_administrate {
+            return Err(Code::Authentication);
+        }
         let mut topic = NewTopic::new(wanted.name, wanted.partitions, TopicReplication::Fixed(-1));
         for (name, value) in &wanted.config {
             topic = topic.set(name, value);
@@ -170,6 +179,9 @@ impl Steward {
 
     /// A topic's limits; `None` where this client may not ask or the brokers do not say.
     pub(crate) fn limits(&self, topic: &str) -> Option<Limits> {
+        if !self.can_administrate {
+            return None;
+        }
         let options = AdminOptions::new().request_timeout(Some(ADMIN));
         let asked = [ResourceSpecifier::Topic(topic)];
         let answer = self.runtime.block_on(self.admin.describe_configs(&asked, &options)).ok()?;

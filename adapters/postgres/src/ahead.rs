@@ -11,6 +11,7 @@ const ENOUGH: usize = 1_000;
 
 /// Number to id: another row may come under the number of one that a fail-over lost.
 #[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone, PartialEq, Eq, Hash))]
 pub(crate) struct Ahead {
     rows: BTreeMap<i64, String>,
     /// How many were left when it was asked the last time.

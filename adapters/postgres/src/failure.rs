@@ -36,17 +36,29 @@ fn judged(error: &sqlx::Error) -> (FaultKind, Option<&'static str>) {
             FaultKind::Unreachable,
             Some("allow more connections in the pool, or let fewer messages be handled at once"),
         ),
+        sqlx::Error::Io(error) if is_distrust(error) => (FaultKind::Denied, Some(CERTIFICATES)),
+        sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::NotFound => (
+            FaultKind::Unreachable,
+            Some("check that the server runs, and that the files exist that the database URL names"),
+        ),
         sqlx::Error::Io(_) | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
             (FaultKind::Unreachable, Some("check that the server runs and can be reached"))
         }
-        sqlx::Error::Tls(_) => {
-            (FaultKind::Unreachable, Some("check the sslmode and certificates of the URL"))
-        }
+        sqlx::Error::Tls(_) => (FaultKind::Denied, Some(CERTIFICATES)),
         // sqlx reports a server that goes away inside a message as a protocol error.
         sqlx::Error::Protocol(_) | sqlx::Error::BeginFailed => (FaultKind::Unreachable, None),
         sqlx::Error::Configuration(_) => (FaultKind::Invalid, Some("check the database URL")),
         _ => code(error).map_or((FaultKind::Other, None), judged_by_code),
     }
+}
+
+/// What to mend where server and client do not trust each other.
+const CERTIFICATES: &str = "check that sslrootcert of the database URL holds the authority of the server's certificate, that this names the host of the URL, that sslcert and sslkey are a certificate the server knows, and that both are valid now";
+
+/// Whether TLS has given a connection up. The type of the error is rustls's, which only its words show here.
+fn is_distrust(error: &std::io::Error) -> bool {
+    let words = error.to_string();
+    ["invalid peer certificate", "received fatal alert"].iter().any(|beginning| words.starts_with(beginning))
 }
 
 fn judged_by_code(code: &str) -> (FaultKind, Option<&'static str>) {
@@ -61,6 +73,12 @@ fn judged_by_code(code: &str) -> (FaultKind, Option<&'static str>) {
         "3D000" => (FaultKind::Missing, Some("create the database, or correct its name in the URL")),
         "42501" => (FaultKind::Denied, Some("grant the user its permissions: see migrations/README.md")),
         "25006" => (FaultKind::Unreachable, Some("connect to the primary: this server is read-only")),
+        "28000" => (
+            FaultKind::Denied,
+            Some(
+                "check the user of the database URL, sslmode and sslcert where it must use TLS, and the server's pg_hba.conf",
+            ),
+        ),
         // Too large for an index or a row.
         "54000" => (FaultKind::Invalid, None),
         "53300" => (FaultKind::Unreachable, Some("raise max_connections, or use smaller pools")),

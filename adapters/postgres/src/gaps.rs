@@ -15,11 +15,15 @@ const MAX_OPEN: usize = 10_000;
 /// Most closed ranges that are kept for the full scan; the lowest are forgotten first.
 const MAX_CLOSED: usize = 100_000;
 
+/// How names begin of transactions that were prepared before the server was started: no session has this number.
+const RECOVERED: &str = "-1/";
+
 /// The number of a look at the locks.
 pub(crate) type Look = u64;
 
 /// The gaps of one reader.
 #[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone, PartialEq, Eq))]
 pub(crate) struct Gaps {
     /// First number to (last number, first look after it was shown). Looks ascend with the numbers, because gaps are
     /// shown beyond all that was read before.
@@ -45,16 +49,18 @@ impl Gaps {
     }
 
     /// Takes in who holds locks now. Gaps whose first look is at most the one returned close if the next read still
-    /// finds nothing in them: all their holders are gone.
+    /// finds nothing in them: all their holders are gone. Every gap waits for a transaction that was prepared before
+    /// the server was started: it had another name then.
     pub(crate) fn observe(&mut self, now: Vec<String>) -> Look {
         self.look += 1;
         let before = std::mem::take(&mut self.holders);
         let since = |name: String| {
-            let since = before.get(&name).copied().unwrap_or(self.look);
+            let since = if name.starts_with(RECOVERED) { 0 } else { self.look };
+            let since = before.get(&name).copied().unwrap_or(since);
             (name, since)
         };
         self.holders = now.into_iter().map(since).collect();
-        self.holders.values().min().map_or(self.look, |since| since - 1)
+        self.holders.values().min().map_or(self.look, |since| since.saturating_sub(1))
     }
 
     /// The ranges to probe in the next read, in ascending order.
@@ -171,6 +177,50 @@ pub(crate) fn between(after: i64, found: impl IntoIterator<Item = i64>) -> Vec<(
     ranges
 }
 
+/// For the model, whose states must not differ by how often was looked.
+#[cfg(test)]
+mod canonical {
+    use std::hash::{Hash, Hasher};
+
+    use super::*;
+
+    impl Gaps {
+        /// Numbers the looks anew, in the same order, and joins what is closed. No more than that order counts.
+        pub(crate) fn renumber(&mut self) {
+            if self.open.is_empty() {
+                // Then the holders are not asked for, and the next look forgets them.
+                self.holders.clear();
+            }
+            for (from, to) in std::mem::take(&mut self.closed) {
+                match self.closed.last_entry().filter(|last| *last.get() == from - 1) {
+                    Some(mut last) => *last.get_mut() = to,
+                    None => drop(self.closed.insert(from, to)),
+                }
+            }
+            let next = self.look + 1;
+            let looks = self.open.values().map(|(_, look)| *look).chain(self.holders.values().copied());
+            let looks: BTreeSet<Look> = looks.filter(|look| (1..self.look).contains(look)).collect();
+            let last = looks.len() as Look + 1;
+            let rank = |look: Look| match look {
+                0 => 0,
+                look if look == next => last + 1,
+                look => looks.range(..look).count() as Look + 1,
+            };
+            self.open.values_mut().for_each(|(_, look)| *look = rank(*look));
+            self.holders.values_mut().for_each(|look| *look = rank(*look));
+            self.look = last;
+        }
+    }
+
+    impl Hash for Gaps {
+        fn hash<H: Hasher>(&self, state: &mut H) {
+            let mut holders: Vec<_> = self.holders.iter().collect();
+            holders.sort_unstable();
+            (&self.open, &self.closed, holders, self.look).hash(state);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,6 +263,17 @@ mod tests {
         assert!(gaps.is_open(7), "whom it waits for has not been asked yet");
         gaps.straggled(1);
         assert!(!gaps.is_closed(1));
+    }
+
+    #[test]
+    fn a_prepared_transaction_is_waited_for_under_its_new_name() {
+        let mut gaps = Gaps::default();
+        gaps.open([(1, 1)]);
+        for (holder, closes) in [("3/7", false), ("-1/740", false), ("5/1", true)] {
+            let ripe = gaps.observe(names(&[holder]));
+            gaps.close(ripe);
+            assert_eq!(gaps.is_closed(1), closes, "{holder}");
+        }
     }
 
     /// The plain reading of the rule, with the holders of every read kept apart.

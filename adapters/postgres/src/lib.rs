@@ -28,10 +28,13 @@ mod inbox;
 mod lease;
 mod ledger;
 mod ledger_row;
+#[cfg(test)]
+mod model;
 mod open;
 mod outbox;
 mod outbox_row;
 mod patience;
+mod progress;
 mod reader;
 mod schema;
 mod scoped;

@@ -12,10 +12,9 @@ use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, PgPool, Postgres, Row};
 
-use crate::ahead::Ahead;
 use crate::failure::failed;
-use crate::gaps::{Gaps, Look, between};
 use crate::outbox_row::{self, columns};
+use crate::progress::{Before, Progress};
 use crate::scoped::Scoped;
 use crate::tables::PgTables;
 
@@ -59,7 +58,7 @@ impl ReaderSql {
         }
     }
 
-    /// Last number given, and who holds locks on the outbox. Locks of prepared transactions have no process, and
+    /// Last number given, when the server was started, and who holds locks on the outbox. Locks of prepared transactions have no process, and
     /// count all the same.
     fn pulse(&self, sequence: Option<&str>) -> String {
         // A sequence that was never called names the number that it will give first.
@@ -67,7 +66,7 @@ impl ReaderSql {
             format!("(SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {name})")
         });
         format!(
-            "SELECT {last}, CASE WHEN $1 THEN ARRAY(SELECT virtualtransaction FROM pg_locks \
+            "SELECT {last}, pg_postmaster_start_time()::text, CASE WHEN $1 THEN ARRAY(SELECT virtualtransaction FROM pg_locks \
              WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted \
              AND relation = '{}'::regclass \
              AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) END",
@@ -91,11 +90,7 @@ pub(crate) struct PgOutboxReader {
 
 #[derive(Debug)]
 struct State {
-    /// Every number up to here was returned, or is in a gap. Where the sequence may be read it has given all of them.
-    frontier: i64,
-    gaps: Gaps,
-    /// What was returned beyond the frontier.
-    ahead: Ahead,
+    progress: Progress,
     scanned: Instant,
     /// Bytes of a row, on average of the last read that brought any.
     row_bytes: usize,
@@ -103,14 +98,18 @@ struct State {
 
 impl State {
     fn new() -> Self {
-        Self {
-            frontier: i64::MIN,
-            gaps: Gaps::default(),
-            ahead: Ahead::default(),
-            scanned: Instant::now(),
-            row_bytes: 256,
-        }
+        Self { progress: Progress::new(), scanned: Instant::now(), row_bytes: 256 }
     }
+}
+
+/// What is asked between two reads.
+struct Pulse {
+    /// The last number given, where the sequence may be read.
+    last: Option<i64>,
+    /// When the server was started, as it says.
+    server: String,
+    /// The holders of locks, where there are gaps.
+    holders: Vec<String>,
 }
 
 /// Rows that a statement brought, within bounds.
@@ -157,13 +156,12 @@ impl PgOutboxReader {
 
     async fn read_next(&mut self, rows: usize, bytes: usize) -> Result<Claimed, AdapterError> {
         let mut scoped = self.begin().await?;
-        let (last, holders) = self.feel(&mut scoped).await?;
-        if last.is_some_and(|last| last < self.state.frontier) {
+        let Pulse { last, server, holders } = self.feel(&mut scoped).await?;
+        if self.state.progress.meet(&server, last) {
             tracing::warn!(
                 outbox = self.sql.outbox,
-                "the outbox's sequence went backwards: reading from the start"
+                "the server was started anew, or the outbox's sequence went backwards: reading from the start"
             );
-            self.state = State::new();
         }
         if self.full_scan.is_some_and(|every| self.state.scanned.elapsed() >= every)
             && let Some(claimed) = self.scan(&mut scoped, rows).await?
@@ -171,16 +169,17 @@ impl PgOutboxReader {
             scoped.release();
             return Ok(claimed);
         }
-        if let Some(lowest) = self.state.gaps.overflow() {
+        if let Some(lowest) = self.state.progress.gaps.overflow() {
             self.merge_gaps(&mut scoped, lowest).await?;
         }
-        if self.state.ahead.is_due() {
-            let there = self.numbers(&mut scoped, self.state.frontier.saturating_add(1), i64::MAX).await?;
-            self.state.ahead.keep(&there);
+        if self.state.progress.ahead.is_due() {
+            let from = self.state.progress.frontier.saturating_add(1);
+            let there = self.numbers(&mut scoped, from, i64::MAX).await?;
+            self.state.progress.ahead.keep(&there);
         }
         // The holders were read after the last read and before this one: both uses of them need just that.
-        let ripe = self.state.gaps.observe(holders);
-        self.read_rows(scoped, rows, bytes, last, ripe).await
+        let ripe = self.state.progress.gaps.observe(holders);
+        self.read_rows(scoped, rows, bytes, Before { last, ripe }).await
     }
 
     async fn read_rows(
@@ -188,10 +187,9 @@ impl PgOutboxReader {
         mut scoped: Scoped,
         rows: usize,
         bytes: usize,
-        last: Option<i64>,
-        ripe: Look,
+        before: Before,
     ) -> Result<Claimed, AdapterError> {
-        let State { frontier, gaps, ahead, row_bytes, .. } = &self.state;
+        let State { progress: Progress { frontier, gaps, ahead, .. }, row_bytes, .. } = &self.state;
         let limit = rows.min(2 * bytes / row_bytes.max(&1)).max(16).min(rows.max(1));
         let probes = gaps.probes();
         let count = i64::try_from(limit).unwrap_or(i64::MAX);
@@ -212,58 +210,26 @@ impl PgOutboxReader {
             scoped.release();
         }
         batch.cut |= full;
-        self.advance(&batch, last, ripe);
+        // There is no wait between this and the return of the rows: a caller that is cancelled has lost none.
+        let read: Vec<_> = batch.rows.iter().map(|(row, _)| (row.seq, row.message.id.as_str())).collect();
+        self.state.progress.advance(&read, batch.cut, before);
+        if !batch.rows.is_empty() {
+            self.state.row_bytes = (batch.bytes / batch.rows.len()).max(1);
+        }
         Ok(batch.into_claimed(0))
     }
 
-    /// Takes in what a read brought. There is no wait between this and the return of the rows: a caller that is
-    /// cancelled has lost none.
-    fn advance(&mut self, batch: &Batch, last: Option<i64>, ripe: Look) {
-        let State { frontier, gaps, ahead, row_bytes, .. } = &mut self.state;
-        let before = *frontier;
-        for (row, _) in batch.rows.iter().filter(|(row, _)| row.seq <= before) {
-            gaps.found(row.seq);
-        }
-        let beyond = batch.rows.iter().map(|(row, _)| row).filter(|row| row.seq > before);
-        let highest = beyond.clone().next_back().map(|row| row.seq);
-        // Rows of gaps come first: a cut leaves none of them behind once a row beyond the frontier was read.
-        if !batch.cut || highest.is_some() {
-            gaps.close(ripe);
-        }
-        beyond.for_each(|row| ahead.returned(row.seq, &row.message.id));
-        // A cut leaves rows behind beyond the highest one. What the sequence had not given before this read was given
-        // since, mostly; but if somebody chose the number, rows below it are still to come, and show no gap.
-        let reached = if batch.cut { highest.unwrap_or(before) } else { i64::MAX };
-        let reached = ahead.pass(reached.min(last.unwrap_or(i64::MAX)));
-        *frontier = reached.last().copied().unwrap_or(before);
-        gaps.open(between(before, reached));
-        if let Some(last) = last
-            && !batch.cut
-            && *frontier == before
-            && last > before
-        {
-            // Nothing is there up to the last number given: rolled back, deleted or still open. The next read need
-            // not walk over it again.
-            gaps.open([(before.saturating_add(1), last)]);
-            *frontier = last;
-        }
-        if !batch.rows.is_empty() {
-            *row_bytes = (batch.bytes / batch.rows.len()).max(1);
-        }
-    }
-
-    /// The last number given (where the sequence may be read) and the holders of locks (where there are gaps).
-    async fn feel(&mut self, scoped: &mut Scoped) -> Result<(Option<i64>, Vec<String>), AdapterError> {
+    async fn feel(&mut self, scoped: &mut Scoped) -> Result<Pulse, AdapterError> {
         let pulse = match &self.pulse {
             Some(pulse) => Arc::clone(pulse),
             None => self.find_sequence(scoped).await?,
         };
-        let (last, holders): (Option<i64>, Option<Vec<String>>) = sqlx::query_as(AssertSqlSafe(pulse))
-            .bind(!self.state.gaps.is_empty())
+        let (last, server, holders): (_, _, Option<Vec<String>>) = sqlx::query_as(AssertSqlSafe(pulse))
+            .bind(!self.state.progress.gaps.is_empty())
             .fetch_one(&mut **scoped)
             .await
             .map_err(failed("read who writes to the outbox"))?;
-        Ok((last, holders.unwrap_or_default()))
+        Ok(Pulse { last, server, holders: holders.unwrap_or_default() })
     }
 
     async fn find_sequence(&mut self, scoped: &mut Scoped) -> Result<Arc<str>, AdapterError> {
@@ -287,10 +253,10 @@ impl PgOutboxReader {
         {
             let mut numbers = sqlx::query_scalar::<_, i64>(AssertSqlSafe(Arc::clone(&self.sql.numbers)))
                 .bind(i64::MIN)
-                .bind(self.state.frontier)
+                .bind(self.state.progress.frontier)
                 .fetch(&mut **scoped);
             while let Some(number) = numbers.try_next().await.map_err(failed("scan the outbox"))? {
-                if self.state.gaps.is_closed(number) && found.len() < rows {
+                if self.state.progress.gaps.is_closed(number) && found.len() < rows {
                     found.push(number);
                 }
             }
@@ -302,7 +268,7 @@ impl PgOutboxReader {
         let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.fetch))).bind(&found);
         let batch = collect(query, scoped, rows, usize::MAX, |_| false).await?;
         for number in found {
-            self.state.gaps.straggled(number);
+            self.state.progress.gaps.straggled(number);
         }
         let stragglers = batch.rows.len() as u64;
         tracing::warn!(outbox = self.sql.outbox, stragglers, "the full scan found rows that were missed");
@@ -316,13 +282,13 @@ impl PgOutboxReader {
         {
             let mut numbers = sqlx::query_scalar::<_, i64>(AssertSqlSafe(Arc::clone(&self.sql.numbers)))
                 .bind(lowest)
-                .bind(self.state.frontier)
+                .bind(self.state.progress.frontier)
                 .fetch(&mut **scoped);
             while let Some(number) = numbers.try_next().await.map_err(failed("scan the outbox"))? {
-                apart.extend(self.state.gaps.below(number));
+                apart.extend(self.state.progress.gaps.below(number));
             }
         }
-        self.state.gaps.merge(&apart);
+        self.state.progress.gaps.merge(&apart);
         tracing::warn!(
             outbox = self.sql.outbox,
             from = lowest,
@@ -349,18 +315,17 @@ impl PgOutboxReader {
         let limit = rows.max(1);
         let mut scoped = self.begin().await?;
         let mut from = what.from;
-        let State { frontier, gaps, ahead, .. } = &self.state;
-        let unread =
-            |seq: i64| gaps.is_open(seq) || gaps.is_closed(seq) || (seq > *frontier && !ahead.contains(seq));
+        let progress = &self.state.progress;
+        let returned = progress.ahead.highest().unwrap_or(progress.frontier);
         let mut batch = loop {
             let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.reread)))
                 .bind(from)
-                .bind(ahead.highest().unwrap_or(*frontier))
+                .bind(returned)
                 .bind(&what.destination.name)
                 .bind(what.destination.routing_key.as_deref())
                 .bind(key)
                 .bind(i64::try_from(limit).unwrap_or(i64::MAX));
-            let batch = collect(query, &mut scoped, limit, bytes, &unread).await?;
+            let batch = collect(query, &mut scoped, limit, bytes, |seq| progress.is_unread(seq)).await?;
             // Rows in gaps that were filled since count against the limit, and are for the next read to return.
             if !batch.rows.is_empty() || batch.fetched < limit {
                 break batch;

@@ -6,6 +6,8 @@ use backstop_core::{AdapterError, FaultKind};
 use lapin::ErrorKind;
 use lapin::protocol::AMQPError;
 
+use crate::tls::distrust;
+
 /// Reply codes of AMQP 0-9-1.
 pub(crate) mod code {
     pub(crate) const CONNECTION_FORCED: u16 = 320;
@@ -18,18 +20,20 @@ pub(crate) mod code {
     pub(crate) const INTERNAL_ERROR: u16 = 541;
 }
 
+/// What is the matter with a connection that ends without a reason.
+const UNREACHABLE: (FaultKind, Option<&str>) =
+    (FaultKind::Unreachable, Some("check that the broker runs and that host and port are right"));
+
 /// The error of an operation that `what` names: one line, lowercase, with the broker's own words behind it.
 pub(crate) fn adapter_error(what: &str, error: lapin::Error) -> AdapterError {
     let (kind, hint) = match error.kind() {
         ErrorKind::ProtocolError(reply) => explain(reply),
-        ErrorKind::IOError(_)
-        | ErrorKind::RuntimeShutdownError(_)
+        ErrorKind::IOError(error) => distrust(error).unwrap_or(UNREACHABLE),
+        ErrorKind::RuntimeShutdownError(_)
         | ErrorKind::MissingHeartbeatError
         | ErrorKind::InvalidChannel(_)
         | ErrorKind::InvalidChannelState(..)
-        | ErrorKind::InvalidConnectionState(_) => {
-            (FaultKind::Unreachable, Some("check that the broker runs and that host and port are right"))
-        }
+        | ErrorKind::InvalidConnectionState(_) => UNREACHABLE,
         ErrorKind::AuthProviderError(_) => (FaultKind::Denied, None),
         ErrorKind::ChannelsLimitReached => {
             (FaultKind::Invalid, Some("raise channel_max of the broker, or use fewer channels"))
@@ -51,6 +55,12 @@ pub(crate) fn adapter_error(what: &str, error: lapin::Error) -> AdapterError {
 fn explain(reply: &AMQPError) -> (FaultKind, Option<&'static str>) {
     let text = reply.get_message().as_str();
     match reply.get_id() {
+        code::ACCESS_REFUSED if text.contains("EXTERNAL") => (
+            FaultKind::Denied,
+            Some(
+                "check that certfile and keyfile of the AMQP URL name a certificate whose common name is a user",
+            ),
+        ),
         code::ACCESS_REFUSED if text.to_lowercase().contains("login") => {
             (FaultKind::Denied, Some("check user and password of the AMQP URL"))
         }

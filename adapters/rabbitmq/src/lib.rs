@@ -25,6 +25,7 @@ mod publisher;
 mod settings;
 mod sink;
 mod source;
+mod tls;
 mod topology;
 mod typed;
 mod wire;

@@ -8,12 +8,14 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use backstop_core::{AdapterError, FaultKind};
 use futures_util::StreamExt;
 use lapin::options::ConfirmSelectOptions;
+use lapin::runtime::default_runtime;
 use lapin::{Channel, Connection, ConnectionProperties, Event};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use crate::error::{adapter_error, timed_out};
 use crate::settings::RabbitSettings;
+use crate::tls::{may_be_distrust, overheard};
 
 /// What RabbitMQ and lapin agree on unless one of them is configured otherwise.
 const DEFAULT_FRAME_MAX: u32 = 131_072;
@@ -56,7 +58,7 @@ impl Link {
         let connection = match slot.as_ref().filter(|connection| connection.status().connected()) {
             Some(connection) if connection.status().blocked() => return Err(blocked(&what)),
             Some(connection) => connection.clone(),
-            None => slot.insert(Arc::new(self.connect().await?)).clone(),
+            None => slot.insert(Arc::new(Box::pin(self.connect()).await?)).clone(),
         };
         let opened = match timeout(self.settings.connect_timeout, connection.create_channel()).await {
             Ok(Ok(channel)) => return Ok(channel),
@@ -97,9 +99,15 @@ impl Link {
         let properties = ConnectionProperties::default()
             .with_connection_name(self.settings.name.clone().into())
             .with_client_property("product".into(), "backstop".into());
-        let connecting = Connection::connect_uri(uri, properties);
+        let tls = self.settings.tls.read().await?;
+        let runtime = default_runtime().map_err(|error| adapter_error(&what, error))?;
+        let connecting = Connection::connect_uri_with_config(uri.clone(), properties, tls, runtime);
         let connection = match timeout(self.settings.connect_timeout, connecting).await {
             Ok(Ok(connection)) => connection,
+            Ok(Err(error)) if may_be_distrust(&uri, &error) => {
+                let reason = overheard(&uri, &self.settings.tls).await;
+                return Err(adapter_error(&what, reason.unwrap_or(error)));
+            }
             Ok(Err(error)) => return Err(adapter_error(&what, error)),
             Err(_) => return Err(timed_out(&what)),
         };

@@ -7,6 +7,8 @@ use std::time::Duration;
 use backstop_core::{AdapterError, FaultKind};
 use lapin::uri::{AMQPScheme, AMQPUri};
 
+use crate::tls::TlsFiles;
+
 /// Heartbeat unless the URL or the application says otherwise: a dead peer is noticed after two of them.
 const HEARTBEAT_SECONDS: u16 = 10;
 
@@ -25,13 +27,21 @@ const HEARTBEAT_SECONDS: u16 = 10;
 #[derive(Clone)]
 pub struct RabbitSettings {
     pub(crate) uri: AMQPUri,
+    pub(crate) tls: TlsFiles,
     pub(crate) name: String,
     pub(crate) connect_timeout: Duration,
 }
 
 impl RabbitSettings {
     /// Parses `amqp://user:password@host:port/vhost`, or `amqps://…` for TLS. The query may name `heartbeat` (in
-    /// seconds), `frame_max` and `channel_max`.
+    /// seconds), `frame_max` and `channel_max`; with TLS also
+    ///
+    /// - `cacertfile`: a PEM file with authorities to trust beside the system's;
+    /// - `certfile` and `keyfile`: the client's certificate and its key in PEM, unencrypted;
+    /// - `auth_mechanism=external`: log in with that certificate instead of user and password.
+    ///
+    /// The files are read at each connection. The broker's certificate, and that it names the host, is always
+    /// verified.
     ///
     /// # Errors
     /// [`FaultKind::Invalid`] when it is not such a URL. The text does not repeat the URL.
@@ -48,8 +58,9 @@ impl RabbitSettings {
             return Err(AdapterError::new(FaultKind::Invalid, "the AMQP URL names an empty vhost")
                 .with_hint("end the URL with /%2f for the default vhost, or leave the slash out"));
         }
+        let tls = TlsFiles::of_url(url)?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
-        Ok(Self { uri, name: "backstop".to_owned(), connect_timeout: Duration::from_secs(10) })
+        Ok(Self { uri, tls, name: "backstop".to_owned(), connect_timeout: Duration::from_secs(10) })
     }
 
     /// Sets the heartbeat, in whole seconds. Defaults to what the URL says, else to 10 s; the broker may lower it.
@@ -114,6 +125,7 @@ impl fmt::Debug for RabbitSettings {
             .field("port", &self.uri.authority.port)
             .field("vhost", &self.vhost())
             .field("tls", &(self.uri.scheme == AMQPScheme::AMQPS))
+            .field("files", &self.tls)
             .field("heartbeat", &self.uri.query.heartbeat)
             .field("connection_name", &self.name)
             .finish_non_exhaustive()

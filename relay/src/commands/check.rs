@@ -46,6 +46,9 @@ pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
         }
     }
     if let Some(database) = usable(config.ledger()).filter(|_| config.dead_letters.enabled) {
+        if let Err(error) = database.ledger() {
+            findings.push(failed("ledger", &error));
+        }
         lease(&mut findings, database, &config.dead_letters.name).await;
     }
     look_at_brokers(&mut findings, config, destinations).await;

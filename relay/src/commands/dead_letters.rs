@@ -23,7 +23,7 @@ pub(super) async fn run(context: &Context, command: DeadLettersCommand) -> Resul
 }
 
 async fn list(context: &Context, filter: &Filter, limit: u32, after: Option<&str>) -> Result<(), Failure> {
-    let ledger = context.ledger().await?.ledger;
+    let ledger = context.ledger().await?;
     let filter = filter.in_ledger();
     let letters = ledger.list(&filter, after, limit).await.map_err(database)?;
     let all = ledger.count(&filter).await.map_err(database)?;
@@ -54,7 +54,7 @@ fn row(letter: &Letter) -> Vec<String> {
 }
 
 async fn show(context: &Context, id: &str, reveal: bool) -> Result<(), Failure> {
-    let ledger = context.ledger().await?.ledger;
+    let ledger = context.ledger().await?;
     let filter = LetterFilter { ids: vec![id.to_owned()], ..LetterFilter::default() };
     let found = ledger.list(&filter, None, 1).await.map_err(database)?;
     let Some(letter) = found.into_iter().next() else {

@@ -17,7 +17,7 @@ use crate::supervise::until_signalled;
 pub(super) async fn run(context: &Context, args: Redrive) -> Result<Exit, Failure> {
     let from = status(args.filter.status)?;
     let broker = context.broker()?;
-    let ledger = context.ledger().await?.ledger;
+    let ledger = context.ledger().await?;
     let plan = Plan::make(&*ledger, &args.filter.in_ledger(), args.limit).await.map_err(database)?;
     if plan.is_empty() || args.dry_run {
         if context.is_json() {

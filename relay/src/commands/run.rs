@@ -15,7 +15,6 @@ use crate::broker;
 use crate::collector::Collector;
 use crate::commands::{Context, database};
 use crate::config::{Config, OnUnsendable, OutboxConfig};
-use crate::database::Database;
 use crate::exit::{Exit, Failure};
 use crate::http::Server;
 use crate::jobs::Jobs;
@@ -130,7 +129,7 @@ async fn may_bury(store: &dyn OutboxStore, lease: &str) -> Result<(), Failure> {
 }
 
 async fn collector(context: &Context) -> Result<Collector<broker::AnySource>, Failure> {
-    let Database { ledger, .. } = context.ledger().await?;
+    let ledger = context.ledger().await?;
     ledger.count(&backstop_core::ledger::LetterFilter::default()).await.map_err(database)?;
     let refused = |error: AdapterError| Failure::broker(&error);
     answering(broker::publisher(context.broker()?).map_err(refused)?, 1).await?;

@@ -18,7 +18,7 @@ use crate::secret::{Secret, SecretUrl};
 const MAX_PREFIX: usize = 32;
 /// Shortest token of the HTTP server, so that nobody can guess it.
 const MIN_TOKEN: usize = 16;
-const DATABASE_URL: &str = "write postgres://user:password@host:5432/database or sqlite:/path/to/file.db; percent-encode @ : / ? # in a password";
+const DATABASE_URL: &str = "write postgres://user:password@host:5432/database, mysql://… or sqlite:/path/to/file.db; percent-encode @ : / ? # in a password";
 const BROKER_URL: &str =
     "write amqp://user:password@host:5672/vhost or amqps://…; percent-encode @ : / ? # in a password";
 
@@ -122,6 +122,7 @@ fn database_url(section: &Section<'_>, url: &Located) -> Option<SecretUrl> {
     let (scheme, rest) = url.text.split_once(':').unwrap_or(("", ""));
     let sound = match scheme {
         "sqlite" => !rest.trim_start_matches('/').is_empty(),
+        "mysql" | "mariadb" => Url::parse(&url.text).is_ok_and(|url| url.has_host() && url.path().len() > 1),
         "postgres" | "postgresql" => Url::parse(&url.text).is_ok_and(|url| {
             url.has_host() || url.query_pairs().any(|(name, _)| name == "host" || name == "hostaddr")
         }),

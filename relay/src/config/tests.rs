@@ -40,7 +40,7 @@ fn a_minimal_file_gets_every_default() {
 fn every_fault_is_reported_at_its_line() {
     let text = r#"
 [database]
-url = "mysql://u:S3cret@h/d"
+url = "mongodb://u:S3cret@h/d"
 prefix = 'x"; drop table y;--'
 
 [brokr]
@@ -110,7 +110,16 @@ fn secrets_come_from_files_without_the_line_end() {
 
 #[test]
 fn unusable_database_urls_are_refused_without_being_shown() {
-    for url in ["mysql://u:pw@h/d", "postgres:", "postgres://u:p/w@h/d", "sqlite:", "sqlite://", "h/d", ""] {
+    for url in [
+        "mongodb://u:pw@h/d",
+        "mysql://u:pw@h",
+        "postgres:",
+        "postgres://u:p/w@h/d",
+        "sqlite:",
+        "sqlite://",
+        "h/d",
+        "",
+    ] {
         let (line, what, _) = only_fault(&format!("[database]\nurl = \"{url}\"\n"));
         assert_eq!((line, what.as_str()), (2, "[database] url is no usable database URL"), "{url}");
     }

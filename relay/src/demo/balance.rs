@@ -46,8 +46,9 @@ impl Balance {
         relay: &Database,
         duplicates_absorbed: u64,
     ) -> Result<Self, Failure> {
+        let ledger = relay.ledger().map_err(database)?;
         let letters = async |status| {
-            relay.ledger.count(&LetterFilter { status, ..LetterFilter::default() }).await.map_err(database)
+            ledger.count(&LetterFilter { status, ..LetterFilter::default() }).await.map_err(database)
         };
         let outbox = relay.outbox.status().await.map_err(database)?;
         Ok(Self {

@@ -105,7 +105,7 @@ async fn paid_orders(shop: &Shop) -> Result<u64, Failure> {
 
 /// The poison message becomes a dead letter in the relay's ledger.
 async fn bury(story: &Story, events: u32, scene: &Scene) -> Result<(), Failure> {
-    let (ledger, filter) = (&scene.relay.ledger, open_letters());
+    let (ledger, filter) = (scene.relay.ledger().map_err(database)?, open_letters());
     let collected = async || ledger.count(&filter).await.map_err(database);
     story.until("dead letters in the ledger", 1, collected).await?;
     let letters = ledger.list(&filter, None, 1).await.map_err(database)?;
@@ -133,7 +133,7 @@ fn open_letters() -> LetterFilter {
 async fn bring_back(story: &Story, events: u32, scene: &Scene) -> Result<(), Failure> {
     story.stage("mending and redriving");
     scene.shop.mend().await?;
-    let ledger = &*scene.relay.ledger;
+    let ledger = &*scene.relay.ledger().map_err(database)?;
     let plan = Plan::make(ledger, &open_letters(), None).await.map_err(database)?;
     let sink = broker::sink(scene.context.broker()?).map_err(|error| Failure::broker(&error))?;
     let (summary, result) =

@@ -122,6 +122,10 @@ pub(crate) fn postgres() -> String {
     required("BACKSTOP_TEST_POSTGRES_URL")
 }
 
+pub(crate) fn mysql() -> String {
+    required("BACKSTOP_TEST_MYSQL_URL")
+}
+
 pub(crate) fn amqp() -> String {
     required("BACKSTOP_TEST_AMQP_URL")
 }

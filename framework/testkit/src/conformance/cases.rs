@@ -2,10 +2,33 @@
 
 /// Makes one test of every case for databases; see [`conformance`](crate::conformance).
 ///
-/// Takes the type of a [`StoreHarness`](crate::conformance::StoreHarness).
+/// Takes the type of a [`StoreHarness`](crate::conformance::StoreHarness); for a database that keeps no ledger,
+/// followed by `, without ledger`.
 #[macro_export]
 macro_rules! store_conformance {
     ($harness:ty) => {
+        $crate::store_conformance!($harness, without ledger);
+        $crate::conformance_tests! {
+            $harness, store, StoreHarness;
+            ledger: [
+                record_twice_is_once,
+                twice_in_one_batch_is_once,
+                a_letter_survives,
+                a_bare_letter_survives,
+                an_odd_envelope_survives,
+                filters_narrow,
+                pages_follow_each_other,
+                mark_moves_from_the_stated_status,
+                one_hand_moves_a_letter,
+                the_history_tells,
+                failed_again_supersedes,
+                failed_again_after_a_lost_confirmation,
+                a_late_letter_supersedes_nothing,
+                the_ledger_has_leases,
+            ],
+        }
+    };
+    ($harness:ty, without ledger) => {
         $crate::conformance_tests! {
             $harness, store, StoreHarness;
             inbox: [
@@ -127,22 +150,6 @@ macro_rules! store_conformance {
                 a_late_release_changes_nothing,
                 names_are_independent,
                 of_many_one_wins,
-                the_ledger_has_leases,
-            ],
-            ledger: [
-                record_twice_is_once,
-                twice_in_one_batch_is_once,
-                a_letter_survives,
-                a_bare_letter_survives,
-                an_odd_envelope_survives,
-                filters_narrow,
-                pages_follow_each_other,
-                mark_moves_from_the_stated_status,
-                one_hand_moves_a_letter,
-                the_history_tells,
-                failed_again_supersedes,
-                failed_again_after_a_lost_confirmation,
-                a_late_letter_supersedes_nothing,
             ],
             schema: [
                 every_step_is_applied,

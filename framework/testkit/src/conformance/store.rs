@@ -62,8 +62,10 @@ pub trait StoreHarness: Sized + Send + Sync + 'static {
     /// Another relay on this database.
     fn outbox(&self) -> Arc<dyn OutboxStore>;
 
-    /// Another collector on this database.
-    fn ledger(&self) -> Arc<dyn Ledger>;
+    /// Another collector on this database. Called unless the suite is made `without ledger`.
+    fn ledger(&self) -> Arc<dyn Ledger> {
+        panic!("the harness has no ledger: make its suite `without ledger`")
+    }
 
     /// The schema; `None` where the capability says so.
     fn schema(&self) -> Option<Arc<dyn Schema>> {

@@ -110,11 +110,3 @@ pub async fn of_many_one_wins<H: StoreHarness>(harness: &H) {
         contenders[0].1.release(&won[0]).await.expect("given back");
     }
 }
-
-/// A ledger's leases are the same kind.
-pub async fn the_ledger_has_leases<H: StoreHarness>(harness: &H) {
-    let (ledger, other) = (harness.ledger(), harness.ledger());
-    let lease = ledger.acquire("collector", "a", LONG).await.expect("the database answers");
-    assert!(lease.is_some());
-    assert_eq!(other.acquire("collector", "b", LONG).await.expect("the database answers"), None);
-}

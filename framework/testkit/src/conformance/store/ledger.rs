@@ -1,5 +1,7 @@
 //! The ledger: every letter once, found again, moved by one hand.
 
+use std::time::Duration;
+
 use backstop_core::ledger::{Ledger, Letter, LetterFilter, LetterStatus};
 use backstop_core::{Envelope, Headers, MessageKey};
 use bytes::Bytes;
@@ -260,4 +262,16 @@ pub async fn a_late_letter_supersedes_nothing<H: StoreHarness>(harness: &H) {
     record(&*ledger, &[twin, late]).await;
     assert_eq!(found(&*ledger, &with_status(LetterStatus::Superseded)).await, [""; 0]);
     assert_eq!(found(&*ledger, &with_status(LetterStatus::Redriving)).await, ["current"]);
+}
+
+/// A ledger's leases are the same kind.
+pub async fn the_ledger_has_leases<H: StoreHarness>(harness: &H) {
+    let (ledger, other) = (harness.ledger(), harness.ledger());
+    let lease =
+        ledger.acquire("collector", "a", Duration::from_secs(60)).await.expect("the database answers");
+    assert!(lease.is_some());
+    assert_eq!(
+        other.acquire("collector", "b", Duration::from_secs(60)).await.expect("the database answers"),
+        None
+    );
 }

@@ -1,0 +1,345 @@
+//! Held messages: failures that wait in the consumer's own database.
+
+use std::sync::Arc;
+
+use backstop_core::held::{ClaimedHead, Failure, HeldMessage, HeldMessages, HeldSummary, Holding, NewHeld};
+use backstop_core::inbox::{CommitError, Limits};
+use backstop_core::{AdapterError, DeadReason, FaultKind};
+use sqlx::{AssertSqlSafe, Row};
+
+use crate::commit::commit;
+use crate::contest::contested;
+use crate::envelope::encode;
+use crate::failure::{errors, failed, is_busy, number};
+use crate::held_row::{read, via_name};
+use crate::held_sql::{gate, integer};
+use crate::inbox::MySqlInbox;
+use crate::patience::within;
+use crate::scoped::Scoped;
+use crate::session;
+use crate::time::{from_micros, micros};
+use crate::transaction::{MySqlTx, Savepoint};
+
+/// How many heads one call puts off because another instance is at their message.
+const MAX_BUSY: usize = 16;
+
+/// How a message is to be held.
+#[derive(Clone, Copy)]
+enum As<'a> {
+    /// It failed first.
+    Failed(&'a Failure),
+    /// Behind others; not at all if there are none.
+    Follower,
+    /// Behind others, or at once.
+    Redriven,
+}
+
+/// What a look for a head came to.
+enum Found {
+    Head(Box<ClaimedHead<MySqlTx>>),
+    /// This one is not to be had now; another may be.
+    Other,
+    Nothing,
+}
+
+impl HeldMessages for MySqlInbox {
+    async fn hold(&self, message: NewHeld<'_>, failure: &Failure) -> Result<Holding, AdapterError> {
+        self.store(&message, As::Failed(failure), "hold the message").await
+    }
+
+    async fn append(&self, message: NewHeld<'_>) -> Result<Holding, AdapterError> {
+        self.store(&message, As::Follower, "append the message to its held key").await
+    }
+
+    async fn import(&self, message: NewHeld<'_>) -> Result<Holding, AdapterError> {
+        self.store(&message, As::Redriven, "take in the redriven message").await
+    }
+
+    async fn claim(
+        &self,
+        consumer: &str,
+        limits: Limits,
+    ) -> Result<Option<ClaimedHead<MySqlTx>>, AdapterError> {
+        for _ in 0..MAX_BUSY {
+            match within("claim a held message", Box::pin(self.claim_one(consumer, limits))).await? {
+                Found::Head(head) => return Ok(Some(*head)),
+                Found::Nothing => return Ok(None),
+                Found::Other => {}
+            }
+        }
+        Ok(None)
+    }
+
+    async fn finish(&self, consumer: &str, tx: MySqlTx, head: &HeldMessage) -> Result<(), CommitError> {
+        commit(tx, &self.held.delete(consumer, head), &self.sql).await
+    }
+
+    async fn undo(&self, tx: &mut MySqlTx) -> Result<(), AdapterError> {
+        let sql = format!("ROLLBACK TO SAVEPOINT {}", tx.savepoint);
+        let done = within("undo the attempt", async {
+            tx.scoped.run(sql).await.map_err(|stopped| failed("undo the attempt")(stopped.error))
+        });
+        done.await.map(drop)
+    }
+
+    async fn reschedule(
+        &self,
+        _consumer: &str,
+        tx: Option<MySqlTx>,
+        head: &HeldMessage,
+        failure: &Failure,
+    ) -> Result<(), AdapterError> {
+        const DOING: &str = "reschedule the held message";
+        if let Some(tx) = tx {
+            let before = [self.held.update_head(head.n, failure)];
+            return commit(tx, &before, &self.sql).await.map_err(into_adapter_error);
+        }
+        contested(DOING, async || {
+            let mut scoped = Scoped::begin(&self.pool).await.map_err(failed(DOING))?;
+            sqlx::query(AssertSqlSafe(Arc::clone(&self.held.reschedule)))
+                .bind(integer(failure.throttled))
+                .bind(failure.condemned.map(DeadReason::as_str))
+                .bind(failure.class.as_str())
+                .bind(&failure.error)
+                .bind(micros(failure.due_in))
+                .bind(integer(failure.attempts))
+                .bind(head.n)
+                .bind(integer(head.attempts))
+                .execute(&mut *scoped)
+                .await
+                .map_err(failed(DOING))?;
+            scoped.commit().await.map_err(failed(DOING))
+        })
+        .await
+    }
+
+    async fn give_up(&self, consumer: &str, head: &HeldMessage) -> Result<(), AdapterError> {
+        const DOING: &str = "delete a held message that is given up";
+        contested(DOING, async || {
+            let mut scoped = Scoped::begin(&self.pool).await.map_err(failed(DOING))?;
+            // The head first, and then its gate: another instance may have it claimed.
+            let found = sqlx::query(AssertSqlSafe(Arc::clone(&self.held.given_up)))
+                .bind(head.n)
+                .bind(integer(head.attempts))
+                .fetch_optional(&mut *scoped)
+                .await
+                .map_err(failed(DOING))?;
+            if found.is_none() {
+                scoped.rollback().await;
+                return Ok(());
+            }
+            let delete = self.held.delete(consumer, head).join("; ");
+            scoped.run(delete).await.map_err(|stopped| failed(DOING)(stopped.error))?;
+            scoped.commit().await.map_err(failed(DOING))
+        })
+        .await
+    }
+
+    async fn summary(&self, consumer: &str) -> Result<HeldSummary, AdapterError> {
+        let query = sqlx::query_as(AssertSqlSafe(Arc::clone(&self.held.summary))).bind(consumer.as_bytes());
+        let doing = "count the held messages";
+        let (messages, oldest): (i64, Option<i64>) =
+            within(doing, async { query.fetch_one(&self.pool).await.map_err(failed(doing)) }).await?;
+        Ok(HeldSummary { messages: u64::try_from(messages).unwrap_or(0), oldest: oldest.map(from_micros) })
+    }
+}
+
+/// What becomes of a message that is to be held.
+enum Verdict {
+    /// Nothing is written.
+    Known(Holding),
+    /// A row of that state.
+    Write(&'static str),
+}
+
+impl MySqlInbox {
+    async fn store(&self, message: &NewHeld<'_>, how: As<'_>, doing: &str) -> Result<Holding, AdapterError> {
+        let origin = serde_json::to_string(message.origin).map_err(|error| {
+            AdapterError::new(FaultKind::Invalid, "cannot write the origin").with_source(error)
+        })?;
+        let headers = encode(&message.envelope.headers)?;
+        contested(doing, async || {
+            let mut scoped = Scoped::begin(&self.pool).await.map_err(failed(doing))?;
+            self.lock_gate(&mut scoped, message, doing).await?;
+            match self.look(&mut scoped, message, how).await.map_err(failed(doing))? {
+                Verdict::Known(holding) => {
+                    scoped.rollback().await;
+                    Ok(holding)
+                }
+                Verdict::Write(state) => {
+                    let inserted = self.insert(&mut scoped, message, &origin, &headers, state, how).await;
+                    match inserted {
+                        Ok(()) => scoped.commit().await.map_err(failed(doing))?,
+                        // Under another key, and so behind another gate, it was stored meanwhile.
+                        Err(error) if number(&error) == Some(errors::DUPLICATE) => scoped.rollback().await,
+                        Err(error) => return Err(failed(doing)(error)),
+                    }
+                    Ok(Holding::Stored)
+                }
+            }
+        })
+        .await
+    }
+
+    async fn lock_gate(
+        &self,
+        scoped: &mut Scoped,
+        message: &NewHeld<'_>,
+        doing: &str,
+    ) -> Result<(), AdapterError> {
+        let unit = message.unit;
+        let number = gate(unit.consumer, unit.place, unit.ordering_key);
+        let gate = sqlx::query(AssertSqlSafe(Arc::clone(&self.held.gate))).bind(number);
+        let found = gate.fetch_optional(&mut **scoped).await.map_err(failed(doing))?;
+        found.map(drop).ok_or_else(|| {
+            AdapterError::new(
+                FaultKind::Missing,
+                format!("cannot {doing}: gate {number} is not in its table"),
+            )
+            .with_hint("write the numbers 0 to 63 into the table of gates, as migration 2 does")
+        })
+    }
+
+    /// Behind the gate: what is seen here stays so until the end of the transaction.
+    async fn look(
+        &self,
+        scoped: &mut Scoped,
+        message: &NewHeld<'_>,
+        how: As<'_>,
+    ) -> Result<Verdict, sqlx::Error> {
+        let unit = message.unit;
+        let (consumer, message_key) = (unit.consumer.as_bytes(), unit.message_key.as_str().as_bytes());
+        let row = sqlx::query(AssertSqlSafe(Arc::clone(&self.held.look)))
+            .bind(consumer)
+            .bind(message_key)
+            .bind(consumer)
+            .bind(message_key)
+            .bind(consumer)
+            .bind(unit.place.as_bytes())
+            .bind(unit.ordering_key)
+            .fetch_one(&mut **scoped)
+            .await?;
+        let is = |column: usize| row.try_get::<i64, _>(column).map(|found| found != 0);
+        let (handled, stored, followed) = (is(0)?, is(1)?, is(2)?);
+        Ok(match how {
+            _ if handled => Verdict::Known(Holding::AlreadyHandled),
+            _ if stored => Verdict::Known(Holding::Stored),
+            As::Failed(_) => Verdict::Write("retry"),
+            As::Follower if !followed => Verdict::Known(Holding::KeyFree),
+            As::Redriven if !followed => Verdict::Write("retry"),
+            As::Follower | As::Redriven => Verdict::Write("waiting"),
+        })
+    }
+
+    async fn insert(
+        &self,
+        scoped: &mut Scoped,
+        message: &NewHeld<'_>,
+        origin: &str,
+        headers: &[u8],
+        state: &str,
+        how: As<'_>,
+    ) -> Result<(), sqlx::Error> {
+        let NewHeld { unit, envelope, via, .. } = message;
+        let failure = if let As::Failed(failure) = how { Some(failure) } else { None };
+        sqlx::query(AssertSqlSafe(Arc::clone(&self.held.insert)))
+            .bind(unit.consumer.as_bytes())
+            .bind(unit.place.as_bytes())
+            .bind(unit.ordering_key)
+            .bind(unit.message_key.as_str().as_bytes())
+            .bind(envelope.key.as_deref())
+            .bind(headers)
+            .bind(envelope.body.as_deref())
+            .bind(origin)
+            .bind(via_name(*via))
+            .bind(state)
+            .bind(failure.map_or(0, |failure| integer(failure.attempts)))
+            .bind(failure.map_or(0, |failure| integer(failure.throttled)))
+            .bind(failure.and_then(|failure| failure.condemned).map(DeadReason::as_str))
+            .bind(failure.map(|failure| failure.class.as_str()))
+            .bind(failure.map(|failure| failure.error.as_str()))
+            .bind(failure.map_or(0, |failure| micros(failure.due_in)))
+            .execute(&mut **scoped)
+            .await?;
+        Ok(())
+    }
+
+    async fn claim_one(&self, consumer: &str, limits: Limits) -> Result<Found, AdapterError> {
+        let doing = || failed("claim a held message");
+        let mut scoped = self.enter(limits).await?;
+        let claim = sqlx::query_scalar(AssertSqlSafe(Arc::clone(&self.held.claim))).bind(consumer.as_bytes());
+        let n: i64 = match claim.fetch_optional(&mut *scoped).await {
+            Ok(Some(n)) => n,
+            Ok(None) => {
+                scoped.rollback().await;
+                return Ok(Found::Nothing);
+            }
+            Err(error) if is_busy(&error) => {
+                scoped.rollback().await;
+                return Ok(Found::Other);
+            }
+            Err(error) => return Err(doing()(error)),
+        };
+        let head = sqlx::query(AssertSqlSafe(Arc::clone(&self.held.head))).bind(n);
+        let row = head.fetch_one(&mut *scoped).await.map_err(doing())?;
+        if row.try_get::<i64, _>(16).map_err(doing())? == 0 {
+            scoped.rollback().await;
+            return Ok(Found::Other);
+        }
+        match read(&row, n) {
+            Ok(head) => self.admit_head(consumer, scoped, head, limits).await,
+            Err(error) => {
+                tracing::error!(consumer, n, %error, hint = error.hint(), "a held message is put off for a minute");
+                self.put_off(scoped, n, 60).await
+            }
+        }
+    }
+
+    async fn put_off(&self, mut scoped: Scoped, n: i64, seconds: u32) -> Result<Found, AdapterError> {
+        let doing = || failed("put a held message off");
+        scoped.run(self.held.put_off(n, seconds)).await.map_err(|stopped| doing()(stopped.error))?;
+        scoped.commit().await.map_err(doing())?;
+        Ok(Found::Other)
+    }
+
+    /// Writes the head's inbox row behind a savepoint, which comes after the claim, so that going back to it keeps the
+    /// claim.
+    async fn admit_head(
+        &self,
+        consumer: &str,
+        mut scoped: Scoped,
+        head: HeldMessage,
+        limits: Limits,
+    ) -> Result<Found, AdapterError> {
+        let savepoint = Savepoint::new();
+        let (insert, admitted) = (self.sql.insert(consumer, &head.message_key), session::admitted(limits));
+        let handled = match scoped.run(format!("SAVEPOINT {savepoint}; {insert}; {admitted}")).await {
+            Ok(_) => false,
+            Err(stopped) => match number(&stopped.error) {
+                Some(errors::DUPLICATE) => {
+                    let done = scoped.run(admitted).await;
+                    done.map_err(|stopped| failed("claim a held message")(stopped.error))?;
+                    true
+                }
+                // The claim is lost with everything else.
+                Some(errors::DEADLOCK) => {
+                    scoped.rollback().await;
+                    return Ok(Found::Other);
+                }
+                // Another instance is at the message.
+                _ if is_busy(&stopped.error) => return self.put_off(scoped, head.n, 1).await,
+                _ => return Err(failed("write the inbox row of a held message")(stopped.error)),
+            },
+        };
+        let tx = MySqlTx { scoped, savepoint, message: (consumer.to_owned(), head.message_key.clone()) };
+        Ok(Found::Head(Box::new(ClaimedHead { tx, head, handled })))
+    }
+}
+
+fn into_adapter_error(error: CommitError) -> AdapterError {
+    match error {
+        CommitError::RolledBack(error) | CommitError::EndedByHandler(error) | CommitError::Unknown(error) => {
+            error
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Opening a pool for programs that are not applications, such as the relay.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use backstop_core::{AdapterError, FaultKind};
+use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
+use sqlx::{ConnectOptions, Connection, MySqlPool};
+use tokio::time::timeout;
+
+use crate::failure::failed;
+
+/// Connections of the pool that [`open`] makes.
+const CONNECTIONS: u32 = 24;
+/// How long connecting, and waiting for a connection of the pool, may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Opens a pool of up to 24 connections, enough for one consumer with its defaults, to the server of a `mysql://` (or
+/// `mariadb://`) URL, after one connection has shown that the server takes them.
+///
+/// Applications use a pool of their own: nothing here rests on its settings.
+///
+/// # Errors
+/// When the URL is malformed or names no database, the server cannot be reached within 10 s, or refuses. No text
+/// repeats the URL.
+pub async fn open(url: &str) -> Result<MySqlPool, AdapterError> {
+    let form = "write mysql://user:password@host:3306/database, with special characters percent-encoded";
+    let malformed =
+        || AdapterError::new(FaultKind::Invalid, "the URL of the database is malformed").with_hint(form);
+    // sqlx asks nobody but the caller which kind of server this is.
+    let known = ["mysql://", "mariadb://"].iter().any(|scheme| url.starts_with(scheme));
+    // The parser's own words may repeat a part of the URL, so they are left out.
+    let options = MySqlConnectOptions::from_str(url).ok().filter(|_| known).ok_or_else(malformed)?;
+    if options.get_database().is_none_or(str::is_empty) {
+        let what = "the URL of the database names no database";
+        return Err(AdapterError::new(FaultKind::Invalid, what).with_hint(form));
+    }
+    let place = format!("MySQL at {}:{}", options.get_host(), options.get_port());
+    let connection = timeout(PATIENCE, options.connect()).await.map_err(|_| {
+        AdapterError::new(
+            FaultKind::Unreachable,
+            format!("{place} did not answer within {} s", PATIENCE.as_secs()),
+        )
+        .with_hint("check host, port and firewall")
+    })?;
+    let connection = connection.map_err(failed(&format!("connect to {place}")))?;
+    connection.close().await.map_err(failed(&format!("talk to {place}")))?;
+    Ok(MySqlPoolOptions::new()
+        .max_connections(CONNECTIONS)
+        .acquire_timeout(PATIENCE)
+        .connect_lazy_with(options))
+}

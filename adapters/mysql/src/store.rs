@@ -1,0 +1,208 @@
+//! The outbox as the relay uses it.
+
+use std::time::Duration;
+
+use backstop_core::AdapterError;
+use backstop_core::lease::{Holder, Lease, Leases};
+use backstop_core::outbox::{BuriedRow, DeadRow, OutboxReader, OutboxStatus, OutboxStore, RowId};
+use chrono::Utc;
+use futures_core::future::BoxFuture;
+use sqlx::mysql::MySqlRow;
+use sqlx::{AssertSqlSafe, MySqlPool, Row};
+
+use crate::contest::contested;
+use crate::failure::failed;
+use crate::outbox_row::{self, COLUMNS, COUNT};
+use crate::reader::MySqlOutboxReader;
+use crate::scoped::Scoped;
+use crate::tables::MySqlTables;
+use crate::{lease, literal, time};
+
+/// Rows that one DELETE takes: short transactions, and lists that are looked up one by one (MariaDB makes tables of those
+/// with 1,000 values).
+const DELETE_AT_ONCE: usize = 500;
+
+/// Keeps the lease from being taken over until the transaction ends.
+const FENCE: &str = "SELECT 1 FROM {lease} WHERE name = ? AND owner = ? AND token = ? LOCK IN SHARE MODE";
+
+/// A date that is none, which a strict session would not write again, is left out: the error tells it.
+const BURY: &str = "
+    INSERT INTO {dead} (seq, id, source, destination, routing_key, `key`, kind, subject, event_time, content_type,
+                        headers, payload, created_at, reason, error)
+    SELECT seq, id, source, destination, routing_key, `key`, kind, subject,
+           IF(MONTH(event_time) > 0 AND DAYOFMONTH(event_time) > 0, event_time, NULL), content_type, headers, payload,
+           created_at, ?, ?
+    FROM {outbox} WHERE seq = ? AND CAST(id AS BINARY) = ? FOR UPDATE";
+
+const UNLIST: &str = "DELETE FROM {outbox} WHERE seq = ?";
+
+const STATUS: &str = "
+    SELECT (SELECT COUNT(*) FROM {outbox}), (SELECT COUNT(*) FROM {dead}),
+           (SELECT TIMESTAMPDIFF(MICROSECOND, created_at, UTC_TIMESTAMP(6)) FROM {outbox} ORDER BY seq LIMIT 1)";
+
+/// Reads and empties an outbox.
+#[derive(Debug, Clone)]
+pub struct MySqlOutboxStore {
+    pool: MySqlPool,
+    tables: MySqlTables,
+    full_scan: Option<Duration>,
+}
+
+impl MySqlOutboxStore {
+    /// The outbox among those tables. Every minute its readers scan it in full for rows that they missed.
+    pub fn new(pool: MySqlPool, tables: MySqlTables) -> Self {
+        Self { pool, tables, full_scan: Some(Duration::from_secs(60)) }
+    }
+
+    /// How often readers scan in full; `None` for never. Defaults to every minute. The scan finds nothing unless
+    /// writers break the contract of the table, such as by choosing numbers themselves that were given before.
+    #[must_use]
+    pub fn full_scan(mut self, every: Option<Duration>) -> Self {
+        self.full_scan = every;
+        self
+    }
+
+    async fn delete_some(&self, rows: &[RowId]) -> Result<(), AdapterError> {
+        const DOING: &str = "delete published rows from the outbox";
+        // As bytes in hexadecimal, because any writer may choose them: there is nothing of theirs to escape.
+        let name = |row: &RowId| format!("({}, {})", row.seq, literal::bytes(row.id.as_bytes()));
+        let numbers = rows.iter().map(|row| row.seq.to_string()).collect::<Vec<_>>().join(", ");
+        let names = rows.iter().map(name).collect::<Vec<_>>().join(", ");
+        // Any other way to these rows would pass over those of open transactions, and wait for them.
+        let sql = format!(
+            "DELETE o FROM {} AS o FORCE INDEX (PRIMARY) WHERE o.seq IN ({numbers}) \
+             AND (o.seq, CAST(o.id AS BINARY)) IN ({names})",
+            self.tables.outbox()
+        );
+        contested(DOING, async || {
+            let mut scoped = Scoped::begin(&self.pool).await.map_err(failed(DOING))?;
+            scoped.run(sql.clone()).await.map_err(|stopped| failed(DOING)(stopped.error))?;
+            scoped.commit().await.map_err(failed(DOING))
+        })
+        .await
+    }
+
+    async fn move_to_dead(&self, lease: &Lease, rows: &[DeadRow]) -> Result<bool, AdapterError> {
+        const DOING: &str = "move rows from the outbox to the dead rows";
+        contested(DOING, async || {
+            let mut scoped = Scoped::begin(&self.pool).await.map_err(failed(DOING))?;
+            let ours = sqlx::query(AssertSqlSafe(self.tables.fill(FENCE)))
+                .bind(lease.name.as_bytes())
+                .bind(lease.owner.as_bytes())
+                .bind(lease.token)
+                .fetch_optional(&mut *scoped)
+                .await
+                .map_err(failed(DOING))?;
+            if ours.is_none() {
+                scoped.rollback().await;
+                return Ok(false);
+            }
+            for row in rows {
+                self.move_one(&mut scoped, row).await.map_err(failed(DOING))?;
+            }
+            scoped.commit().await.map_err(failed(DOING))?;
+            Ok(true)
+        })
+        .await
+    }
+
+    async fn move_one(&self, scoped: &mut Scoped, row: &DeadRow) -> Result<(), sqlx::Error> {
+        let moved = sqlx::query(AssertSqlSafe(self.tables.fill(BURY)))
+            .bind(&row.reason)
+            .bind(&row.error)
+            .bind(row.seq)
+            .bind(row.id.as_bytes())
+            .execute(&mut **scoped)
+            .await?;
+        if moved.rows_affected() > 0 {
+            let unlist = sqlx::query(AssertSqlSafe(self.tables.fill(UNLIST))).bind(row.seq);
+            unlist.execute(&mut **scoped).await?;
+        }
+        Ok(())
+    }
+
+    async fn read_buried(&self, limit: u32) -> Result<Vec<BuriedRow>, AdapterError> {
+        let sql = format!(
+            "SELECT {COLUMNS}, reason, error, CAST(died_at AS CHAR) FROM {{dead}} ORDER BY n LIMIT ?"
+        );
+        let rows = sqlx::query(AssertSqlSafe(self.tables.fill(&sql)))
+            .bind(limit)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(failed("read the dead rows"))?;
+        rows.iter().map(buried_row).collect::<Result<_, _>>().map_err(failed("read the dead rows"))
+    }
+}
+
+fn buried_row(row: &MySqlRow) -> Result<BuriedRow, sqlx::Error> {
+    let (outbox_row, _) = outbox_row::read(row)?;
+    let died_at: String = row.try_get(COUNT + 2)?;
+    Ok(BuriedRow {
+        row: outbox_row,
+        reason: row.try_get(COUNT)?,
+        error: row.try_get(COUNT + 1)?,
+        died_at: time::parse(&died_at).unwrap_or_else(Utc::now),
+    })
+}
+
+impl Leases for MySqlOutboxStore {
+    fn acquire<'a>(
+        &'a self,
+        name: &'a str,
+        owner: &'a str,
+        ttl: Duration,
+    ) -> BoxFuture<'a, Result<Option<Lease>, AdapterError>> {
+        Box::pin(lease::acquire(&self.pool, &self.tables, name, owner, ttl))
+    }
+
+    fn release<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<(), AdapterError>> {
+        Box::pin(lease::release(&self.pool, &self.tables, lease))
+    }
+
+    fn holder<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Holder>, AdapterError>> {
+        Box::pin(lease::holder(&self.pool, &self.tables, name))
+    }
+}
+
+impl OutboxStore for MySqlOutboxStore {
+    fn reader(&self) -> Box<dyn OutboxReader> {
+        Box::new(MySqlOutboxReader::new(self.pool.clone(), &self.tables, self.full_scan))
+    }
+
+    fn delete<'a>(&'a self, rows: &'a [RowId]) -> BoxFuture<'a, Result<(), AdapterError>> {
+        Box::pin(async move {
+            for rows in rows.chunks(DELETE_AT_ONCE) {
+                self.delete_some(rows).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn bury<'a>(
+        &'a self,
+        lease: &'a Lease,
+        rows: &'a [DeadRow],
+    ) -> BoxFuture<'a, Result<bool, AdapterError>> {
+        Box::pin(self.move_to_dead(lease, rows))
+    }
+
+    fn status(&self) -> BoxFuture<'_, Result<OutboxStatus, AdapterError>> {
+        Box::pin(async move {
+            let (pending, dead, oldest): (i64, i64, Option<i64>) =
+                sqlx::query_as(AssertSqlSafe(self.tables.fill(STATUS)))
+                    .fetch_one(&self.pool)
+                    .await
+                    .map_err(failed("count the rows of the outbox"))?;
+            let count = |rows: i64| u64::try_from(rows).unwrap_or(0);
+            Ok(OutboxStatus {
+                pending: count(pending),
+                oldest: oldest.map(time::from_micros),
+                dead: count(dead),
+            })
+        })
+    }
+
+    fn buried(&self, limit: u32) -> BoxFuture<'_, Result<Vec<BuriedRow>, AdapterError>> {
+        Box::pin(self.read_buried(limit))
+    }
+}

@@ -1,0 +1,10 @@
+//! What the conformance suite cannot show, because it is about this database only.
+
+mod commit;
+mod common;
+mod held;
+mod lost;
+mod outbox;
+mod reader;
+mod schema;
+mod stress;

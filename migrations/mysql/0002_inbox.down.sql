@@ -1,0 +1,3 @@
+DROP TABLE IF EXISTS `backstop_held_gate`;
+DROP TABLE IF EXISTS `backstop_held`;
+DROP TABLE IF EXISTS `backstop_inbox`;
