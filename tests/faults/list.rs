@@ -65,7 +65,7 @@ const DATABASE: &[Fault] = &[
         "A full disk itself would stop the test's own server for others; a relay sees the same failed writes.",
     ),
     shown(22, "deadlocks, lock timeouts and lost answers when rows are deleted", "deleted again; what was confirmed is not forgotten"),
-    but(23, "MySQL's gap locks", "tried again; writers wait for a bounded time", "Shown by the adapter's own tests."),
+    shown(23, "MySQL's gap locks", "neither writers nor relays wait for each other"),
     shown(24, "a notification is lost", "rows come within the polling interval, because nothing rests on notifications"),
     but(
         25,
