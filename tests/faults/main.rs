@@ -13,3 +13,4 @@ mod pauses;
 mod permissions;
 mod restarts;
 mod soak;
+mod sqlite;

@@ -306,6 +306,14 @@ impl RelayConfig {
         let text = format!(
             "[database]\nurl = \"{database}\"\nschema = \"{schema}\"\n\n[broker]\n{broker}\n\n{collector}"
         );
+        Self::of(&text)
+    }
+
+    /// A relay with that configuration.
+    ///
+    /// # Panics
+    /// When no file can be written.
+    pub fn of(text: &str) -> Self {
         let file = tempfile::Builder::new().suffix(".toml").tempfile().expect("a temporary file");
         std::fs::write(file.path(), text).expect("a temporary file");
         Self { file }
@@ -350,7 +358,7 @@ impl RelayConfig {
     }
 }
 
-/// A relay that is looked at while it runs.
+/// A relay that is looked at while it runs, and killed when it is dropped.
 #[derive(Debug)]
 pub struct Relay {
     /// The process.

@@ -162,7 +162,7 @@ impl Soak {
                 for line in &mut self.lines {
                     let owner = line.owner().await;
                     let next = line.scene.relay();
-                    std::mem::replace(&mut line.relays[owner], next).program.kill();
+                    drop(std::mem::replace(&mut line.relays[owner], next));
                 }
             }
             Fault::StopRelay => self.stop_owners(Duration::from_secs(15)).await,
@@ -215,7 +215,8 @@ impl Soak {
     fn tend(&mut self) -> usize {
         let mut ended = 0;
         for Line { scene, relays, .. } in &mut self.lines {
-            for relay in relays.iter_mut().filter_map(|relay| (!relay.program.is_running()).then_some(relay)) {
+            for relay in relays.iter_mut().filter_map(|relay| (!relay.program.is_running()).then_some(relay))
+            {
                 let log = relay.log();
                 eprintln!("a relay ended: {}", log.lines().last().unwrap_or_default());
                 *relay = scene.relay();

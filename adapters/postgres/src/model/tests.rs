@@ -51,6 +51,7 @@ fn failover() -> Scene {
     Scene { failovers: 1, transactions: 2, ..Scene::claiming(&[0], 2) }
 }
 
+/// F1, F13, F14: in every order of steps that a small model has.
 #[test]
 fn claiming_loses_nothing_and_keeps_the_order() {
     holds("claiming", Scene::claiming(&[0, 0, 1], 2));
@@ -67,17 +68,20 @@ fn savepoints_lose_nothing() {
     holds("savepoints", Scene { savepoints: true, ..Scene::claiming(&[0, 1], 2) });
 }
 
+/// F13: in every order of steps.
 #[test]
 fn prepared_transactions_lose_nothing() {
     holds("prepared", Scene { prepared: true, ..Scene::claiming(&[0, 1], 2) });
 }
 
+/// F5, F8: in every order of steps.
 #[test]
 fn owners_that_stop_and_come_back_do_no_harm() {
     holds("owners", contended());
     holds("owners that die", Scene { crashes: 1, refusals: 0, ..contended() });
 }
 
+/// F17: in every order of steps.
 #[test]
 fn a_server_that_lags_behind_loses_no_more_than_what_it_lacks() {
     holds("fail-over", failover());
