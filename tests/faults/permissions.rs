@@ -7,8 +7,18 @@ use backstop_tests::scene::{PATIENCE, Scene};
 use backstop_tests::{servers, wait};
 use sqlx::AssertSqlSafe;
 
-/// While `breaks` is in force nothing is lost and readiness is gone; after `mends` rows flow again.
-async fn mended(breaks: &str, mends: &str, complaint: &str) {
+/// What is broken for a while.
+struct Broken {
+    breaks: &'static str,
+    mends: &'static str,
+    /// What the log advises.
+    advice: &'static str,
+    /// Whether readiness is gone meanwhile.
+    not_ready: bool,
+}
+
+/// While it is broken nothing is lost and the log says what to do; once it is mended rows flow again.
+async fn mended(Broken { breaks, mends, advice, not_ready }: Broken) {
     let _turn = servers::together().await;
     let scene = Scene::new(Broker::Kafka, "permission").await;
     let mut relay = scene.ready_relay().await;
@@ -17,12 +27,17 @@ async fn mended(breaks: &str, mends: &str, complaint: &str) {
 
     scene.commit(2_000).await;
     run(&scene, breaks).await;
-    wait::until("the relay is not ready", PATIENCE, || async { !relay.is_ready().await }).await;
-    wait::until("its log says why", PATIENCE, || {
-        let said = relay.log().contains(complaint);
+    if !not_ready {
+        scene.commit(100).await;
+    }
+    wait::until("its log says what to do", PATIENCE, || {
+        let said = relay.log().contains(advice);
         std::future::ready(said)
     })
     .await;
+    if not_ready {
+        wait::until("the relay is not ready", PATIENCE, || async { !relay.is_ready().await }).await;
+    }
     run(&scene, mends).await;
     let paused = scene.flows_again().await;
     // The longest pause between two attempts is 10 s.
@@ -36,33 +51,58 @@ async fn run(scene: &Scene, statements: &str) {
     sqlx::raw_sql(AssertSqlSafe(statements.to_owned())).execute(&scene.database.pool).await.expect("run");
 }
 
-/// F29: a permission is revoked while rows flow.
+/// What the log advises where a permission is missing.
+const GRANT: &str = "grant the user its permissions";
+/// What it advises where a table or column is missing.
+const MIGRATE: &str = "run `backstop-relay migrate`";
+
+/// F29: a permission is revoked while rows flow. What is published is deleted later, and not published again; the relay
+/// stays ready meanwhile, because rows still flow.
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_may_not_be_deleted_for_a_while() {
-    let breaks = "REVOKE DELETE ON backstop_outbox FROM CURRENT_USER";
-    mended(breaks, "GRANT DELETE ON backstop_outbox TO CURRENT_USER", "permission denied").await;
+    mended(Broken {
+        breaks: "REVOKE DELETE ON backstop_outbox FROM CURRENT_USER",
+        mends: "GRANT DELETE ON backstop_outbox TO CURRENT_USER",
+        advice: GRANT,
+        not_ready: false,
+    })
+    .await;
 }
 
 /// F29: another permission, without which nothing can be read.
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_may_not_be_read_for_a_while() {
-    let breaks = "REVOKE SELECT ON backstop_outbox FROM CURRENT_USER";
-    mended(breaks, "GRANT SELECT ON backstop_outbox TO CURRENT_USER", "permission denied").await;
+    mended(Broken {
+        breaks: "REVOKE SELECT ON backstop_outbox FROM CURRENT_USER",
+        mends: "GRANT SELECT ON backstop_outbox TO CURRENT_USER",
+        advice: GRANT,
+        not_ready: true,
+    })
+    .await;
 }
 
 /// F29: a column is renamed under the relay's hands.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_column_is_missing_for_a_while() {
-    let breaks = "ALTER TABLE backstop_outbox RENAME COLUMN headers TO mislaid";
-    let mends = "ALTER TABLE backstop_outbox RENAME COLUMN mislaid TO headers";
-    mended(breaks, mends, "headers").await;
+    mended(Broken {
+        breaks: "ALTER TABLE backstop_outbox RENAME COLUMN headers TO mislaid",
+        mends: "ALTER TABLE backstop_outbox RENAME COLUMN mislaid TO headers",
+        advice: MIGRATE,
+        not_ready: true,
+    })
+    .await;
 }
 
 /// F29: the table of the lease is gone for a while, and with it the right to send anything.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_table_of_the_lease_is_missing_for_a_while() {
-    let breaks = "ALTER TABLE backstop_lease RENAME TO mislaid";
-    mended(breaks, "ALTER TABLE mislaid RENAME TO backstop_lease", "backstop_lease").await;
+    mended(Broken {
+        breaks: "ALTER TABLE backstop_lease RENAME TO mislaid",
+        mends: "ALTER TABLE mislaid RENAME TO backstop_lease",
+        advice: MIGRATE,
+        not_ready: false,
+    })
+    .await;
 }
 
 /// F21, F22: every write fails, as after a fail-over to a standby or on a full disk; reads work.
