@@ -1,49 +1,67 @@
-//! Passwords that stop being valid while a relay is connected.
+//! A password that stops being valid while a relay is connected.
 
 use std::time::Duration;
 
-use backstop_tests::program::{Broker, Relay};
+use backstop_tests::program::Broker;
 use backstop_tests::scene::{PATIENCE, Scene};
 use backstop_tests::{servers, wait};
-use sqlx::AssertSqlSafe;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
-/// F47: the database's password changes, and the relay has to connect again: it waits, says why, is not ready, shows
-/// no password, and goes on when the password is valid again.
+/// `guest:guest` in base64.
+const ADMINISTRATOR: &str = "Z3Vlc3Q6Z3Vlc3Q=";
+
+/// Asks RabbitMQ's management API.
+async fn api(method: &str, path: &str, body: &str) {
+    let address = servers::required("BACKSTOP_TEST_RABBITMQ_API").replace("http://", "");
+    let mut stream = TcpStream::connect(&address).await.expect("the API listens");
+    let request = format!(
+        "{method} /api/{path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Basic {ADMINISTRATOR}\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await.expect("written");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 20"), "{method} {path}: {answer}");
+}
+
+async fn set_password(user: &str, password: &str) {
+    api("PUT", &format!("users/{user}"), &format!(r#"{{"password":"{password}","tags":""}}"#)).await;
+}
+
+/// F47: the password of the relay's user at RabbitMQ changes, and the relay has to connect again: it waits, is not
+/// ready, shows no password, and goes on when the password is valid again.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_password_of_the_database_is_refused_for_a_while() {
-    let _turn = servers::alone().await;
-    let scene = Scene::new(Broker::RabbitMq, "password").await;
+async fn the_password_at_rabbitmq_is_refused_for_a_while() {
+    let _turn = servers::together().await;
+    let (user, password) = (servers::unique("user"), "first-secret");
+    set_password(&user, password).await;
+    let all = r#"{"configure":".*","write":".*","read":".*"}"#;
+    api("PUT", &format!("permissions/%2f/{user}"), all).await;
+    let url = servers::amqp_url().replace("guest:guest@", &format!("{user}:{password}@"));
+    let scene = Scene::with_amqp(Broker::RabbitMq, "password", &url).await;
     let mut relay = scene.ready_relay().await;
     scene.commit(100).await;
     scene.drained().await;
+
+    set_password(&user, "second-secret").await;
+    scene.network.broker.cut();
+    scene.network.broker.resume();
     scene.commit(500).await;
-
-    let url = servers::postgres_url();
-    let password = url.split([':', '@']).nth(2).expect("a password in the URL").to_owned();
-    // One connection sees it through; everybody else's end.
-    let mut administrator = scene.database.pool.acquire().await.expect("PostgreSQL answers");
-    let set = |password: &str| format!("ALTER ROLE CURRENT_USER PASSWORD '{password}'");
-    let terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-                     WHERE usename = current_user AND pid <> pg_backend_pid()";
-    let expire = format!("{}; {terminate}", set("another"));
-    sqlx::raw_sql(AssertSqlSafe(expire)).execute(&mut *administrator).await.expect("altered");
-    let told = tokio::time::timeout(PATIENCE, told(&relay)).await;
-    sqlx::raw_sql(AssertSqlSafe(set(&password))).execute(&mut *administrator).await.expect("altered");
-    drop(administrator);
-    assert!(told.is_ok(), "{}", relay.log());
-
+    wait::until("the relay is not ready", PATIENCE, || async { !relay.is_ready().await }).await;
+    wait::until("its log says why", PATIENCE, || {
+        let said = relay.log().contains("check user and password of the AMQP URL");
+        std::future::ready(said)
+    })
+    .await;
+    assert_eq!(scene.backlog().await, Some(500), "nothing is taken for sent");
+    set_password(&user, password).await;
     let paused = scene.flows_again().await;
     assert!(paused < Duration::from_secs(20), "rows stood still for {paused:?}");
     wait::until("the relay is ready", PATIENCE, || relay.is_ready()).await;
     assert!(relay.program.is_running(), "nobody had to start it again");
-    let shown = format!(":{password}@");
-    assert!(!relay.log().contains(&shown), "the password is in the log");
+    assert!(!relay.log().contains(password), "the password is in the log");
     scene.settle().await;
-}
-
-/// Waits until the relay is not ready and its log names the cause.
-async fn told(relay: &Relay) {
-    while relay.is_ready().await || !relay.log().contains("password authentication failed") {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    api("DELETE", &format!("users/{user}"), "").await;
 }

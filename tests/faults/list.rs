@@ -109,7 +109,8 @@ const DATABASE: &[Fault] = &[
         25,
         "PgBouncer in transaction mode",
         "leases and reads work without a session",
-        "`tests/servers` runs no PgBouncer; no statement of the relay rests on an earlier one of its session.",
+        "`tests/servers` runs no PgBouncer. No lock or setting of a session is used, but statements are prepared by name: \
+         that needs PgBouncer 1.21 or later with `max_prepared_statements`.",
     ),
     shown(26, "a dump is restored, or the sequence starts over", "the reader starts over, too"),
     but(

@@ -55,18 +55,18 @@ impl Scene {
     /// # Panics
     /// When a server cannot be used.
     pub async fn new(broker: Broker, stem: &str) -> Self {
-        let database = Database::fresh(stem).await;
-        Self::in_database(broker, stem, database).await
+        Self::with_amqp(broker, stem, &servers::amqp_url()).await
     }
 
-    /// The same in a database that is there.
+    /// The same with another URL of RabbitMQ for the relay.
     ///
     /// # Panics
     /// When a server cannot be used.
-    pub async fn in_database(broker: Broker, stem: &str, database: Database) -> Self {
+    pub async fn with_amqp(broker: Broker, stem: &str, amqp: &str) -> Self {
+        let database = Database::fresh(stem).await;
         let place = servers::unique(stem);
         workload::create_ordered_place(broker, &place, 4).await;
-        let (network, relay) = Network::for_relay(broker, &database.schema).await;
+        let (network, relay) = Network::for_relay(broker, &database.schema, amqp).await;
         let consumer = ConsumerConfig::new(broker, &place, &servers::unique("ledger"), &database.schema);
         let consuming = Consuming::start(consumer.clone());
         Self { broker, database, place, network, relay, consumer, consuming, events: Arc::default() }
@@ -216,10 +216,10 @@ impl Scene {
 }
 
 impl Network {
-    async fn for_relay(broker: Broker, schema: &str) -> (Self, RelayConfig) {
+    async fn for_relay(broker: Broker, schema: &str, amqp: &str) -> (Self, RelayConfig) {
         let (server, database) = proxied(&servers::postgres_url()).await;
         let (proxy, address) = if broker == Broker::RabbitMq {
-            proxied(&servers::amqp_url()).await
+            proxied(amqp).await
         } else {
             let broker = servers::kafka().parse().expect("the address of one broker");
             let proxy = Proxy::before_kafka(broker).await.expect("a free port");
