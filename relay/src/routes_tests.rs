@@ -123,6 +123,7 @@ async fn messages_go_where_their_route_leads() {
     assert_eq!(taken, [vec![1, 3], vec![2]]);
 }
 
+/// F11: with two brokers, the rows of the other one flow.
 #[tokio::test]
 async fn an_outage_of_one_broker_reaches_its_destinations_only() {
     let (mut publisher, _) = routed(Ok(true), Err(Scope::Broker));

@@ -161,6 +161,7 @@ impl Signals {
 mod tests {
     use super::*;
 
+    /// F10: no task ends in silence.
     #[tokio::test]
     async fn an_end_nobody_asked_for_stops_the_others_and_fails() {
         let stop = CancellationToken::new();
@@ -199,6 +200,7 @@ mod tests {
         }
     }
 
+    /// F10: the process ends with an exit code, and releases the lease.
     #[tokio::test]
     async fn a_panic_is_a_failure_with_its_cause() {
         let mut supervisor = Supervisor::default();

@@ -237,6 +237,7 @@ fn an_absent_broker_and_a_wrong_password_are_found_by_check() {
     }
 }
 
+/// F47: credentials that are refused at the start.
 #[test]
 fn run_exits_when_it_is_refused_and_shows_no_secret_at_any_level() {
     let refused = amqp().replace("guest:guest@", &format!("guest:{SECRET}@"));
@@ -310,6 +311,7 @@ fn a_letter_that_is_not_there_is_named_without_its_escape_sequences() {
     );
 }
 
+/// F11: from the start on.
 #[test]
 fn run_waits_for_a_broker_that_cannot_be_reached_and_stops_at_a_signal() {
     let relay = Relay::new(
@@ -320,6 +322,7 @@ fn run_waits_for_a_broker_that_cannot_be_reached_and_stops_at_a_signal() {
     assert_eq!(ran.code, 0, "{}", ran.stderr);
 }
 
+/// F4: the program, with its exit code.
 #[test]
 fn run_drains_and_stops_at_a_signal() {
     let relay = Relay::new(&format!(

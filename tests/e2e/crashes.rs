@@ -35,16 +35,19 @@ async fn relay_dies(broker: Broker, point: &str) {
     database.drop().await;
 }
 
+/// F2, F3: the whole batch comes again under its ids.
 #[tokio::test(flavor = "multi_thread")]
 async fn relay_dies_after_publish_before_delete_on_kafka() {
     relay_dies(Broker::Kafka, "relay.published").await;
 }
 
+/// F2, F3: the whole batch comes again under its ids.
 #[tokio::test(flavor = "multi_thread")]
 async fn relay_dies_after_publish_before_delete_on_rabbitmq() {
     relay_dies(Broker::RabbitMq, "relay.published").await;
 }
 
+/// F1: what had been read is read again.
 #[tokio::test(flavor = "multi_thread")]
 async fn relay_dies_after_claim_before_publish() {
     relay_dies(Broker::Kafka, "relay.claimed").await;

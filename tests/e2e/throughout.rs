@@ -101,6 +101,7 @@ async fn real_writers_through_rabbitmq() {
     undisturbed(Broker::RabbitMq).await;
 }
 
+/// F1, F2, F3, F7: at any moment, of two relays.
 #[tokio::test(flavor = "multi_thread")]
 async fn relays_and_consumers_killed_through_kafka() {
     let scene = Scene::new(Broker::Kafka).await;
@@ -108,6 +109,7 @@ async fn relays_and_consumers_killed_through_kafka() {
     scene.database.drop().await;
 }
 
+/// F1, F2, F3, F7: at any moment, of two relays.
 #[tokio::test(flavor = "multi_thread")]
 async fn relays_and_consumers_killed_through_rabbitmq() {
     let scene = Scene::new(Broker::RabbitMq).await;
@@ -127,6 +129,8 @@ async fn competing_consumers_killed_through_rabbitmq() {
 }
 
 /// The owner is killed; the lease's end lets the other one in, within the lease time.
+///
+/// F7: one stands by.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_second_relay_takes_over() {
     let scene = Scene::new(Broker::Kafka).await;

@@ -8,7 +8,9 @@ pub mod commit_proxy;
 pub mod database;
 pub mod letters;
 pub mod program;
+pub mod scene;
 pub mod servers;
+pub mod soak;
 pub mod wait;
 pub mod workload;
 

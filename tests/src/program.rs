@@ -1,6 +1,7 @@
 //! The consumer of the tests, in this process or in one of its own, and the relay as a program that can be killed.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -10,6 +11,8 @@ use backstop_kafka::{KafkaDeadLetters, KafkaSettings, KafkaSource, RebalanceProt
 use backstop_postgres::PgInbox;
 use backstop_rabbitmq::{RabbitDeadLetters, RabbitSettings, RabbitSource};
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -177,20 +180,22 @@ impl Program {
     /// # Panics
     /// When it is not built.
     pub fn start(name: &str, arguments: &[&str], crash_at: Option<&str>) -> Self {
-        let path = binary(name);
-        let mut command = Command::new(&path);
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
+        let mut command = Command::new(binary(name));
+        command.args(arguments);
         if std::env::var_os("BACKSTOP_TEST_VERBOSE").is_none() {
             command.stderr(Stdio::null());
         }
         if let Some(point) = crash_at {
             command.env("BACKSTOP_CRASH_AT", point);
         }
-        Self(
-            command
-                .spawn()
-                .unwrap_or_else(|error| panic!("{}: {error}; run: cargo build --workspace", path.display())),
-        )
+        Self::run(command)
+    }
+
+    fn run(mut command: Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let program = command.get_program().to_string_lossy().into_owned();
+        let started = command.spawn();
+        Self(started.unwrap_or_else(|error| panic!("{program}: {error}; run: cargo build --workspace")))
     }
 
     /// SIGKILL, and no more.
@@ -200,6 +205,26 @@ impl Program {
     pub fn kill(mut self) {
         self.0.kill().expect("a child of ours");
         self.0.wait().expect("a child of ours");
+    }
+
+    /// Sends a signal, such as `STOP` or `CONT`.
+    ///
+    /// # Panics
+    /// When the process is gone.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.0.id().to_string()]).status();
+        assert!(sent.expect("kill can be started").success(), "SIG{name} cannot be sent");
+    }
+
+    /// Bytes that it holds in memory now.
+    ///
+    /// # Panics
+    /// When the process is gone.
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it runs");
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number of KiB");
+        kib << 10
     }
 
     /// Waits until it has ended by itself, as a crash point makes it.
@@ -251,9 +276,27 @@ impl RelayConfig {
     /// # Panics
     /// When no file can be written.
     pub fn new(broker: Broker, schema: &str, dead_letters: &[String]) -> Self {
+        let address = match broker {
+            Broker::RabbitMq => servers::amqp_url(),
+            _ => servers::kafka(),
+        };
+        Self::through(broker, schema, dead_letters, &servers::postgres_url(), &address)
+    }
+
+    /// The same by other ways: a URL of PostgreSQL, and a URL of RabbitMQ or bootstrap servers of Kafka.
+    ///
+    /// # Panics
+    /// When no file can be written.
+    pub fn through(
+        broker: Broker,
+        schema: &str,
+        dead_letters: &[String],
+        database: &str,
+        address: &str,
+    ) -> Self {
         let broker = match broker {
-            Broker::RabbitMq => format!("kind = \"rabbitmq\"\nurl = \"{}\"", servers::amqp_url()),
-            _ => format!("kind = \"kafka\"\nbrokers = \"{}\"", servers::kafka()),
+            Broker::RabbitMq => format!("kind = \"rabbitmq\"\nurl = \"{address}\""),
+            _ => format!("kind = \"kafka\"\nbrokers = \"{address}\""),
         };
         let collector = if dead_letters.is_empty() {
             String::new()
@@ -261,9 +304,16 @@ impl RelayConfig {
             format!("[dead_letters]\nenabled = true\nsources = {dead_letters:?}\n")
         };
         let text = format!(
-            "[database]\nurl = \"{}\"\nschema = \"{schema}\"\n\n[broker]\n{broker}\n\n{collector}",
-            servers::postgres_url()
+            "[database]\nurl = \"{database}\"\nschema = \"{schema}\"\n\n[broker]\n{broker}\n\n{collector}"
         );
+        Self::of(&text)
+    }
+
+    /// A relay with that configuration.
+    ///
+    /// # Panics
+    /// When no file can be written.
+    pub fn of(text: &str) -> Self {
         let file = tempfile::Builder::new().suffix(".toml").tempfile().expect("a temporary file");
         std::fs::write(file.path(), text).expect("a temporary file");
         Self { file }
@@ -272,6 +322,20 @@ impl RelayConfig {
     /// Starts `backstop-relay run`.
     pub fn spawn(&self, crash_at: Option<&str>) -> Program {
         Program::start("backstop-relay", &["--config", self.path(), "run"], crash_at)
+    }
+
+    /// Starts `backstop-relay run` with a log that can be read, and HTTP on a port of its own.
+    ///
+    /// # Panics
+    /// When the program is not built, or no file can be written.
+    pub fn watched(&self) -> Relay {
+        let log = tempfile::NamedTempFile::new().expect("a temporary file");
+        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let http = port.expect("a free port");
+        let mut command = Command::new(binary("backstop-relay"));
+        command.args(["--config", self.path(), "run"]).env("BACKSTOP__HTTP__LISTEN", http.to_string());
+        command.stderr(log.reopen().expect("a temporary file"));
+        Relay { program: Program::run(command), http, log }
     }
 
     /// Runs a command of the relay to its end and returns its exit code and output.
@@ -291,5 +355,58 @@ impl RelayConfig {
 
     fn path(&self) -> &str {
         self.file.path().to_str().expect("a temporary path is UTF-8")
+    }
+}
+
+/// A relay that is looked at while it runs, and killed when it is dropped.
+#[derive(Debug)]
+pub struct Relay {
+    /// The process.
+    pub program: Program,
+    http: SocketAddr,
+    log: tempfile::NamedTempFile,
+}
+
+impl Relay {
+    /// Whether `/ready` says so.
+    pub async fn is_ready(&self) -> bool {
+        self.get("/ready").await.is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
+    }
+
+    /// A number of `/metrics`, summed over its labels; `None` when the relay does not tell.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        let answer = self.get("/metrics").await?;
+        let values = answer.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+        values.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).reduce(|sum: f64, value| sum + value)
+    }
+
+    async fn get(&self, path: &str) -> Option<String> {
+        let asking = async {
+            let mut stream = TcpStream::connect(self.http).await.ok()?;
+            let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.http);
+            stream.write_all(request.as_bytes()).await.ok()?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.ok()?;
+            Some(answer)
+        };
+        tokio::time::timeout(Duration::from_secs(5), asking).await.ok()?
+    }
+
+    /// What it has logged.
+    ///
+    /// # Panics
+    /// When its log cannot be read.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log.path()).expect("a temporary file")
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail: Vec<&str> = log.lines().rev().take(30).collect();
+            eprintln!("the last of the relay's log, newest first:\n{}", tail.join("\n"));
+        }
     }
 }

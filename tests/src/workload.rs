@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use backstop::cloudevents::{self, Binding};
 use backstop::sink::Sink as _;
@@ -151,13 +152,21 @@ pub async fn publish(database: &Database, publisher: &Publisher, place: &str, ev
 }
 
 async fn record(connection: &mut PgConnection, placed: &Placed) {
+    try_record(connection, placed).await.expect("a fresh id");
+}
+
+/// Writes an event into the ledger of what is committed.
+///
+/// # Errors
+/// When the database cannot be used.
+pub async fn try_record(connection: &mut PgConnection, placed: &Placed) -> Result<(), sqlx::Error> {
     sqlx::query("INSERT INTO committed (id, key, seq) VALUES ($1, $2, $3)")
         .bind(&placed.id)
         .bind(&placed.event.key)
         .bind(placed.event.seq)
         .execute(connection)
         .await
-        .expect("a fresh id");
+        .map(drop)
 }
 
 /// Publishes envelopes from outside, each confirmed.
@@ -235,35 +244,86 @@ COMMIT;
 \endif
 ";
 
+/// pgbench's tables in a schema, and its script.
+#[derive(Debug)]
+pub struct Pgbench {
+    schema: String,
+    script: tempfile::NamedTempFile,
+}
+
+impl Pgbench {
+    /// Makes the tables.
+    ///
+    /// # Panics
+    /// When pgbench cannot be run, or fails.
+    pub async fn prepare(database: &Database, place: &str) -> Self {
+        let script = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(script.path(), PGBENCH.replace("{place}", place)).expect("a temporary file");
+        let pgbench = Self { schema: database.schema.clone(), script };
+        tokio::task::spawn_blocking(move || {
+            pgbench.run(&["--initialize", "--quiet", "--scale=10"]).assert_success();
+            alter_accounts(&servers::postgres_url(), &pgbench.schema);
+            pgbench
+        })
+        .await
+        .expect("pgbench does not panic")
+    }
+
+    /// Runs so many transactions with 16 clients.
+    ///
+    /// # Panics
+    /// When pgbench fails.
+    pub fn run_through(&self, transactions: usize) {
+        let each = format!("--transactions={}", transactions / 16);
+        let script = self.script();
+        let arguments = ["--no-vacuum", "--client=16", "--jobs=2", &each, "--file", &script];
+        self.run(&arguments).assert_success();
+    }
+
+    /// Runs with 8 clients for a while, or until the server goes away; `rate` is in transactions a second, of all
+    /// clients together.
+    ///
+    /// # Panics
+    /// When pgbench cannot be started.
+    pub fn run_for(&self, time: Duration, rate: u32) {
+        let (time, rate) = (format!("--time={}", time.as_secs()), format!("--rate={rate}"));
+        let script = self.script();
+        self.run(&["--no-vacuum", "--client=8", "--jobs=1", &time, &rate, "--file", &script]);
+    }
+
+    fn script(&self) -> String {
+        self.script.path().to_str().expect("a temporary path is UTF-8").to_owned()
+    }
+
+    fn run(&self, arguments: &[&str]) -> Ran {
+        let output = Command::new(servers::required("BACKSTOP_TEST_PGBENCH"))
+            .args(arguments)
+            .arg(servers::postgres_url())
+            .env("PGOPTIONS", format!("-c search_path={} -c client_min_messages=warning", self.schema))
+            .stdin(Stdio::null())
+            .output();
+        Ran(output.expect("pgbench can be started"))
+    }
+}
+
+/// What a run of pgbench said.
+struct Ran(std::process::Output);
+
+impl Ran {
+    fn assert_success(&self) {
+        assert!(self.0.status.success(), "pgbench: {}", String::from_utf8_lossy(&self.0.stderr));
+    }
+}
+
 /// pgbench with 16 clients, running in the background; waits for its end when awaited.
 ///
 /// # Panics
 /// When pgbench cannot be run, or fails.
 pub async fn pgbench(database: &Database, place: &str, transactions: usize) {
-    let program = servers::required("BACKSTOP_TEST_PGBENCH");
-    let (schema, place) = (database.schema.clone(), place.to_owned());
-    let url = servers::postgres_url();
-    tokio::task::spawn_blocking(move || {
-        let run = |arguments: &[&str]| {
-            let output = Command::new(&program)
-                .args(arguments)
-                .arg(&url)
-                .env("PGOPTIONS", format!("-c search_path={schema} -c client_min_messages=warning"))
-                .stdin(Stdio::null())
-                .output()
-                .expect("pgbench can be started");
-            assert!(output.status.success(), "pgbench: {}", String::from_utf8_lossy(&output.stderr));
-        };
-        run(&["--initialize", "--quiet", "--scale=10"]);
-        alter_accounts(&url, &schema);
-        let script = tempfile::NamedTempFile::new().expect("a temporary file");
-        std::fs::write(script.path(), PGBENCH.replace("{place}", &place)).expect("a temporary file");
-        let script = script.path().to_str().expect("a temporary path is UTF-8");
-        let each = format!("--transactions={}", transactions / 16);
-        run(&["--no-vacuum", "--client=16", "--jobs=2", &each, "--file", script]);
-    })
-    .await
-    .expect("pgbench does not panic");
+    let pgbench = Pgbench::prepare(database, place).await;
+    tokio::task::spawn_blocking(move || pgbench.run_through(transactions))
+        .await
+        .expect("pgbench does not panic");
 }
 
 fn alter_accounts(url: &str, schema: &str) {

@@ -313,6 +313,7 @@ mod tests {
         assert_eq!(scope(Code::NotEnoughReplicas), Scope::Broker);
     }
 
+    /// F47: refused credentials are told from an outage.
     #[test]
     fn credentials_end_a_source_and_an_outage_does_not() {
         for code in [Code::Authentication, Code::GroupAuthorizationFailed, Code::SSL, Code::AutoOffsetReset] {

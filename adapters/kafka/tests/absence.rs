@@ -77,6 +77,7 @@ async fn publish(sink: &KafkaSink, topic: &str, number: usize) {
     sent.unwrap_or_else(|error| panic!("{error:?}"));
 }
 
+/// F40: and none of its own is dropped in silence.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_is_gone_for_a_moment_costs_no_message_of_another() {
     let cluster = cluster(&["steady", "flickering"]);
@@ -157,6 +158,7 @@ async fn a_source_whose_coordinator_is_silent_can_be_closed() {
     within("close", source.close()).await.expect("closed");
 }
 
+/// F39: given up is unknown, not failed.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_abandoned_while_the_brokers_are_down_is_confirmed_as_unknown() {
     let cluster = cluster(&["orders"]);
@@ -168,6 +170,7 @@ async fn what_is_abandoned_while_the_brokers_are_down_is_confirmed_as_unknown() 
     assert_mended(&mut publisher).await;
 }
 
+/// F41: `min.insync.replicas` unmet is never taken for stored.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_abandoned_with_too_few_replicas_is_confirmed_as_unknown() {
     let cluster = cluster(&["orders"]);

@@ -105,6 +105,7 @@ fn failed(refused: Result<(), Refused>) -> PublishError {
     }
 }
 
+/// F44: too large is the message's fault, not the destination's.
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals_reach_as_far_as_they_should() {
     let topic = Topic::new("scopes", 1).await;
@@ -141,6 +142,7 @@ async fn refusals_reach_as_far_as_they_should() {
     assert!(publisher.probe(&[]).await.is_empty());
 }
 
+/// F12: of many, one topic is refused.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_may_not_be_written_to_pauses_its_destination_only() {
     let topic = Topic::new("denied", 1).await;
@@ -170,6 +172,7 @@ fn acl(what: &str, topic: &str) {
     assert!(status.expect("the script runs").success());
 }
 
+/// F39: a report that does not come in time.
 #[tokio::test(flavor = "multi_thread")]
 async fn brokers_that_are_down_make_the_outcome_unknown_within_the_limit() {
     let sink = KafkaSink::new(KafkaSettings::new("127.0.0.1:1")).publish_timeout(Duration::from_millis(300));
@@ -182,6 +185,7 @@ async fn brokers_that_are_down_make_the_outcome_unknown_within_the_limit() {
     assert_eq!(errors.iter().map(PublishError::scope).collect::<Vec<_>>(), [Scope::Broker]);
 }
 
+/// F47: whatever fails, no password is shown.
 #[tokio::test(flavor = "multi_thread")]
 async fn secrets_are_in_no_debug_and_no_error() {
     let settings = KafkaSettings::new("127.0.0.1:1")

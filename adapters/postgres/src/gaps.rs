@@ -234,6 +234,7 @@ mod tests {
         from.into_iter().zip(to).collect()
     }
 
+    /// F14: the rule.
     #[test]
     fn a_gap_closes_only_after_a_read_that_began_without_its_holders() {
         let mut gaps = Gaps::default();

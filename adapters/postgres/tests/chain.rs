@@ -74,6 +74,8 @@ async fn whoever_waits_for_a_connection_gets_one() {
 }
 
 /// A server that keeps silent, here behind a lock, is an outage and not a wait for ever.
+///
+/// F45: the database is silent.
 #[tokio::test]
 async fn a_server_that_does_not_answer_is_given_up() {
     let db = Db::new().await;

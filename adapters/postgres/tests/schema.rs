@@ -66,6 +66,7 @@ async fn a_prefix_keeps_two_sets_of_tables_apart() {
     db.drop().await;
 }
 
+/// F29: every missing table, column and permission is named.
 #[tokio::test]
 async fn the_check_finds_what_is_wrong() {
     let db = Db::bare().await;

@@ -56,6 +56,7 @@ fn status(answer: &str) -> &str {
     answer.split(' ').nth(1).unwrap_or(answer)
 }
 
+/// F11: readiness says whether rows flow.
 #[tokio::test]
 async fn ready_follows_the_pump_and_live_does_not() {
     let server = serve("").await;

@@ -28,6 +28,7 @@ async fn every_row_is_published_once_and_deleted() {
     check(&store, &broker, &NONE);
 }
 
+/// F24: nothing rests on a notification; an idle relay looks often enough.
 #[tokio::test(start_paused = true)]
 async fn a_single_message_on_an_idle_system_is_quick() {
     let (store, broker) = (Store::default(), Broker::new(2));
@@ -47,6 +48,7 @@ async fn a_single_message_on_an_idle_system_is_quick() {
     pump.stop().await;
 }
 
+/// F11: nothing is charged, nothing dies, and the buffer keeps its bound.
 #[tokio::test(start_paused = true)]
 async fn an_outage_of_the_broker_kills_nothing_and_memory_stays_bounded() {
     let (store, broker) = (Store::default(), Broker::new(3));
@@ -65,6 +67,7 @@ async fn an_outage_of_the_broker_kills_nothing_and_memory_stays_bounded() {
     check(&store, &broker, &NONE);
 }
 
+/// F37: a destination that is gone pauses, with an alarm, and resumes by itself.
 #[tokio::test(start_paused = true)]
 async fn a_missing_destination_pauses_and_others_flow() {
     let (store, broker) = (Store::default(), Broker::new(4));
@@ -114,6 +117,7 @@ async fn a_destination_resumes_while_rows_keep_coming_and_without_probes() {
     check(&store, &broker, &NONE);
 }
 
+/// F12, F44: one row that cannot be sent dies with its reason; the others of its batch are sent.
 #[tokio::test(start_paused = true)]
 async fn poison_dies_and_its_neighbours_in_the_batch_live() {
     let (store, broker) = (Store::default(), Broker::new(6));
@@ -135,6 +139,7 @@ async fn poison_dies_and_its_neighbours_in_the_batch_live() {
     assert_eq!(reasons, ["invalid-row".to_owned(), "unsendable".to_owned()].into());
 }
 
+/// F12: where a poison row blocks, it blocks its key only.
 #[tokio::test(start_paused = true)]
 async fn a_blocked_key_waits_in_order_and_others_flow() {
     for by_broker in [false, true] {
@@ -184,6 +189,7 @@ async fn stop_ends_the_run_with_the_row() {
     }
 }
 
+/// F13: a lower number that commits later is sent.
 #[tokio::test(start_paused = true)]
 async fn late_commits_below_what_was_read_are_published() {
     let (store, broker) = (Store::default(), Broker::new(9));
@@ -209,6 +215,7 @@ async fn late_commits_below_what_was_read_are_published() {
     check(&store, &broker, &NONE);
 }
 
+/// F16, F22: reads and write-backs that fail are done again.
 #[tokio::test(start_paused = true)]
 async fn faults_of_the_database_lose_nothing() {
     for kind in FAULTS {
@@ -252,6 +259,7 @@ async fn slow_deletes_do_not_stall_publishing_and_are_bounded() {
     check(&store, &broker, &NONE);
 }
 
+/// F4: what is under way is confirmed and deleted first.
 #[tokio::test(start_paused = true)]
 async fn shutdown_drains_and_gives_the_lease_back() {
     let (store, broker) = (Store::default(), Broker::new(12));
@@ -267,6 +275,7 @@ async fn shutdown_drains_and_gives_the_lease_back() {
     assert_eq!(store.holder(), None);
 }
 
+/// F4: a broker that does not answer delays the end by the stated time only.
 #[tokio::test(start_paused = true)]
 async fn shutdown_waits_no_longer_than_told() {
     let (store, broker) = (Store::default(), Broker::new(13));

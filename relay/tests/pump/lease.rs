@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep};
 
 const NONE: BTreeSet<i64> = BTreeSet::new();
 
+/// F7: of two relays one works.
 #[tokio::test(start_paused = true)]
 async fn one_pumps_and_the_other_takes_over_at_once_after_release() {
     let (store, broker) = (Store::default(), Broker::new(1));
@@ -30,6 +31,7 @@ async fn one_pumps_and_the_other_takes_over_at_once_after_release() {
     check(&store, &broker, &NONE);
 }
 
+/// F1: what a dead owner had read is sent by the next.
 #[tokio::test(start_paused = true)]
 async fn after_a_crash_the_other_takes_over_when_the_lease_ends() {
     let (store, broker) = (Store::default(), Broker::new(2));
@@ -50,6 +52,7 @@ async fn after_a_crash_the_other_takes_over_when_the_lease_ends() {
     second.stop().await;
 }
 
+/// F5, F9: reckoned on a clock that nobody sets, from before the database was asked.
 #[tokio::test(start_paused = true)]
 async fn without_renewal_nothing_is_sent_after_the_lease_could_have_ended() {
     let (store, broker) = (Store::default(), Broker::new(3));
@@ -81,6 +84,7 @@ async fn without_renewal_nothing_is_sent_after_the_lease_could_have_ended() {
     check(&store, &broker, &NONE);
 }
 
+/// F5: the write-back of an owner that is not one any more is refused.
 #[tokio::test(start_paused = true)]
 async fn a_stolen_lease_fences_burials_and_ends_the_term() {
     let (store, broker) = (Store::default(), Broker::new(4));
@@ -104,6 +108,7 @@ async fn a_stolen_lease_fences_burials_and_ends_the_term() {
     check(&store, &broker, &[poison].into());
 }
 
+/// F8: the next term begins when the sends of the last one have ended.
 #[tokio::test(start_paused = true)]
 async fn a_lease_lost_with_messages_under_way_loses_nothing() {
     let (store, broker) = (Store::default(), Broker::new(5));

@@ -29,6 +29,7 @@ fn speak(broker: &Broker) {
 /// Less than twice the limit, and some for backoff.
 const SOON: Duration = Duration::from_secs(75);
 
+/// F41: a partition without a leader stops only what goes there.
 #[tokio::test(start_paused = true)]
 async fn a_silent_destination_that_fills_the_window_stops_nobody_for_long() {
     let (store, broker) = (Store::default(), Broker::new(1));
@@ -125,6 +126,7 @@ async fn a_lease_regained_is_used_although_something_stays_unconfirmed() {
     check(&store, &broker, &NONE);
 }
 
+/// F10: a relay that cannot go on ends, and does not stand still in silence.
 #[tokio::test(start_paused = true)]
 async fn when_giving_up_does_not_help_another_takes_over() {
     for lose_lease in [false, true] {
@@ -149,6 +151,7 @@ async fn when_giving_up_does_not_help_another_takes_over() {
     }
 }
 
+/// F45: a broker that takes everything and confirms nothing.
 #[tokio::test(start_paused = true)]
 async fn a_broker_that_confirms_nothing_is_given_up_and_tried_with_little() {
     for deaf in [false, true] {
@@ -177,6 +180,7 @@ async fn a_broker_that_confirms_nothing_is_given_up_and_tried_with_little() {
     }
 }
 
+/// F6: slow is not dead.
 #[tokio::test(start_paused = true)]
 async fn a_slow_broker_is_given_time() {
     let (store, broker) = (Store::default(), Broker::new(6));
@@ -192,6 +196,7 @@ async fn a_slow_broker_is_given_time() {
     check(&store, &broker, &NONE);
 }
 
+/// F17: after a fail-over the number may be another row's.
 #[tokio::test(start_paused = true)]
 async fn what_is_confirmed_after_the_lease_ran_out_is_not_deleted_by_its_number() {
     for database_lost_first in [true, false] {

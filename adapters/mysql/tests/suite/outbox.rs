@@ -185,6 +185,7 @@ async fn rows_that_are_no_messages_are_set_apart() {
     db.drop().await;
 }
 
+/// F17: a number may come twice, an id does not.
 #[tokio::test]
 async fn rows_that_came_under_old_numbers_are_not_deleted() {
     let db = Db::new().await;
@@ -210,6 +211,7 @@ async fn rows_that_came_under_old_numbers_are_not_deleted() {
     db.drop().await;
 }
 
+/// F23: no lock of a range stands in a writer's way.
 #[tokio::test]
 async fn writers_do_not_wait_for_the_relay_nor_the_relay_for_them() {
     let db = Db::new().await;
@@ -237,6 +239,8 @@ async fn writers_do_not_wait_for_the_relay_nor_the_relay_for_them() {
 }
 
 /// At REPEATABLE READ, the look at a row that is not there would lock the place where it would be.
+///
+/// F23: nor does a burial.
 #[tokio::test]
 async fn a_move_that_waits_blocks_no_writer() {
     let db = Db::new().await;
@@ -259,6 +263,7 @@ async fn a_move_that_waits_blocks_no_writer() {
     db.drop().await;
 }
 
+/// F5: the token is checked by the database.
 #[tokio::test]
 async fn only_the_owner_buries() {
     let db = Db::new().await;
@@ -286,6 +291,7 @@ async fn only_the_owner_buries() {
     db.drop().await;
 }
 
+/// F5: also when it was just about to.
 #[tokio::test]
 async fn a_takeover_waits_for_an_open_move_and_then_the_stale_owner_moves_nothing() {
     let db = Db::new().await;
@@ -309,6 +315,7 @@ async fn a_takeover_waits_for_an_open_move_and_then_the_stale_owner_moves_nothin
     db.drop().await;
 }
 
+/// F7, F9: by the database's clock, whatever the relays' clocks say.
 #[tokio::test]
 async fn one_contender_gets_the_lease_and_tokens_grow() {
     let db = Db::new().await;

@@ -43,6 +43,7 @@ async fn reads_are_bounded_and_never_repeat() {
     db.drop().await;
 }
 
+/// F13: a lower number that commits later is read.
 #[tokio::test]
 async fn a_late_commit_comes_whenever_it_comes() {
     let db = Db::new().await;
@@ -160,6 +161,7 @@ async fn a_prepared_transaction_is_waited_for() {
     db.drop().await;
 }
 
+/// F17, F26: after a restore nothing is taken for read.
 #[tokio::test]
 async fn a_counter_that_goes_backwards_starts_over() {
     let db = Db::new().await;
@@ -257,6 +259,7 @@ async fn blind(db: &Db) -> sqlx::MySqlPool {
     sqlx::mysql::MySqlPoolOptions::new().max_connections(4).connect_with(options).await.expect("connected")
 }
 
+/// F14: any number of rollbacks.
 #[tokio::test]
 async fn many_gaps_lose_nothing_with_and_without_a_view_of_locks() {
     let db = Db::new().await;
@@ -337,6 +340,7 @@ async fn write(db: Arc<(Db, AtomicBool)>, writer: usize) -> Vec<String> {
     committed
 }
 
+/// F13, F14: with the full scan off.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_committed_row_is_missed_while_writers_come_and_go() {
     let db = Db::new().await;

@@ -72,6 +72,7 @@ async fn a_prefix_keeps_two_sets_of_tables_apart() {
     db.drop().await;
 }
 
+/// F29: what is missing is named.
 #[tokio::test]
 async fn the_check_finds_what_is_wrong() {
     let db = Db::bare().await;
@@ -87,6 +88,7 @@ async fn the_check_finds_what_is_wrong() {
     db.drop().await;
 }
 
+/// F29: with the statement that mends it.
 #[tokio::test]
 async fn permissions_that_are_missing_are_named_with_their_grant() {
     let db = Db::new().await;

@@ -60,6 +60,7 @@ fn failover() -> Scene {
     Scene { failovers: 1, transactions: 2, ..Scene::claiming(&[0], 2) }
 }
 
+/// F1, F13, F14: in every order of steps that a small model has.
 #[test]
 fn claiming_loses_nothing_and_keeps_the_order() {
     holds("claiming", Scene::claiming(&[0, 0, 1], 2));
@@ -78,6 +79,7 @@ fn savepoints_lose_nothing() {
     holds("savepoints", Scene { savepoints: true, ..Scene::claiming(&[0, 1], 2) });
 }
 
+/// F13: in every order of steps.
 #[test]
 fn prepared_transactions_lose_nothing() {
     let prepared = Scene { prepared: true, ..Scene::claiming(&[0, 1], 2) };
@@ -85,6 +87,7 @@ fn prepared_transactions_lose_nothing() {
     holds("prepared", prepared);
 }
 
+/// F5, F8: in every order of steps.
 #[test]
 fn owners_that_stop_and_come_back_do_no_harm() {
     holds("owners", contended());
@@ -93,6 +96,7 @@ fn owners_that_stop_and_come_back_do_no_harm() {
     holds_when_wide("owners and keys", Scene { writers: vec![0, 1], refusals: 0, ..contended() });
 }
 
+/// F17: in every order of steps.
 #[test]
 fn a_server_that_lags_behind_loses_no_more_than_what_it_lacks() {
     holds("fail-over", failover());

@@ -36,6 +36,7 @@ async fn reads_are_bounded_and_never_repeat() {
     db.drop().await;
 }
 
+/// F13, F14: a number that is missing is waited for exactly as long as somebody may still commit it.
 #[tokio::test]
 async fn a_late_commit_comes_and_a_rollback_closes() {
     let db = Db::new().await;
@@ -70,6 +71,7 @@ async fn the_first_number_of_a_fresh_table_is_not_taken_for_a_gap() {
     db.drop().await;
 }
 
+/// F17, F26: after a restore nothing is taken for read.
 #[tokio::test]
 async fn a_sequence_that_goes_backwards_starts_over() {
     let db = Db::new().await;
@@ -114,6 +116,7 @@ async fn a_number_chosen_by_hand_beyond_the_sequence_does_not_start_over() {
     db.drop().await;
 }
 
+/// F14: any number of rollbacks.
 #[tokio::test]
 async fn gaps_beyond_the_bound_are_merged_and_lose_nothing() {
     let db = Db::new().await;

@@ -36,6 +36,7 @@ async fn rows_under_old_numbers_stay(far: Option<RowId>) {
     db.drop().await;
 }
 
+/// F17: a number may come twice, an id does not.
 #[tokio::test]
 async fn rows_that_came_under_old_numbers_are_not_deleted() {
     rows_under_old_numbers_stay(None).await;
@@ -46,6 +47,7 @@ async fn rows_that_came_under_old_numbers_are_not_deleted_with_one_far_away() {
     rows_under_old_numbers_stay(Some(RowId { seq: i64::MAX, id: "far".into() })).await;
 }
 
+/// F5: the token is checked by the database.
 #[tokio::test]
 async fn only_the_owner_buries() {
     let db = Db::new().await;
@@ -73,6 +75,7 @@ async fn only_the_owner_buries() {
     db.drop().await;
 }
 
+/// F5: also when it was just about to.
 #[tokio::test]
 async fn a_takeover_waits_for_an_open_move_and_then_the_stale_owner_moves_nothing() {
     let db = Db::new().await;
@@ -100,6 +103,7 @@ async fn a_takeover_waits_for_an_open_move_and_then_the_stale_owner_moves_nothin
     db.drop().await;
 }
 
+/// F7, F9: by the database's clock, whatever the relays' clocks say.
 #[tokio::test]
 async fn one_contender_gets_the_lease_and_tokens_grow() {
     let db = Db::new().await;

@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use crate::support::Db;
 use crate::{MEGA, insert, read, seqs, store};
 
+/// F15: the cost of a read does not grow with what has been sent since.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_writer_that_stays_open_costs_nothing_while_others_write() {
     const ROWS: i64 = 20_000;
@@ -118,6 +119,7 @@ async fn write(db: Arc<(Db, AtomicBool)>, writer: usize) -> Vec<String> {
     committed
 }
 
+/// F13, F14: with the full scan off.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_committed_row_is_missed_while_writers_come_and_go() {
     let db = Db::new().await;

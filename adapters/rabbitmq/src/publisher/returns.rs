@@ -225,6 +225,7 @@ mod tests {
         settled.into_iter().map(|(job, word)| (job.ticket, word.is_ok())).collect()
     }
 
+    /// F32, F34: in every order in which returns and confirms may come.
     #[test]
     fn no_returned_message_passes_for_stored() {
         for seed in 0..200 {

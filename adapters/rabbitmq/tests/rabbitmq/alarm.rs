@@ -64,6 +64,7 @@ async fn forward(client: TcpStream, mut said: broadcast::Receiver<&'static [u8]>
     upwards.abort();
 }
 
+/// F36: at the publisher.
 #[tokio::test]
 async fn while_the_broker_blocks_what_is_given_up_fails_and_no_connection_is_left_behind() {
     let queue = unique("alarm");

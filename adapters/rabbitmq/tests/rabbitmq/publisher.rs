@@ -32,6 +32,7 @@ async fn every_ticket_is_confirmed_and_every_message_stored() {
     delete_queue(&settings(), &queue).await.unwrap();
 }
 
+/// F32, F33: an ack for a returned message is a failure.
 #[tokio::test]
 async fn returned_messages_are_told_from_stored_ones() {
     let (queue, exchange) = (unique("publisher"), unique("exchange"));
@@ -56,6 +57,7 @@ async fn returned_messages_are_told_from_stored_ones() {
     delete_queue(&settings(), &queue).await.unwrap();
 }
 
+/// F32: over many rounds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_returned_message_passes_for_stored() {
     let mut publisher = RabbitPublisher::builder(settings()).channels(3).start().unwrap();
@@ -70,6 +72,8 @@ async fn no_returned_message_passes_for_stored() {
 }
 
 /// Refills the window all the time, so that returns and confirms never stand still.
+///
+/// F32, F34: confirms of several messages at once, out of order, with returns between them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn returned_and_stored_are_told_apart_while_the_window_is_refilled() {
     const TICKETS: u64 = 20_000;
@@ -97,6 +101,7 @@ async fn returned_and_stored_are_told_apart_while_the_window_is_refilled() {
     delete_queue(&settings(), &queue).await.unwrap();
 }
 
+/// F37: the 404 closes a channel, and others go on.
 #[tokio::test]
 async fn a_missing_exchange_fails_only_what_goes_there() {
     let queue = unique("publisher");
@@ -149,6 +154,7 @@ async fn small_queue(client: &Client) -> String {
     queue
 }
 
+/// F34, F38: a nack is that message's own, and its key keeps its order.
 #[tokio::test]
 async fn what_follows_a_failed_message_of_its_key_is_not_stored() {
     let client = Client::connect().await;

@@ -11,6 +11,7 @@ use crate::support::{
     Client, confirmed, cut_connections, envelope, receive, settings, submit, text, unique, within,
 };
 
+/// F35: after the connection was lost.
 #[tokio::test]
 async fn a_sink_comes_back_by_itself() {
     let queue = unique("recovery");
@@ -57,6 +58,7 @@ async fn a_lost_settlement_is_dropped_and_its_message_comes_again() {
     delete_queue(&settings(), &queue).await.unwrap();
 }
 
+/// F35: again and again, under load.
 #[tokio::test]
 async fn nothing_is_lost_while_connections_are_cut() {
     const ROUND: u64 = 500;
@@ -121,6 +123,7 @@ async fn nothing_is_lost_while_connections_are_cut() {
     delete_queue(&settings(), &queue).await.unwrap();
 }
 
+/// F35: every confirmation comes, none hangs.
 #[tokio::test]
 async fn what_is_under_way_when_the_connection_goes_fails_as_unknown() {
     let queue = unique("recovery");
@@ -165,6 +168,8 @@ async fn what_is_under_way_when_the_connection_goes_fails_as_unknown() {
 }
 
 /// The publisher's tasks die with the runtime that they were started on.
+///
+/// F10: a task that dies is replaced, and its messages are told.
 #[tokio::test]
 async fn what_is_under_way_when_a_task_of_the_publisher_dies_fails_and_another_one_goes_on() {
     let queue = unique("recovery");

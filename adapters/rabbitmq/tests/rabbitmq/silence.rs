@@ -25,6 +25,7 @@ async fn comes_back(publisher: &mut RabbitPublisher, to: &Destination) {
     .await;
 }
 
+/// F45: by heartbeats, on a connection that is half open.
 #[tokio::test]
 async fn a_publisher_notices_that_its_peer_is_gone() {
     let queue = unique("silence");
@@ -70,6 +71,7 @@ async fn a_source_notices_that_its_peer_is_gone() {
     delete_queue(&settings(), &queue).await.unwrap();
 }
 
+/// F45: the same for single messages.
 #[tokio::test]
 async fn a_sink_notices_that_its_peer_is_gone() {
     let queue = unique("silence");

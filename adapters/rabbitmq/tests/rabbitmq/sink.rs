@@ -22,6 +22,7 @@ async fn a_confirmed_message_is_in_the_queue_and_persistent() {
     delete_queue(&settings(), &queue).await.unwrap();
 }
 
+/// F33: nothing is published without `mandatory`.
 #[tokio::test]
 async fn what_no_queue_takes_is_the_destinations_fault() {
     let (queue, exchange) = (unique("sink"), unique("exchange"));
@@ -46,6 +47,7 @@ async fn what_no_queue_takes_is_the_destinations_fault() {
     delete_queue(&settings(), &queue).await.unwrap();
 }
 
+/// F38: the nack of a queue that rejects is a failure, charged to nobody.
 #[tokio::test]
 async fn a_full_queue_is_the_destinations_fault() {
     let queue = unique("full");
@@ -65,6 +67,7 @@ async fn a_full_queue_is_the_destinations_fault() {
     delete_queue(&settings(), &queue).await.unwrap();
 }
 
+/// F44: larger than the broker takes.
 #[tokio::test]
 async fn what_cannot_be_sent_is_the_messages_fault_and_harms_no_other() {
     let queue = unique("sink");
@@ -92,6 +95,7 @@ async fn large_headers_below_the_limit_pass() {
     delete_queue(&settings(), &queue).await.unwrap();
 }
 
+/// F47: told from an outage, and not shown.
 #[tokio::test]
 async fn a_wrong_password_is_denied_and_not_shown() {
     let url = url().replace("guest:guest@", "guest:s3cret-of-mine@");

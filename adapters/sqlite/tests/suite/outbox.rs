@@ -263,6 +263,7 @@ async fn paused_and_blocked_rows_are_read_again() {
     assert!(read(&mut reader).await.rows.is_empty());
 }
 
+/// F28: writers stand in each other's way all the time.
 #[tokio::test(flavor = "multi_thread")]
 async fn with_many_writers_no_committed_row_is_skipped() {
     let file = File::new().await;
@@ -347,6 +348,7 @@ async fn the_full_scan_catches_and_counts_what_was_numbered_by_hand() {
     assert_eq!((ids(&claimed.rows), claimed.stragglers), (vec!["a", "again", "b", "3", "4"], 2));
 }
 
+/// F26: after a restore nothing is taken for read.
 #[tokio::test]
 async fn a_sequence_that_went_backwards_resets_the_reader() {
     let file = File::new().await;
@@ -369,6 +371,7 @@ async fn a_sequence_that_went_backwards_resets_the_reader() {
     assert_eq!(ids(&read(&mut reader).await.rows), ["new"]);
 }
 
+/// F28: a lock that is held delays no read.
 #[tokio::test]
 async fn reading_does_not_wait_for_writers() {
     let file = File::new().await;

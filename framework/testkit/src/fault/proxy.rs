@@ -1,14 +1,17 @@
-//! A TCP proxy that can be cut or frozen.
+//! A TCP proxy that can be cut, frozen, stranded or slowed down.
+
+mod carry;
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
+
+use carry::{Rewriting, carry, carry_frames};
 
 /// What the proxy does with what it is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +28,12 @@ struct State {
     mode: Mode,
     /// Grows with every cut: connections of an earlier one end.
     cuts: u64,
+    /// Grows each time: connections of an earlier one neither pass anything on nor end.
+    strands: u64,
+    /// How long each piece takes, and how many bytes pass in a second; `None` for as fast as can be.
+    slow: Option<(Duration, u32)>,
+    /// After how many bytes from the client a connection is cut.
+    cut_after: Option<usize>,
 }
 
 /// Forwards connections from a port of its own on 127.0.0.1 to a target. Dropping it cuts everything.
@@ -35,6 +44,13 @@ pub struct Proxy {
     accepting: JoinHandle<()>,
 }
 
+/// What a connection is carried with.
+#[derive(Debug, Clone)]
+struct Way {
+    target: String,
+    rewriting: Option<Rewriting>,
+}
+
 impl Proxy {
     /// Listens on a free port and forwards to `target`, such as `127.0.0.1:5432`.
     ///
@@ -42,9 +58,25 @@ impl Proxy {
     /// When no port can be had.
     pub async fn start(target: impl Into<String>) -> io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        Self::on(listener, Way { target: target.into(), rewriting: None })
+    }
+
+    /// The same before a Kafka broker that advertises `broker`, an address such as `127.0.0.1:9092`. Clients go to
+    /// the address that a broker advertises, so the proxy puts its own in place of it.
+    ///
+    /// # Errors
+    /// When no port can be had, or the host of `broker` is not `127.0.0.1`.
+    pub async fn before_kafka(broker: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let rewriting = Rewriting::new(broker, listener.local_addr()?)?;
+        Self::on(listener, Way { target: broker.to_string(), rewriting: Some(rewriting) })
+    }
+
+    fn on(listener: TcpListener, way: Way) -> io::Result<Self> {
         let address = listener.local_addr()?;
-        let state = Arc::new(watch::Sender::new(State { mode: Mode::Forward, cuts: 0 }));
-        let accepting = tokio::spawn(accept(listener, target.into(), state.clone()));
+        let state = State { mode: Mode::Forward, cuts: 0, strands: 0, slow: None, cut_after: None };
+        let state = Arc::new(watch::Sender::new(state));
+        let accepting = tokio::spawn(accept(listener, way, state.clone()));
         Ok(Self { address, state, accepting })
     }
 
@@ -67,9 +99,31 @@ impl Proxy {
         self.state.send_modify(|state| state.mode = Mode::Frozen);
     }
 
-    /// Forwards again. Connections that were frozen go on with what had piled up.
+    /// Leaves the connections that there are half open, as a firewall that forgot them does: nothing passes on them
+    /// ever again, and they do not end. New ones are forwarded.
+    pub fn strand(&self) {
+        self.state.send_modify(|state| state.strands += 1);
+    }
+
+    /// Lets each piece of up to 16 KiB take `latency`, and no more than `bytes_per_second` pass in each direction of a
+    /// connection, until [`resume`](Proxy::resume).
+    pub fn slow(&self, latency: Duration, bytes_per_second: u32) {
+        self.state.send_modify(|state| state.slow = Some((latency, bytes_per_second)));
+    }
+
+    /// Cuts every connection when it has carried `bytes` more from its client, wherever in a frame that is, until
+    /// [`resume`](Proxy::resume).
+    pub fn cut_after(&self, bytes: usize) {
+        self.state.send_modify(|state| state.cut_after = Some(bytes));
+    }
+
+    /// Forwards again, as fast as can be. Connections that were frozen go on with what had piled up.
     pub fn resume(&self) {
-        self.state.send_modify(|state| state.mode = Mode::Forward);
+        self.state.send_modify(|state| {
+            state.mode = Mode::Forward;
+            state.slow = None;
+            state.cut_after = None;
+        });
     }
 }
 
@@ -80,49 +134,46 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, target: String, state: Arc<watch::Sender<State>>) {
+async fn accept(listener: TcpListener, way: Way, state: Arc<watch::Sender<State>>) {
     // An error of accept concerns that one client.
     loop {
         let Ok((client, _)) = listener.accept().await else { continue };
         let states = state.subscribe();
         let now = *states.borrow();
         if now.mode != Mode::Cut {
-            tokio::spawn(serve(client, target.clone(), states, now.cuts));
+            tokio::spawn(serve(client, way.clone(), states, now));
         }
     }
 }
 
 /// Carries one connection until either side ends it or the proxy cuts it.
-async fn serve(client: TcpStream, target: String, states: watch::Receiver<State>, cuts: u64) {
+async fn serve(client: TcpStream, way: Way, states: watch::Receiver<State>, began: State) {
     let mut cut = states.clone();
+    let exhausted = Notify::new();
     let carrying = async {
-        let Ok(server) = TcpStream::connect(target).await else { return };
+        let Ok(server) = TcpStream::connect(way.target).await else { return };
         let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
-        tokio::join!(carry(from_client, to_server, states.clone()), carry(from_server, to_client, states));
+        let upwards = carry(from_client, to_server, states.clone(), began.strands, Some(&exhausted));
+        match way.rewriting {
+            Some(rewriting) => {
+                let downwards = carry_frames(from_server, to_client, states, began.strands, rewriting);
+                tokio::join!(upwards, downwards);
+            }
+            None => {
+                tokio::join!(upwards, carry(from_server, to_client, states, began.strands, None));
+            }
+        }
     };
     tokio::select! {
         () = carrying => {}
-        _ = cut.wait_for(|state| state.cuts != cuts) => {}
-    }
-}
-
-/// Copies one direction; every piece waits while the proxy is frozen.
-async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut states: watch::Receiver<State>) {
-    let mut buffer = vec![0; 16 << 10];
-    while let Ok(count) = from.read(&mut buffer).await {
-        if count == 0 || states.wait_for(|state| state.mode == Mode::Forward).await.is_err() {
-            break;
-        }
-        if to.write_all(&buffer[..count]).await.is_err() {
-            break;
-        }
+        () = exhausted.notified() => {}
+        _ = cut.wait_for(|state| state.cuts != began.cuts) => {}
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::time::timeout;
 
     use super::*;
@@ -194,5 +245,61 @@ mod tests {
         exchange(&mut stream).await.expect("an answer");
         drop(proxy);
         assert!(exchange(&mut stream).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_stranded_connection_stays_silent_and_a_new_one_works() {
+        let proxy = echo().await;
+        let mut stream = connect(&proxy).await;
+        exchange(&mut stream).await.expect("an answer");
+        proxy.strand();
+        proxy.resume();
+        let silent = timeout(Duration::from_millis(100), exchange(&mut stream)).await;
+        assert!(silent.is_err(), "it neither answers nor ends");
+        assert_eq!(exchange(&mut connect(&proxy).await).await.expect("an answer"), 7);
+    }
+
+    #[tokio::test]
+    async fn a_slow_connection_takes_its_time() {
+        let proxy = echo().await;
+        let mut stream = connect(&proxy).await;
+        proxy.slow(Duration::from_millis(50), 1_000_000);
+        let began = tokio::time::Instant::now();
+        exchange(&mut stream).await.expect("an answer");
+        assert!(began.elapsed() >= Duration::from_millis(100), "both ways");
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_cut_between_two_bytes() {
+        let proxy = echo().await;
+        let mut stream = connect(&proxy).await;
+        proxy.cut_after(3);
+        stream.write_all(b"12345").await.expect("it is taken");
+        let mut back = Vec::new();
+        // It may end by a reset; what came before counts.
+        let _ = stream.read_to_end(&mut back).await;
+        assert!(b"123".starts_with(&back[..]), "{back:?}");
+    }
+
+    #[tokio::test]
+    async fn an_advertised_address_is_replaced_wherever_frames_are_cut() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+        let broker = listener.local_addr().expect("an address");
+        let mut frame = b"\x0a127.0.0.1\0\0".to_vec();
+        frame.extend(broker.port().to_be_bytes());
+        let answer = frame.clone();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("a client");
+            stream.write_u32(answer.len() as u32).await.expect("written");
+            for byte in answer {
+                stream.write_u8(byte).await.expect("written");
+                tokio::task::yield_now().await;
+            }
+        });
+        let proxy = Proxy::before_kafka(broker).await.expect("a port");
+        let mut stream = connect(&proxy).await;
+        let mut got = vec![0; 4 + frame.len()];
+        stream.read_exact(&mut got).await.expect("an answer");
+        assert!(got.ends_with(&proxy.address().port().to_be_bytes()), "{got:?}");
     }
 }

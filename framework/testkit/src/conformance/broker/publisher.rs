@@ -44,6 +44,8 @@ async fn outcome(
 }
 
 /// Every ticket is confirmed exactly once, and every message is there.
+///
+/// F34: each message has exactly its own outcome.
 pub async fn every_ticket_is_confirmed_once<H: BrokerHarness>(harness: &H) {
     let (mut publisher, place) = (harness.publisher().await, harness.place());
     for ticket in 0..50 {
@@ -103,6 +105,8 @@ pub async fn a_full_pipeline_refuses<H: BrokerHarness>(harness: &H) {
 }
 
 /// What is given up is confirmed once, stored or of unknown fate, and the next message goes through.
+///
+/// F35: nothing hangs.
 pub async fn what_is_abandoned_is_confirmed_and_the_publisher_works_on<H: BrokerHarness>(harness: &H) {
     let (mut publisher, place) = (harness.publisher().await, harness.place());
     publisher.abandon().await;
@@ -150,6 +154,8 @@ pub async fn waiting_is_cancel_safe<H: BrokerHarness>(harness: &H) {
 }
 
 /// A message that is too large fails alone; others go on.
+///
+/// F12, F44: every broker.
 pub async fn a_large_message_fails_alone<H: BrokerHarness>(harness: &H) {
     needs!(H::CAPABILITIES, size_limit);
     let (mut publisher, place) = (harness.publisher().await, harness.place());
@@ -163,6 +169,8 @@ pub async fn a_large_message_fails_alone<H: BrokerHarness>(harness: &H) {
 }
 
 /// A missing destination fails its messages; other destinations go on.
+///
+/// F37: every broker.
 pub async fn a_missing_destination_fails_alone<H: BrokerHarness>(harness: &H) {
     needs!(H::CAPABILITIES, missing_destination);
     let mut publisher = harness.publisher().await;

@@ -56,6 +56,8 @@ pub async fn renewal_prolongs<H: StoreHarness>(harness: &H) {
 }
 
 /// After its end another owner takes the lease over, with a higher token; the first one is out.
+///
+/// F8: a new owner can be told from the old one.
 pub async fn takeover_grows_the_token<H: StoreHarness>(harness: &H) {
     let outbox = harness.outbox();
     let first = acquire(&*outbox, "a", SHORT).await.expect("it is free");
@@ -94,6 +96,8 @@ pub async fn names_are_independent<H: StoreHarness>(harness: &H) {
 }
 
 /// Of eight that ask at once, one gets it, each round with a higher token.
+///
+/// F7: every database.
 pub async fn of_many_one_wins<H: StoreHarness>(harness: &H) {
     let contenders: Vec<_> = (0..8).map(|n| (n.to_string(), harness.outbox())).collect();
     let mut last = 0;

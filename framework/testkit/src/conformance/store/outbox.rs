@@ -136,6 +136,8 @@ pub async fn a_rolled_back_row_never_comes<H: StoreHarness>(harness: &H) {
 }
 
 /// A row of an open transaction is not seen; when it commits late it comes, though higher numbers came before.
+///
+/// F13: every database.
 pub async fn a_row_committed_late_is_not_lost<H: StoreHarness>(harness: &H) {
     needs!(H::CAPABILITIES, concurrent_writers);
     let (store, outbox, mut reader) = (harness.store(), harness.outbox(), harness.outbox().reader());

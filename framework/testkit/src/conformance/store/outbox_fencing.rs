@@ -66,6 +66,8 @@ pub async fn bury_twice_is_once<H: StoreHarness>(harness: &H) {
 }
 
 /// An owner whose lease another has taken over moves nothing, and learns it.
+///
+/// F5: every database.
 pub async fn a_stale_owner_moves_nothing<H: StoreHarness>(harness: &H) {
     let (outbox, other) = (harness.outbox(), harness.outbox());
     enqueue_many(harness, 2).await;
@@ -80,6 +82,8 @@ pub async fn a_stale_owner_moves_nothing<H: StoreHarness>(harness: &H) {
 }
 
 /// A token that was current before the same owner lost and regained the lease is stale.
+///
+/// F5: the fencing token.
 pub async fn an_old_token_moves_nothing<H: StoreHarness>(harness: &H) {
     let outbox = harness.outbox();
     enqueue_many(harness, 1).await;
@@ -106,6 +110,8 @@ pub async fn a_stale_owner_may_delete<H: StoreHarness>(harness: &H) {
 
 /// A row that came under an old number, as after a fail-over that lost the newest rows, is another row: what is written
 /// back for the old one leaves it alone.
+///
+/// F17: every database.
 pub async fn a_row_under_an_old_number_stays<H: StoreHarness>(harness: &H) {
     let outbox = harness.outbox();
     enqueue_many(harness, 3).await;

@@ -1,0 +1,114 @@
+//! One direction of a connection.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{Notify, watch};
+use tokio::time::sleep;
+
+use super::{Mode, State};
+
+/// The largest frame of Kafka that is passed on; clients ask for less at once.
+const LARGEST_FRAME: usize = 128 << 20;
+
+/// An address within frames of Kafka, and another of the same length in place of it.
+#[derive(Debug, Clone)]
+pub(super) struct Rewriting {
+    from: [u8; 13],
+    to: [u8; 13],
+}
+
+impl Rewriting {
+    /// Kafka writes an address as text and its port as a number of four bytes behind it.
+    pub(super) fn new(from: SocketAddr, to: SocketAddr) -> io::Result<Self> {
+        if from.ip() != Ipv4Addr::LOCALHOST || to.ip() != Ipv4Addr::LOCALHOST {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "addresses differ in length"));
+        }
+        let written = |address: SocketAddr| {
+            let mut bytes = *b"127.0.0.1\0\0\0\0";
+            bytes[9..].copy_from_slice(&u32::from(address.port()).to_be_bytes());
+            bytes
+        };
+        Ok(Self { from: written(from), to: written(to) })
+    }
+
+    fn apply(&self, frame: &mut [u8]) {
+        let mut at = 0;
+        while at + self.from.len() <= frame.len() {
+            if frame[at..].starts_with(&self.from) {
+                frame[at..at + self.to.len()].copy_from_slice(&self.to);
+                at += self.to.len();
+            } else {
+                at += 1;
+            }
+        }
+    }
+}
+
+/// Copies one direction until it ends. `exhausted` is told when the connection has carried as much as it may.
+pub(super) async fn carry(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut states: watch::Receiver<State>,
+    strands: u64,
+    exhausted: Option<&Notify>,
+) {
+    let mut buffer = vec![0; 16 << 10];
+    let mut left = None;
+    while let Ok(count @ 1..) = from.read(&mut buffer).await {
+        if !passes(&mut states, strands, count).await {
+            break;
+        }
+        let limit = states.borrow().cut_after.filter(|_| exhausted.is_some());
+        let allowed = limit.map(|limit| left.unwrap_or(limit));
+        let passed = allowed.map_or(count, |allowed| allowed.min(count));
+        left = allowed.map(|allowed| allowed - passed);
+        if to.write_all(&buffer[..passed]).await.is_err() {
+            break;
+        }
+        if let (Some(0), Some(exhausted)) = (left, exhausted) {
+            exhausted.notify_one();
+            break;
+        }
+    }
+}
+
+/// Copies whole frames of Kafka, with one address in place of another.
+pub(super) async fn carry_frames(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut states: watch::Receiver<State>,
+    strands: u64,
+    rewriting: Rewriting,
+) {
+    while let Ok(length) = from.read_u32().await {
+        let length = length as usize;
+        if length > LARGEST_FRAME {
+            break;
+        }
+        let mut frame = vec![0; 4 + length];
+        frame[..4].copy_from_slice(&(length as u32).to_be_bytes());
+        if from.read_exact(&mut frame[4..]).await.is_err() {
+            break;
+        }
+        rewriting.apply(&mut frame[4..]);
+        for piece in frame.chunks(16 << 10) {
+            if !passes(&mut states, strands, piece.len()).await || to.write_all(piece).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Waits until a piece of `count` bytes may pass; `false` when the proxy is gone. For ever on a stranded connection.
+async fn passes(states: &mut watch::Receiver<State>, strands: u64, count: usize) -> bool {
+    let open = |state: &State| state.mode == Mode::Forward && state.strands == strands;
+    let Ok(slow) = states.wait_for(open).await.map(|state| state.slow) else { return false };
+    if let Some((latency, bytes_per_second)) = slow {
+        sleep(latency + Duration::from_secs_f64(count as f64 / f64::from(bytes_per_second.max(1)))).await;
+    }
+    true
+}

@@ -1,0 +1,16 @@
+//! What may break around a running relay, each with the oracle at its end.
+//!
+//! `docs/reference/faults.md` lists which test shows which fault; `list` holds the faults themselves. These tests stop,
+//! kill and misconfigure the servers that `tests/servers` runs, so nothing else may use those meanwhile.
+
+mod alarms;
+mod credentials;
+mod links;
+mod list;
+mod outages;
+mod page;
+mod pauses;
+mod permissions;
+mod restarts;
+mod soak;
+mod sqlite;
