@@ -21,7 +21,7 @@ use crate::{servers, wait};
 /// Keys of the events of a scene.
 const KEYS: usize = 20;
 /// The longest wait for anything. Far above what is promised: it only ends tests that hang.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Proxies before the servers that the relay uses; nobody else goes through them.
 #[derive(Debug)]
