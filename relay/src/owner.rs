@@ -12,6 +12,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::exit::with_cause;
+
 /// What is leased, by whom and for how long.
 #[derive(Debug, Clone)]
 pub struct OwnerSettings {
@@ -206,7 +208,12 @@ impl Keeper {
         if let Some(error) = now.as_ref()
             && before.is_none_or(|before| before.to_string() != error.to_string())
         {
-            warn!(lease = self.settings.lease, %error, hint = error.hint(), "lease cannot be asked for");
+            warn!(
+                lease = self.settings.lease,
+                error = with_cause(&**error),
+                hint = error.hint(),
+                "lease cannot be asked for"
+            );
         }
     }
 
@@ -219,7 +226,11 @@ impl Keeper {
     async fn give_back(&self, lease: &Lease) {
         match timeout(self.settings.ttl / 3, self.leases.release(lease)).await {
             Ok(Ok(())) => info!(lease = lease.name, token = lease.token, "lease released"),
-            Ok(Err(error)) => warn!(lease = lease.name, %error, "lease not released, it runs out by itself"),
+            Ok(Err(error)) => warn!(
+                lease = lease.name,
+                error = with_cause(&error),
+                "lease not released, it runs out by itself"
+            ),
             Err(_) => debug!(lease = lease.name, "lease not released in time, it runs out by itself"),
         }
     }

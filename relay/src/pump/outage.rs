@@ -7,6 +7,8 @@ use backstop_core::AdapterError;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::exit::with_cause;
+
 /// Delays that double from `min` to `max`, with jitter, for ever.
 #[derive(Debug)]
 pub(super) struct Delays {
@@ -53,7 +55,12 @@ impl Outage {
         let wait = self.delays.next();
         let known = self.down.as_ref().is_some_and(|(_, before)| *before == text);
         if !known {
-            warn!(of = self.what, error = text, hint = error.hint(), "outage, waiting for it to end");
+            warn!(
+                of = self.what,
+                error = with_cause(error),
+                hint = error.hint(),
+                "outage, waiting for it to end"
+            );
             let since = self.down.take().map_or_else(Instant::now, |(since, _)| since);
             self.down = Some((since, text));
         }

@@ -16,6 +16,7 @@ use super::promotions::Promoted;
 use super::settings::OnUnsendable;
 use super::settling::Deleted;
 use super::status::{Fault, PumpError};
+use crate::exit::with_cause;
 
 impl Engine {
     /// Takes in the confirmations that have come.
@@ -92,7 +93,7 @@ impl Engine {
         pause.fail(seq, fault);
         if news {
             let hint = error.error().hint();
-            warn!(%destination, %error, hint, from = seq, "destination paused, others go on");
+            warn!(%destination, error = with_cause(error.error()), hint, from = seq, "destination paused, others go on");
             self.board.fault(error.error());
         }
         self.leave_round(&PauseId::Destination(destination.clone()));
