@@ -4,12 +4,11 @@ use std::sync::Arc;
 
 use backstop_core::held::{ClaimedHead, Failure, HeldMessage, HeldMessages, HeldSummary, Holding, NewHeld};
 use backstop_core::inbox::{CommitError, Limits};
-use backstop_core::{AdapterError, DeadReason, FaultKind};
+use backstop_core::{AdapterError, DeadReason, FaultKind, header_column};
 use sqlx::{AssertSqlSafe, Row};
 
 use crate::commit::commit;
 use crate::contest::contested;
-use crate::envelope::encode;
 use crate::failure::{errors, failed, is_busy, number};
 use crate::held_row::{read, via_name};
 use crate::held_sql::{gate, integer};
@@ -157,7 +156,7 @@ impl MySqlInbox {
         let origin = serde_json::to_string(message.origin).map_err(|error| {
             AdapterError::new(FaultKind::Invalid, "cannot write the origin").with_source(error)
         })?;
-        let headers = encode(&message.envelope.headers)?;
+        let headers = header_column::encode(&message.envelope.headers)?;
         contested(doing, async || {
             let mut scoped = Scoped::begin(&self.pool).await.map_err(failed(doing))?;
             self.lock_gate(&mut scoped, message, doing).await?;

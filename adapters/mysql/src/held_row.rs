@@ -1,12 +1,14 @@
 //! Rows of the held table.
 
 use backstop_core::held::HeldMessage;
-use backstop_core::{AdapterError, BoxError, DeadReason, Envelope, ErrorClass, FaultKind, MessageKey, Via};
+use backstop_core::{
+    AdapterError, BoxError, DeadReason, Envelope, ErrorClass, FaultKind, MessageKey, Via, header_column,
+};
 use bytes::Bytes;
 use sqlx::Row;
 use sqlx::mysql::MySqlRow;
 
-use crate::{envelope, time};
+use crate::time;
 
 /// The columns that [`read`] expects.
 pub(crate) const COLUMNS: &str = "n, place, ordering_key, message_key, msg_key, headers, body, origin, via, attempts, \
@@ -35,7 +37,11 @@ fn read_head(row: &MySqlRow) -> Result<HeldMessage, BoxError> {
         place: text(1)?,
         ordering_key: row.try_get(2)?,
         message_key: MessageKey::parse(&text(3)?).ok_or("its message key is not one")?,
-        envelope: Envelope { key: bytes(4)?, headers: envelope::decode(row.try_get(5)?)?, body: bytes(6)? },
+        envelope: Envelope {
+            key: bytes(4)?,
+            headers: header_column::decode(row.try_get(5)?)?,
+            body: bytes(6)?,
+        },
         origin: serde_json::from_str(&row.try_get::<String, _>(7)?)?,
         via: if row.try_get::<String, _>(8)? == via_name(Via::Door) { Via::Door } else { Via::Live },
         attempts: u32::try_from(row.try_get::<i32, _>(9)?)?,

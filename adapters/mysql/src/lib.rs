@@ -26,7 +26,6 @@ mod check;
 mod commit;
 mod contest;
 mod dead_rows;
-mod envelope;
 mod explain;
 mod failure;
 mod gaps;

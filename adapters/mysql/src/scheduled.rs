@@ -2,6 +2,7 @@
 
 use backstop_core::AdapterError;
 use backstop_core::lease::Lease;
+use backstop_core::scheduled::fitting;
 use sqlx::{AssertSqlSafe, MySqlPool};
 
 use crate::contest::contested;
@@ -61,12 +62,8 @@ async fn move_due(
         .fetch_all(&mut **scoped)
         .await
         .map_err(failed(DOING))?;
-    let mut total = 0_u64;
-    let fits = due.iter().enumerate().take_while(|(place, (_, size))| {
-        total = total.saturating_add(size.unsigned_abs());
-        *place == 0 || total <= bytes
-    });
-    let numbers: Vec<String> = fits.map(|(_, (n, _))| n.to_string()).collect();
+    let fits = fitting(due.iter().map(|(_, size)| size.unsigned_abs()), bytes);
+    let numbers: Vec<String> = due[..fits].iter().map(|(n, _)| n.to_string()).collect();
     if numbers.is_empty() {
         return Ok(0);
     }

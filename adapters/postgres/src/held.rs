@@ -4,17 +4,17 @@ use std::sync::Arc;
 
 use backstop_core::held::{ClaimedHead, Failure, HeldMessage, HeldMessages, HeldSummary, Holding, NewHeld};
 use backstop_core::inbox::{CommitError, Limits};
-use backstop_core::{AdapterError, DeadReason, FaultKind};
+use backstop_core::{AdapterError, DeadReason, FaultKind, header_column};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Executor, Postgres, Row};
 
 use crate::commit::commit_and_release;
-use crate::envelope::{encode, storable};
 use crate::held_row::{Unreadable, read, seconds, via_name};
 use crate::held_sql::integer;
 use crate::inbox::{PgInbox, is_busy};
 use crate::patience::answer_within;
+use crate::storable::storable;
 use crate::transaction::PgTx;
 
 const SAVEPOINT: &str = "SAVEPOINT backstop_claim";
@@ -175,7 +175,7 @@ fn bind<'q>(sql: &Arc<str>, message: &NewHeld<'q>) -> Result<Bound<'q>, AdapterE
         .bind(message.unit.ordering_key)
         .bind(message.unit.message_key.as_str())
         .bind(message.envelope.key.as_deref())
-        .bind(encode(&message.envelope.headers)?)
+        .bind(header_column::encode(&message.envelope.headers)?)
         .bind(message.envelope.body.as_deref())
         .bind(origin)
         .bind(via_name(message.via)))

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use backstop_core::held::HeldMessage;
-use backstop_core::{AdapterError, BoxError, DeadReason, Envelope, ErrorClass, FaultKind, MessageKey, Via};
+use backstop_core::{
+    AdapterError, BoxError, DeadReason, Envelope, ErrorClass, FaultKind, MessageKey, Via, header_column,
+};
 use bytes::Bytes;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
-use crate::envelope;
 use crate::failure::failed;
 
 /// A held message that cannot be read.
@@ -41,7 +42,11 @@ fn read_head(row: &PgRow) -> Result<HeldMessage, BoxError> {
         place: row.try_get(1)?,
         ordering_key: row.try_get(2)?,
         message_key: MessageKey::parse(message_key).ok_or("its message key is not one")?,
-        envelope: Envelope { key: bytes(4)?, headers: envelope::decode(row.try_get(5)?)?, body: bytes(6)? },
+        envelope: Envelope {
+            key: bytes(4)?,
+            headers: header_column::decode(row.try_get(5)?)?,
+            body: bytes(6)?,
+        },
         origin: serde_json::from_str(row.try_get(7)?)?,
         via: if row.try_get::<&str, _>(8)? == via_name(Via::Door) { Via::Door } else { Via::Live },
         attempts: u32::try_from(row.try_get::<i32, _>(9)?)?,

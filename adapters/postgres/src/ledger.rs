@@ -2,19 +2,18 @@
 
 use std::time::Duration;
 
-use backstop_core::AdapterError;
-use backstop_core::identity;
 use backstop_core::lease::{Holder, Lease, Leases};
 use backstop_core::ledger::{Ledger, Letter, LetterEvent, LetterFilter, LetterStatus};
+use backstop_core::{AdapterError, header_column, identity};
 use futures_core::future::BoxFuture;
 use sqlx::postgres::{PgArguments, PgConnection};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, PgPool, Postgres};
 
-use crate::envelope::{encode, storable};
 use crate::failure::failed;
 use crate::lease;
 use crate::ledger_row::{self, COLUMNS};
+use crate::storable::storable;
 use crate::tables::PgTables;
 use crate::time;
 
@@ -171,7 +170,7 @@ fn bind<'q>(query: Bound<'q>, letter: &'q Letter) -> Result<Bound<'q>, AdapterEr
         .bind(letter.dead_at)
         .bind(letter.status.as_str())
         .bind(letter.envelope.key.as_deref())
-        .bind(encode(&letter.envelope.headers)?)
+        .bind(header_column::encode(&letter.envelope.headers)?)
         .bind(letter.envelope.body.as_deref()))
 }
 

@@ -1,12 +1,12 @@
 //! Rows of the ledger.
 
 use backstop_core::ledger::{Letter, LetterStatus};
-use backstop_core::{AdapterError, BoxError, Envelope, FaultKind};
+use backstop_core::{AdapterError, BoxError, Envelope, FaultKind, header_column};
 use bytes::Bytes;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
-use crate::{envelope, time};
+use crate::time;
 
 /// The columns that `record` writes.
 pub(crate) const COLUMNS: &str = "id, message_key, consumer, place, found_in, door, reason, class, error_type, error, fingerprint, \
@@ -32,7 +32,7 @@ fn read_letter(row: &PgRow) -> Result<Letter, BoxError> {
     let bytes = |column: usize| row.try_get::<Option<Vec<u8>>, _>(column).map(|value| value.map(Bytes::from));
     let text = |column: usize| row.try_get::<Option<String>, _>(column);
     let envelope =
-        Envelope { key: bytes(16)?, headers: envelope::decode(row.try_get(17)?)?, body: bytes(18)? };
+        Envelope { key: bytes(16)?, headers: header_column::decode(row.try_get(17)?)?, body: bytes(18)? };
     let mut letter = Letter::new(row.try_get::<String, _>(0)?, row.try_get::<String, _>(4)?, envelope);
     letter.message_key = text(1)?;
     letter.consumer = text(2)?;

@@ -14,11 +14,11 @@ use sqlx::{AssertSqlSafe, Executor, PgPool};
 
 use crate::dead_rows::Place;
 use crate::debezium::DebeziumOutbox;
-use crate::envelope::storable;
 use crate::failure::{failed, failed_or_denied};
 use crate::hex::hex;
 use crate::layout::Layout;
 use crate::reader::{PgOutboxReader, ReaderSql};
+use crate::storable::storable;
 use crate::tables::PgTables;
 use crate::{dead_rows, held_row, lease, scheduled, time};
 

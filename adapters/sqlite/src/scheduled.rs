@@ -2,6 +2,7 @@
 
 use backstop_core::AdapterError;
 use backstop_core::lease::Lease;
+use backstop_core::scheduled::fitting;
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use crate::commit::commit;
@@ -56,12 +57,8 @@ async fn move_due(
     let choose = format!("SELECT n, {SIZE} FROM {scheduled} WHERE {DUE} ORDER BY {ORDER} LIMIT ?");
     let due: Vec<(i64, i64)> =
         sqlx::query_as(AssertSqlSafe(choose)).bind(rows.max(1)).fetch_all(&mut *connection).await?;
-    let mut total = 0_u64;
-    let fits = due.iter().enumerate().take_while(|(place, (_, size))| {
-        total = total.saturating_add(size.unsigned_abs());
-        *place == 0 || total <= bytes
-    });
-    let numbers: Vec<i64> = fits.map(|(_, (n, _))| *n).collect();
+    let fits = fitting(due.iter().map(|(_, size)| size.unsigned_abs()), bytes);
+    let numbers: Vec<i64> = due[..fits].iter().map(|(n, _)| *n).collect();
     let numbers = serde_json::json!(numbers).to_string();
     let these = "n IN (SELECT value FROM json_each(?))";
     let insert = format!(

@@ -9,7 +9,7 @@
 //! | [`message`], [`identity`], [`cloudevents`] | the message, its identity, its form on the wire |
 //! | [`handler`], [`router`], [`codec`], [`error`], [`classify`], [`retry`] | what a service team writes and sets |
 //! | [`source`], [`sink`] | the broker side that an adapter implements |
-//! | [`inbox`], [`held`], [`outbox`], [`dead_rows`], [`scheduled`], [`lease`], [`ledger`], [`schema`] | the database side that an adapter implements |
+//! | [`inbox`], [`held`], [`outbox`], [`dead_rows`], [`scheduled`], [`lease`], [`ledger`], [`schema`], [`header_column`] | the database side that an adapter implements |
 //! | [`dead_letter`], [`report`], [`fingerprint`] | what a quarantined message carries |
 //! | [`trace`], [`context`] | the trace context, and which message caused which |
 
@@ -25,6 +25,7 @@ pub mod delivery;
 pub mod error;
 pub mod fingerprint;
 pub mod handler;
+pub mod header_column;
 pub mod held;
 pub mod identifier;
 pub mod identity;

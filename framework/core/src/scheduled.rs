@@ -5,6 +5,16 @@ use futures_core::future::BoxFuture;
 use crate::adapter_error::AdapterError;
 use crate::lease::Lease;
 
+/// How many of the rows with these sizes, from the first on, have up to `bytes` together; the first may exceed it alone.
+pub fn fitting(sizes: impl IntoIterator<Item = u64>, bytes: u64) -> usize {
+    let mut total = 0_u64;
+    let fits = sizes.into_iter().enumerate().take_while(|(place, size)| {
+        total = total.saturating_add(*size);
+        *place == 0 || total <= bytes
+    });
+    fits.count()
+}
+
 /// The scheduled rows of an outbox. Object-safe, like the [`OutboxStore`](crate::outbox::OutboxStore) to which it
 /// belongs.
 pub trait ScheduledRows: Send + Sync {
@@ -24,4 +34,18 @@ pub trait ScheduledRows: Send + Sync {
         rows: u32,
         bytes: u64,
     ) -> BoxFuture<'a, Result<Option<u64>, AdapterError>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fitting;
+
+    #[test]
+    fn the_first_row_fits_always_and_the_rest_within_the_bound() {
+        for (sizes, bytes, expected) in
+            [(&[][..], 10, 0), (&[11, 1], 10, 1), (&[4, 6, 1], 10, 2), (&[0, 0, u64::MAX, 1], 10, 2)]
+        {
+            assert_eq!(fitting(sizes.iter().copied(), bytes), expected, "{sizes:?}");
+        }
+    }
 }

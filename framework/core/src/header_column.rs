@@ -4,13 +4,18 @@
 //! without detours. The column is a version byte (1), then for each header the length of its name as a big-endian
 //! u32, the name, the length of its value as a big-endian i32 (-1 for null), and the value.
 
-use backstop_core::{AdapterError, FaultKind, Headers};
 use bytes::Bytes;
+
+use crate::adapter_error::{AdapterError, FaultKind};
+use crate::message::Headers;
 
 const VERSION: u8 = 1;
 
 /// The column for these headers.
-pub(crate) fn encode(headers: &Headers) -> Result<Vec<u8>, AdapterError> {
+///
+/// # Errors
+/// When a name or value is longer than 2 GiB.
+pub fn encode(headers: &Headers) -> Result<Vec<u8>, AdapterError> {
     let mut column = Vec::with_capacity(1 + headers.size() + 8 * headers.len());
     column.push(VERSION);
     for (name, value) in headers.iter() {
@@ -28,7 +33,10 @@ pub(crate) fn encode(headers: &Headers) -> Result<Vec<u8>, AdapterError> {
 }
 
 /// The headers of this column.
-pub(crate) fn decode(column: Vec<u8>) -> Result<Headers, AdapterError> {
+///
+/// # Errors
+/// When the column is damaged, or a newer version wrote it.
+pub fn decode(column: Vec<u8>) -> Result<Headers, AdapterError> {
     let mut rest = Bytes::from(column);
     let damaged = || AdapterError::new(FaultKind::Invalid, "a headers column is damaged");
     if take(&mut rest, 1).as_deref() != Some(&[VERSION]) {
