@@ -13,7 +13,7 @@ use crate::{Bench, Outcome};
 
 /// Backlogs; those beyond what is asked for are left out.
 const PENDING: [usize; 5] = [1_000, 10_000, 100_000, 1_000_000, 5_000_000];
-/// A small backlog comes so often that as many rows are measured.
+/// A small backlog comes so often that as many rows are measured, or as many as the largest has.
 const AT_LEAST: usize = 50_000;
 /// Rows before the clock starts, so that the relay is connected.
 const WARM: usize = 1_000;
@@ -46,7 +46,7 @@ async fn cost(bench: &Bench, database: &Database, pending: usize) -> Outcome<f64
     Broker::Kafka.create(&bench.servers, &topic).await?;
     let relay = Relay::start(&bench.servers, database.store(), Broker::Kafka)?;
     wave(database, &Backlog::to(&topic, 0..WARM)).await?;
-    let end = WARM + pending * (AT_LEAST / pending).max(1);
+    let end = WARM + pending * (AT_LEAST.min(bench.sizes.pending) / pending).max(1);
     let mut taken = Duration::ZERO;
     for first in (WARM..end).step_by(pending) {
         taken += wave(database, &Backlog::to(&topic, first..first + pending)).await?;

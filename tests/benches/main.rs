@@ -88,14 +88,20 @@ async fn run(options: &Options) -> Outcome<()> {
         println!("{name:<12} {value}");
     }
     let mut bench = Bench { servers, database, sizes: options.sizes.clone(), figures: Vec::new() };
-    for part in &options.parts {
-        measure(&mut bench, *part).await?;
-    }
+    let measured = measure_all(&mut bench, &options.parts).await;
     print!("\n{}", report::table(&bench.figures));
     if options.json {
         println!("{}", report::json(&machine, &bench.figures));
     }
-    bench.database.drop().await
+    bench.database.drop().await?;
+    measured
+}
+
+async fn measure_all(bench: &mut Bench, parts: &[Part]) -> Outcome<()> {
+    for part in parts {
+        measure(bench, *part).await?;
+    }
+    Ok(())
 }
 
 async fn measure(bench: &mut Bench, part: Part) -> Outcome<()> {

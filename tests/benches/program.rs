@@ -1,5 +1,6 @@
 //! Builds the program that some parts start, so that they never measure an old one.
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::process::Command;
 
@@ -15,8 +16,12 @@ pub(crate) fn build() -> Outcome<()> {
         Some(name) => name,
         None => return Err("the bench is not where cargo builds".into()),
     };
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // What cargo tells this process about its package is no setting: build scripts would run again because of it.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_about_package(name)) {
+        cargo.env_remove(name);
+    }
+    let status = cargo
         // With the tests' own package, so that it is built with the features that the tests' programs have.
         .args(["build", "--quiet", "-p", "backstop-relay", "-p", "backstop-tests", "--bin", "backstop-relay"])
         .args(["--profile", profile, "--target-dir"])
@@ -24,4 +29,9 @@ pub(crate) fn build() -> Outcome<()> {
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .status()?;
     if status.success() { Ok(()) } else { Err("backstop-relay cannot be built".into()) }
+}
+
+fn is_about_package(variable: &OsStr) -> bool {
+    let name = variable.as_encoded_bytes();
+    [&b"CARGO_PKG_"[..], b"CARGO_MANIFEST_"].iter().any(|prefix| name.starts_with(prefix))
 }

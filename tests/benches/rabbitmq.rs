@@ -31,11 +31,22 @@ pub(crate) async fn create_queue(servers: &Servers, queue: &str) -> Outcome<()> 
     declare(servers, queue, &[]).await
 }
 
-/// Declares a durable quorum queue that takes nothing: the broker refuses what is published to it.
+/// Declares a durable quorum queue that is full: the broker refuses what is published to it.
 pub(crate) async fn create_full_queue(servers: &Servers, queue: &str) -> Outcome<()> {
-    let length = ("x-max-length", AMQPValue::LongInt(0));
+    let length = ("x-max-length", AMQPValue::LongInt(1));
     let overflow = ("x-overflow", AMQPValue::LongString("reject-publish".into()));
-    declare(servers, queue, &[length, overflow]).await
+    declare(servers, queue, &[length, overflow]).await?;
+    let connection = connect(servers).await?;
+    let channel = connection.create_channel().await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
+    // It takes a few more than its length.
+    while let Confirmation::Ack(_) =
+        channel.basic_publish("".into(), queue.into(), options, b"fill", properties.clone()).await?.await?
+    {
+    }
+    close(&connection).await;
+    Ok(())
 }
 
 async fn declare(servers: &Servers, queue: &str, limits: &[(&str, AMQPValue)]) -> Outcome<()> {

@@ -20,9 +20,6 @@ use crate::servers::Servers;
 
 /// The longest wait for the program to begin or to end.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Shorter than by default, so that less time is spent on waiting for the lease of a relay that was killed.
-const LEASE: &str = "2s";
-
 /// A relay in this process.
 #[derive(Debug)]
 pub(crate) struct Relay {
@@ -88,7 +85,7 @@ fn text(database: &str, broker: Broker, address: &str) -> String {
         Broker::Kafka => format!("kind = \"kafka\"\nbrokers = [\"{address}\"]"),
         Broker::RabbitMq => format!("kind = \"rabbitmq\"\nurl = \"{address}\""),
     };
-    format!("[database]\nurl = \"{database}\"\n[broker]\n{broker}\n[outbox]\nlease_ttl = \"{LEASE}\"\n")
+    format!("[database]\nurl = \"{database}\"\n[broker]\n{broker}\n")
 }
 
 /// The program's configuration, for a broker at its usual address.

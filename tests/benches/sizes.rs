@@ -69,7 +69,7 @@ pub(crate) const SHORT: Sizes = Sizes {
     transactions: 500,
     watched: 20_000,
     idle: Duration::from_secs(3),
-    killed: 100_000,
+    killed: 40_000,
     waiting: 10_000,
     away: Duration::from_secs(2),
     denied: Duration::from_secs(3),
