@@ -151,6 +151,8 @@ impl Engine {
                 break;
             }
             self.begin_again_if_due();
+            // Before rows are submitted, so that the database works meanwhile; and after, because that made room.
+            self.start_reading().await;
             let more = self.submit();
             let flush = self.phase != Phase::Running || self.stop.is_some();
             self.settling.start(self.now, flush, &self.settings);
