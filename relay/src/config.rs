@@ -28,6 +28,7 @@ mod environment;
 mod files;
 mod interpolate;
 mod layout;
+mod loosened;
 mod sections;
 
 use std::collections::BTreeMap;
@@ -35,6 +36,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use backstop_kafka::KafkaSettings;
 use serde::{Serialize, Serializer};
 
 pub(crate) use databases::{is_local, url_is_local};
@@ -309,6 +311,16 @@ impl Config {
             }
         }
         scrubber
+    }
+}
+
+impl KafkaConfig {
+    /// The adapter's settings.
+    pub(crate) fn settings(&self) -> KafkaSettings {
+        let exposed = |(name, value): (&String, &Secret)| (name.clone(), value.expose().to_owned());
+        KafkaSettings::new(self.brokers.join(","))
+            .properties(self.properties.iter().map(exposed).collect())
+            .allow_plaintext(self.allow_plaintext)
     }
 }
 

@@ -153,7 +153,7 @@ fn with_tls(url: &str) -> String {
 }
 
 /// Whether the drivers connect to this machine: a socket wins over every host, and the last host over those before it.
-fn is_on_this_machine(url: &Url) -> bool {
+pub(crate) fn is_on_this_machine(url: &Url) -> bool {
     let mut host = None;
     for (name, value) in url.query_pairs() {
         match &*name {

@@ -151,3 +151,42 @@ fn a_table_has_one_owner() {
     assert!(parse(&two("database = { prefix = \"b\" }\n")).is_ok());
     assert!(fault(&two("database = { url = \"sqlite:/tmp/x.db\" }\n")).contains("another one reads"));
 }
+
+/// How many warnings there are of a configuration.
+fn loosened(text: &str) -> usize {
+    parse(text).unwrap_or_else(|faults| panic!("{text}: {faults:#?}")).loosened().len()
+}
+
+#[test]
+fn s30_what_is_given_up_of_verified_connections_is_said_aloud() {
+    let database = |url: &str| format!("[database]\nurl = \"{url}\"\n");
+    for (url, warnings) in [
+        ("postgres://h/d", 0),
+        ("postgres://h/d?sslmode=verify-full", 0),
+        ("mysql://h/d?ssl-mode=verify_identity", 0),
+        ("postgres://localhost/d?sslmode=disable", 0),
+        ("sqlite:x.db", 0),
+        ("postgres://h/d?sslmode=verify-full&sslmode=verify-ca", 1),
+        ("postgres://h/d?sslmode=prefer", 1),
+        ("mysql://h/d?ssl-mode=REQUIRED", 1),
+    ] {
+        assert_eq!(loosened(&database(url)), warnings, "{url}");
+    }
+    let broker = |lines: &str| format!("{MINIMAL}[broker]\n{lines}\n");
+    let kafka = "kind = \"kafka\"\nbrokers = [\"h:1\"]\nallow_plaintext = true\n[broker.properties]\n";
+    for (lines, warnings) in [
+        ("kind = \"rabbitmq\"\nurl = \"amqps://h/x\"".to_owned(), 0),
+        ("kind = \"rabbitmq\"\nurl = \"amqp://h/x\"\nallow_plaintext = true".to_owned(), 1),
+        (format!("{kafka}\"security.protocol\" = \"SSL\""), 0),
+        (format!("{kafka}\"enable.ssl.certificate.verification\" = false"), 1),
+        (format!("{kafka}\"ssl.endpoint.identification.algorithm\" = \"none\""), 1),
+        (format!("{kafka}\"security.protocol\" = \"SASL_PLAINTEXT\"\n\"sasl.mechanism\" = \"PLAIN\""), 1),
+        (
+            "kind = \"kafka\"\nbrokers = [\"h:1\"]\n[http]\nlisten = \"0.0.0.0:1\"\ninsecure = true"
+                .to_owned(),
+            1,
+        ),
+    ] {
+        assert_eq!(loosened(&broker(&lines)), warnings, "{lines}");
+    }
+}

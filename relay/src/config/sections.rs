@@ -1,10 +1,9 @@
 //! The sections of the configuration file, key by key, with their defaults and bounds.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use backstop_kafka::KafkaSettings;
 use toml::de::DeTable;
 use url::{Host, Url};
 
@@ -134,20 +133,18 @@ fn kafka(mut section: Section<'_>) -> Option<KafkaConfig> {
     }
     let allow_plaintext = section.switch("allow_plaintext", false);
     let properties = section.properties("properties");
-    let properties: BTreeMap<String, String> =
-        properties.into_iter().map(|(name, value)| (name, value.text)).collect();
-    let settings = KafkaSettings::new(hosts.join(",")).properties(properties.clone());
-    if !allow_plaintext && settings.exposes_password() {
+    let max_message_bytes = section.number("max_message_bytes", 1_000_000, 1_000..(128 << 20) + 1);
+    let properties = properties.into_iter().map(|(name, value)| (name, Secret::new(value.text))).collect();
+    let config = KafkaConfig { brokers: hosts, properties, max_message_bytes, allow_plaintext };
+    if !allow_plaintext && config.settings().exposes_password() {
         section.fault(
             place,
             "[broker] would send its password over the network without TLS",
             "use \"security.protocol\" = \"SASL_SSL\", or set allow_plaintext = true",
         );
     }
-    let max_message_bytes = section.number("max_message_bytes", 1_000_000, 1_000..(128 << 20) + 1);
     section.finish();
-    let properties = properties.into_iter().map(|(name, value)| (name, Secret::new(value))).collect();
-    Some(KafkaConfig { brokers: hosts, properties, max_message_bytes, allow_plaintext })
+    Some(config)
 }
 
 fn rabbitmq(mut section: Section<'_>) -> Option<RabbitConfig> {
