@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_property_that_is_refused_is_not_repeated() {
+    fn s28_a_secret_property_that_is_refused_is_not_repeated() {
         let mut config = ClientConfig::new();
         config.set("ssl.keystore.passwordx", "hunter2");
         let error = fault("cannot start", &config.create::<BaseConsumer>().map(|_| ()).unwrap_err());

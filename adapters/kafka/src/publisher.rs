@@ -63,7 +63,7 @@ impl KafkaPublisher {
     pub fn new(settings: KafkaSettings) -> Self {
         let options = LineOptions {
             settings,
-            linger: Duration::from_millis(5),
+            linger: Duration::from_millis(1),
             batch: 10_000,
             window: 20_000,
             max_message_bytes: 1_000_000,
@@ -71,7 +71,7 @@ impl KafkaPublisher {
         Self { line: Line::new(options, Confirmations::default()), under_way: 0 }
     }
 
-    /// Sets how long a batch waits for company. Defaults to 5 ms.
+    /// Sets how long a batch waits for company. Defaults to 1 ms; under load batches fill while others are under way.
     #[must_use]
     pub fn linger(self, linger: Duration) -> Self {
         self.change(|options| options.linger = linger)

@@ -3,24 +3,32 @@
 use std::time::Duration;
 
 use backstop_core::AdapterError;
-use backstop_core::lease::{Holder, Lease};
-use sqlx::{AssertSqlSafe, PgPool};
+use backstop_core::lease::{Holder, LONGEST, Lease};
+use sqlx::{AssertSqlSafe, PgPool, Row};
 
 use crate::failure::failed;
 use crate::held_row::seconds;
+use crate::hex::hex;
+use crate::seat::Seat;
 use crate::tables::PgTables;
 use crate::time;
 
 /// Takes, renews or leaves alone, in one statement: the row lock decides between contenders.
-const ACQUIRE: &str = "
-    INSERT INTO {lease} AS l (name, owner, token, expires_at)
-    VALUES ($1, $2, 1, clock_timestamp() + make_interval(secs => $3))
-    ON CONFLICT (name) DO UPDATE SET
-        owner = $2,
-        token = l.token + (l.owner IS DISTINCT FROM $2 OR l.expires_at <= clock_timestamp())::int,
-        expires_at = clock_timestamp() + make_interval(secs => $3)
-    WHERE l.owner = $2 OR l.expires_at <= clock_timestamp()
-    RETURNING token";
+fn acquisition(tables: &PgTables, name: &str, owner: &str, ttl: Duration) -> String {
+    // Digits have nothing to escape, whatever the settings.
+    let text = |text: &str| format!("convert_from(decode('{}', 'hex'), 'UTF8')", hex(text.as_bytes()));
+    let (name, owner, longest) = (text(name), text(owner), LONGEST.as_secs());
+    let until = format!("clock_timestamp() + make_interval(secs => {})", ttl.min(LONGEST).as_secs_f64());
+    let ended = format!(
+        "(l.expires_at <= clock_timestamp() OR l.expires_at > clock_timestamp() + make_interval(secs => {longest}))"
+    );
+    tables.fill(&format!(
+        "INSERT INTO {{lease}} AS l (name, owner, token, expires_at) VALUES ({name}, {owner}, 1, {until}) \
+         ON CONFLICT (name) DO UPDATE SET owner = {owner}, \
+         token = l.token + (l.owner IS DISTINCT FROM {owner} OR {ended})::int, expires_at = {until} \
+         WHERE l.owner = {owner} OR {ended} RETURNING token"
+    ))
+}
 
 const RELEASE: &str = "
     UPDATE {lease} SET owner = NULL, expires_at = clock_timestamp() WHERE name = $1 AND owner = $2 AND token = $3";
@@ -46,19 +54,19 @@ pub(crate) async fn holder(
     }))
 }
 
+/// One round trip, unless `seat` has no connection yet.
 pub(crate) async fn acquire(
     pool: &PgPool,
+    seat: &Seat,
     tables: &PgTables,
     name: &str,
     owner: &str,
     ttl: Duration,
 ) -> Result<Option<Lease>, AdapterError> {
-    let token: Option<i64> = sqlx::query_scalar(AssertSqlSafe(tables.fill(ACQUIRE)))
-        .bind(name)
-        .bind(owner)
-        .bind(ttl.as_secs_f64())
-        .fetch_optional(pool)
+    let token = seat
+        .ask(pool, &acquisition(tables, name, owner, ttl))
         .await
+        .and_then(|row| row.map(|row| row.try_get(0)).transpose())
         .map_err(failed("take the lease"))?;
     Ok(token.map(|token| Lease { name: name.to_owned(), owner: owner.to_owned(), token }))
 }

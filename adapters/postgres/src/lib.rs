@@ -43,6 +43,7 @@ mod reader;
 mod scheduled;
 mod schema;
 mod scoped;
+mod seat;
 mod storable;
 mod store;
 mod tables;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use backstop_core::AdapterError;
-use backstop_core::lease::{Holder, Lease};
+use backstop_core::lease::{Holder, LONGEST, Lease};
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use crate::commit::commit;
@@ -22,8 +22,9 @@ pub(crate) async fn acquire(
 ) -> Result<Option<Lease>, AdapterError> {
     let failed = |error| adapter(format!("cannot acquire the lease {name:?}"), error);
     let lease = database.tables.lease();
-    let taken =
-        format!("SELECT EXISTS (SELECT 1 FROM {lease} WHERE name = ? AND owner <> ? AND expires_at > {NOW})");
+    // Reaching farther, it was written by a clock that has been set back.
+    let lasts = format!("expires_at > {NOW} AND expires_at <= {NOW} + {}", millis(LONGEST));
+    let taken = format!("SELECT EXISTS (SELECT 1 FROM {lease} WHERE name = ? AND owner <> ? AND {lasts})");
     let mut connection = database.connection().await?;
     let taken: bool = sqlx::query_scalar(AssertSqlSafe(taken))
         .bind(name)
@@ -37,15 +38,17 @@ pub(crate) async fn acquire(
     }
     let upsert = format!(
         "INSERT INTO {lease} AS held (name, owner, token, expires_at) VALUES (?, ?, 1, {NOW} + ?) \
-         ON CONFLICT (name) DO UPDATE SET token = held.token + (held.owner <> excluded.owner OR held.expires_at <= {NOW}), \
+         ON CONFLICT (name) DO UPDATE SET \
+         token = held.token + (held.owner <> excluded.owner OR NOT ({lasts})), \
          owner = excluded.owner, expires_at = excluded.expires_at \
-         WHERE held.owner = excluded.owner OR held.expires_at <= {NOW} RETURNING token"
+         WHERE held.owner = excluded.owner OR NOT ({lasts}) RETURNING token",
+        lasts = lasts.replace("expires_at", "held.expires_at")
     );
     let mut tx = database.write("cannot acquire the lease").await?;
     let token: Option<i64> = sqlx::query_scalar(AssertSqlSafe(upsert))
         .bind(name)
         .bind(owner)
-        .bind(millis(ttl))
+        .bind(millis(ttl.min(LONGEST)))
         .fetch_optional(&mut *tx)
         .await
         .map_err(failed)?;

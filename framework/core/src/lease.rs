@@ -6,6 +6,10 @@ use futures_core::future::BoxFuture;
 
 use crate::adapter_error::AdapterError;
 
+/// The longest lease. One that ends later was written by a clock that has been set back since, and is taken to have
+/// ended: nobody should wait for hours because a server's clock was wrong.
+pub const LONGEST: Duration = Duration::from_secs(600);
+
 /// A lease that was granted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
@@ -28,7 +32,9 @@ pub struct Holder {
 
 /// Grants leases. Object-safe: the relay's configuration chooses the database.
 pub trait Leases: Send + Sync {
-    /// Takes, or renews, the lease `name` for `owner`; `None` while another owner has it.
+    /// Takes, or renews, the lease `name` for `owner`, for up to [`LONGEST`]; `None` while another owner has it.
+    ///
+    /// A renewal is one round trip: it must come in time over a link that takes seconds.
     ///
     /// # Errors
     /// When the database cannot be asked.

@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
     let config = &context.config;
-    let mut findings = Vec::new();
+    let mut findings = config.loosened();
     let mut opened = Vec::new();
     for wanted in config.databases() {
         if let Some(database) = database(&mut findings, &title(config, wanted), wanted).await {

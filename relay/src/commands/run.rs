@@ -39,6 +39,9 @@ pub(super) async fn run(context: &Arc<Context>) -> Result<Exit, Failure> {
             "set enabled = true in [outbox] or in [dead_letters]",
         ));
     }
+    for finding in config.loosened() {
+        warn!(remedy = finding.remedy, "{}: {}", finding.subject, finding.detail);
+    }
     let stop = CancellationToken::new();
     until_signalled(stop.clone(), Box::pin(work(context, stop))).await?;
     Ok(Exit::Ok)

@@ -66,9 +66,10 @@ pub(super) struct Engine {
     pub(super) board: Board,
     tenures: watch::Receiver<Option<Tenure>>,
     pub(super) term: Option<Lease>,
-    term_until: Instant,
-    /// A token that the database refused, although we believed in it.
-    pub(super) refused: Option<i64>,
+    pub(super) term_until: Instant,
+    /// A token that the database refused, and until when we believed in it: what is granted for longer is a new answer,
+    /// even under the same token, as by a database that has lost its newest lease.
+    pub(super) refused: Option<(i64, Instant)>,
     pub(super) phase: Phase,
     pub(super) now: Instant,
     pub(super) names: Names,
@@ -151,6 +152,8 @@ impl Engine {
                 break;
             }
             self.begin_again_if_due();
+            // Before rows are submitted, so that the database works meanwhile; and after, because that made room.
+            self.start_reading().await;
             let more = self.submit();
             let flush = self.phase != Phase::Running || self.stop.is_some();
             self.settling.start(self.now, flush, &self.settings);
@@ -234,7 +237,8 @@ impl Engine {
     fn follow_lease(&mut self) {
         let tenure = self.tenures.borrow_and_update();
         let live = tenure.as_ref().filter(|tenure| {
-            self.now < tenure.until && self.refused.is_none_or(|refused| refused != tenure.lease.token)
+            let is_refused = |(token, until)| token == tenure.lease.token && tenure.until <= until;
+            self.now < tenure.until && !self.refused.is_some_and(is_refused)
         });
         let same = match (&self.term, live) {
             (Some(term), Some(tenure)) => term.token == tenure.lease.token,

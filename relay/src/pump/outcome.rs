@@ -265,9 +265,9 @@ impl Engine {
 
     /// The database says that the token is stale, although we believed in it.
     fn refuse(&mut self, token: i64, what: &str) {
-        self.refused = self.refused.max(Some(token));
         if self.term.as_ref().is_some_and(|term| term.token == token) {
             warn!(what);
+            self.refused = Some((token, self.term_until));
             self.leave_term();
         }
     }
