@@ -23,7 +23,9 @@ const COPY_AT_ONCE: usize = 1 << 20;
 /// A database of its own: the server counts its transactions apart.
 #[derive(Debug, Clone)]
 pub(crate) struct Database {
-    pub(crate) name: String,
+    name: String,
+    /// Its URL.
+    pub(crate) url: String,
     server: PgConnectOptions,
     pub(crate) pool: PgPool,
     outbox: PgOutbox,
@@ -34,15 +36,11 @@ impl Database {
     pub(crate) async fn fresh(servers: &Servers, stem: &str) -> Outcome<Self> {
         let server: PgConnectOptions = servers.postgres.parse()?;
         let name = unique(stem);
+        let url = renamed(&servers.postgres, &name).ok_or("the URL of PostgreSQL names no database")?;
         execute(&server, format!("CREATE DATABASE {name}")).await?;
         let pool = connect(server.clone().database(&name), 20).await?;
         PgSchema::new(pool.clone(), PgTables::default()).migrate().await?;
-        Ok(Self { name, server, pool, outbox: PgOutbox::default() })
-    }
-
-    /// Its URL.
-    pub(crate) fn url(&self) -> String {
-        self.server.clone().database(&self.name).to_url_lossy().into()
+        Ok(Self { name, url, server, pool, outbox: PgOutbox::default() })
     }
 
     /// Another pool on it.
@@ -109,6 +107,13 @@ impl Database {
         self.pool.close().await;
         execute(&self.server, format!("DROP DATABASE {} WITH (FORCE)", self.name)).await
     }
+}
+
+/// The URL with another database in it.
+fn renamed(url: &str, database: &str) -> Option<String> {
+    let path = url.split('?').next()?;
+    let server = path.rsplit_once('/')?.0;
+    Some(format!("{server}/{database}{}", &url[path.len()..]))
 }
 
 async fn connect(options: PgConnectOptions, connections: u32) -> Outcome<PgPool> {

@@ -1,9 +1,5 @@
 //! Rows that are sent twice because the program was ended at full rate.
 
-use std::time::Duration;
-
-use backstop_tests::wait;
-
 use crate::broker::Broker;
 use crate::database::Database;
 use crate::outbox::{Backlog, Outbox as _};
@@ -13,7 +9,6 @@ use crate::{Bench, Outcome, relay};
 
 /// The program is ended when it has sent this share of the backlog.
 const SHARE: usize = 4;
-const PATIENCE: Duration = Duration::from_secs(300);
 /// Rows that may be sent twice after SIGKILL: those under way.
 const ASKED: f64 = 4_000.0;
 
@@ -57,11 +52,11 @@ async fn ended(bench: &Bench, database: &Database, broker: Broker, end: End) -> 
     let backlog = Backlog::to(&place, 0..rows);
     database.fill(&backlog).await?;
     let first = config.watched();
-    wait::until("the relay is at full rate", PATIENCE, || async {
+    relay::until(&first, "at full rate", || async {
         let published = first.metric("backstop_outbox_published_total").await;
         published.is_some_and(|published| published >= (rows / SHARE) as f64)
     })
-    .await;
+    .await?;
     match end {
         End::Killed => drop(first),
         End::Terminated => relay::terminate(first).await,
@@ -69,7 +64,7 @@ async fn ended(bench: &Bench, database: &Database, broker: Broker, end: End) -> 
     if database.store().status().await?.pending == 0 {
         eprintln!("  {rows} rows are too few: all were sent before the relay was ended");
     }
-    let second = relay::ready(&config).await;
+    let second = relay::ready(&config).await?;
     database.gone(database.last_seq().await?).await?;
     relay::terminate(second).await;
     let check = broker.read_back(servers, &place, backlog.check()).await?;

@@ -1,5 +1,7 @@
 //! The program's memory while it drains and while it is idle, and what it asks the database when there is nothing.
 
+use std::time::Duration;
+
 use tokio::time::sleep;
 
 use crate::broker::Broker;
@@ -11,6 +13,8 @@ use crate::waves::wave;
 use crate::{Bench, Outcome, relay};
 
 const MIB: f64 = 1_048_576.0;
+/// Within this time a session that works on has told the server what it did.
+const REPORTED: Duration = Duration::from_millis(1_500);
 
 /// Watches a program that has done next to nothing, and another one that finds a backlog.
 pub(crate) async fn run(bench: &mut Bench) -> Outcome<()> {
@@ -30,8 +34,9 @@ async fn watch(bench: &Bench, database: &Database, broker: Broker) -> Outcome<Ve
     broker.create(servers, &place).await?;
 
     eprintln!("memory, idle towards {name} for {:?}", bench.sizes.idle);
-    let program = relay::ready(&config).await;
+    let program = relay::ready(&config).await?;
     wave(database, &Backlog::to(&place, 0..1)).await?;
+    sleep(REPORTED).await;
     let asked = transactions(database).await?;
     sleep(bench.sizes.idle).await;
     let asked = (transactions(database).await? - asked) / bench.sizes.idle.as_secs_f64();
@@ -40,7 +45,7 @@ async fn watch(bench: &Bench, database: &Database, broker: Broker) -> Outcome<Ve
 
     eprintln!("memory, draining {rows} rows into {name}");
     database.fill(&Backlog::to(&place, 1..rows + 1)).await?;
-    let program = relay::ready(&config).await;
+    let program = relay::ready(&config).await?;
     database.gone(database.last_seq().await?).await?;
     let peak = program.program.peak_memory() as f64 / MIB;
     relay::terminate(program).await;
@@ -54,7 +59,7 @@ async fn watch(bench: &Bench, database: &Database, broker: Broker) -> Outcome<Ve
 }
 
 /// Transactions of this database so far, by which the server counts queries without any extension: each query of an
-/// idle relay is one. Sessions at work report once a second.
+/// idle relay is one.
 async fn transactions(database: &Database) -> Outcome<f64> {
     let counted = "SELECT (xact_commit + xact_rollback)::float8 FROM pg_stat_database \
                    WHERE datname = current_database()";

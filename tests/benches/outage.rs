@@ -36,7 +36,7 @@ async fn away(bench: &Bench, database: &Database, broker: Broker) -> Outcome<Vec
     let config = relay::config_through(database, broker, &address);
     let place = unique("outage");
     broker.create(servers, &place).await?;
-    let program = relay::ready(&config).await;
+    let program = relay::ready(&config).await?;
     wave(database, &Backlog::to(&place, 0..BEFORE)).await?;
     let first = database.last_seq().await? + 1;
 

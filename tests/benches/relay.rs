@@ -8,9 +8,9 @@ use backstop_core::sink::Publisher;
 use backstop_relay::config::{BrokerConfig, Config, Environment};
 use backstop_relay::pump::{Pump, PumpError, PumpReport, PumpSettings, PumpStatus};
 use backstop_tests::program::{Relay as Program, RelayConfig};
-use backstop_tests::wait;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::Outcome;
@@ -95,14 +95,32 @@ pub(crate) fn config(servers: &Servers, database: &Database, broker: Broker) -> 
 
 /// The program's configuration, for a broker at another address.
 pub(crate) fn config_through(database: &Database, broker: Broker, address: &str) -> RelayConfig {
-    RelayConfig::of(&text(&database.url(), broker, address))
+    RelayConfig::of(&text(&database.url, broker, address))
 }
 
 /// Starts the program, and waits until it says that it is ready.
-pub(crate) async fn ready(config: &RelayConfig) -> Program {
+pub(crate) async fn ready(config: &RelayConfig) -> Outcome<Program> {
     let relay = config.watched();
-    wait::until("the relay is ready", PATIENCE, || relay.is_ready()).await;
-    relay
+    until(&relay, "ready", || relay.is_ready()).await?;
+    Ok(relay)
+}
+
+/// Waits until the program is what `look` looks for.
+pub(crate) async fn until<F: Future<Output = bool>>(
+    relay: &Program,
+    what: &str,
+    mut look: impl FnMut() -> F,
+) -> Outcome<()> {
+    let until = Instant::now() + PATIENCE;
+    while !look().await {
+        if Instant::now() > until {
+            return Err(
+                format!("the relay is not {what} within {PATIENCE:?}; its log:\n{}", relay.log()).into()
+            );
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
 }
 
 /// Ends the program in order.
