@@ -275,6 +275,9 @@ fn bad_property(name: &str, description: &str) -> AdapterError {
 }
 
 #[cfg(test)]
+mod taxonomy;
+
+#[cfg(test)]
 mod tests {
     use rdkafka::ClientConfig;
     use rdkafka::consumer::BaseConsumer;

@@ -29,6 +29,7 @@ const MIGRATIONS: &[Migration] = &[
     migration!(3, "leases", "0003_lease"),
     migration!(4, "dead-letter ledger", "0004_ledger"),
     migration!(5, "scheduled rows of the outbox", "0005_scheduled"),
+    migration!(6, "what owners of leases report", "0006_lease_report"),
 ];
 
 /// The schema of one file.

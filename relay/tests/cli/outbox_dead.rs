@@ -33,7 +33,8 @@ async fn fill(relay: &Relay) {
     assert!(store.bury(&lease, &dead).await.expect("buried"));
 }
 
-fn relay() -> Relay {
+/// A directory with such a file.
+pub(crate) fn with_dead_rows() -> Relay {
     let relay = Relay::new("[database]\nurl = \"sqlite:x.db?mode=rwc\"\n");
     assert_eq!(relay.run("migrate").code, 0);
     tokio::runtime::Runtime::new().expect("a runtime").block_on(fill(&relay));
@@ -53,10 +54,10 @@ fn prints(ran: &Ran, expected: &str) {
 
 #[test]
 fn a_dead_row_is_shown_and_its_content_only_on_demand() {
-    let relay = relay();
+    let relay = with_dead_rows();
     let hidden = relay.run("outbox dead show 1").stdout;
     assert!(
-        hidden.contains("reason          too-large") && hidden.contains("1 headers and 9 bytes, hidden"),
+        hidden.contains("reason          too-large") && hidden.contains("1 header and 9 bytes, hidden"),
         "{hidden}"
     );
     let shown = relay.run("outbox dead show 1 --reveal").stdout;
@@ -80,7 +81,7 @@ fn a_dead_row_is_shown_and_its_content_only_on_demand() {
 
 #[test]
 fn retry_plans_asks_and_moves_once() {
-    let relay = relay();
+    let relay = with_dead_rows();
     let plan = "ROWS  DESTINATION  REASON\n1     orders       too-large\n";
     prints(&relay.run("outbox dead retry --destination orders --dry-run"), plan);
     let unasked = relay.run("outbox dead retry --destination orders");
@@ -97,7 +98,7 @@ fn retry_plans_asks_and_moves_once() {
 
 #[test]
 fn discard_wants_a_choice_and_a_cause() {
-    let relay = relay();
+    let relay = with_dead_rows();
     for args in [
         "discard --seq 1 --yes",
         "discard --because tested --yes",
