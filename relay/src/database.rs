@@ -10,6 +10,7 @@ use backstop_mysql::{MySqlOutboxStore, MySqlSchema, MySqlTables};
 use backstop_postgres::{DebeziumSchema, PgLedger, PgOutboxStore, PgSchema, PgTables};
 use backstop_sqlite::{SqliteLedger, SqliteOutboxStore, SqliteSchema, SqliteTables};
 use sqlx::PgPool;
+use sqlx::sqlite::SqliteConnectOptions;
 use url::Url;
 
 use crate::config::{DatabaseConfig, OutboxConfig, url_is_local};
@@ -78,6 +79,19 @@ impl Database {
     pub fn layout_of(&self, config: &OutboxConfig) -> Result<Option<Arc<dyn Schema>>, AdapterError> {
         let (Some((pool, tables)), Some(names)) = (&self.postgres, &config.debezium) else { return Ok(None) };
         Ok(Some(Arc::new(DebeziumSchema::new(pool.clone(), tables.clone(), &names.outbox()?)?)))
+    }
+
+    /// Connects to the database to look only; an SQLite file that does not exist counts as an empty one.
+    ///
+    /// # Errors
+    /// As [`open`](Database::open).
+    pub async fn look(config: &DatabaseConfig) -> Result<Self, AdapterError> {
+        let url = config.url.expose();
+        let file = url.strip_prefix("sqlite:").map(|_| url.parse::<SqliteConnectOptions>());
+        match file {
+            Some(Ok(options)) if !options.get_filename().exists() => sqlite(config, "sqlite::memory:").await,
+            _ => Self::open(config).await,
+        }
     }
 
     /// Connects to the database; an SQLite file that does not exist is created.

@@ -88,7 +88,7 @@ fn retry_plans_asks_and_moves_once() {
     assert_eq!((unasked.code, unasked.stdout.as_str()), (10, plan), "{}", unasked.stderr);
     assert_eq!(dead(&relay), [1, 2], "nothing moved yet");
     let moved = relay.run("outbox dead retry --destination orders --yes");
-    prints(&moved, &format!("{plan}1 rows moved back into the outbox\n"));
+    prints(&moved, &format!("{plan}1 row moved back into the outbox\n"));
     prints(&relay.run("outbox dead retry --seq 1 --yes"), "no dead rows\n");
     assert_eq!(dead(&relay), [2]);
     let rest = relay.run("outbox dead retry --all --yes --output json").json();
@@ -112,7 +112,7 @@ fn discard_wants_a_choice_and_a_cause() {
     let gone = relay.run("outbox dead discard --seq 2 --seq 7 --because tested --yes --output json");
     assert_eq!((&gone.json()["rows"], &gone.json()["because"]), (&1.into(), &"tested".into()));
     let logged = relay.run("outbox dead discard --reason too-large --because tested --yes --log info");
-    assert!(logged.stdout.ends_with("1 rows deleted for good\n"), "{}", logged.stdout);
+    assert!(logged.stdout.ends_with("1 row deleted for good\n"), "{}", logged.stdout);
     assert!(logged.stderr.contains("because=\"tested\""), "{}", logged.stderr);
     assert_eq!(relay.run("outbox status --output json").json()[0]["pending"], 1);
 }

@@ -31,7 +31,7 @@ fn transcript(relay: &Relay, commands: &[&str]) -> String {
 const REDACTED: [(&str, &str); 6] = [
     (r"\d{4}-\d\d-\d\dT[\d:.]+Z", "[time]"),
     (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}", "[uuid]"),
-    (r"\bt[0-9a-f]{12}\b", "[prefix]"),
+    (r"\bt[0-9a-f]{12}", "[prefix]"),
     (r"\b\d+(m?s)( |$|\n)", "[age]$2"),
     (r#""(oldest|lease)_seconds": [\d.]+"#, "\"${1}_seconds\": [seconds]"),
     (r"backstop-relay \d+\.\d+\.\d+", "backstop-relay [version]"),

@@ -71,7 +71,7 @@ macro_rules! retried {
 told! {
     a_message_that_is_too_large: RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE => MessageSizeTooLarge;
     a_batch_that_is_too_large: RD_KAFKA_RESP_ERR_RECORD_LIST_TOO_LARGE => MessageBatchTooLarge;
-    a_message_that_is_not_valid: RD_KAFKA_RESP_ERR_INVALID_MSG => InvalidMessage;
+    a_network_that_failed: RD_KAFKA_RESP_ERR_NETWORK_EXCEPTION => NetworkException;
     a_message_of_no_valid_size: RD_KAFKA_RESP_ERR_INVALID_MSG_SIZE => InvalidMessageSize;
     a_record_that_is_not_valid: RD_KAFKA_RESP_ERR_INVALID_RECORD => InvalidRecord;
     a_timestamp_that_is_not_valid: RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP => InvalidTimestamp;
@@ -90,7 +90,7 @@ retried! {
     too_few_replicas: RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS => NotEnoughReplicas;
     too_few_replicas_after_append: RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS_AFTER_APPEND => NotEnoughReplicasAfterAppend;
     a_request_that_timed_out: RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT => RequestTimedOut;
-    a_network_that_failed: RD_KAFKA_RESP_ERR_NETWORK_EXCEPTION => NetworkException;
+    a_message_that_is_not_valid: RD_KAFKA_RESP_ERR_INVALID_MSG => InvalidMessage;
     a_disk_that_failed: RD_KAFKA_RESP_ERR_KAFKA_STORAGE_ERROR => KafkaStorageError;
 }
 
