@@ -9,8 +9,8 @@ use backstop_core::{AdapterError, FaultKind};
 use backstop_mysql::{MySqlOutboxStore, MySqlSchema, MySqlTables};
 use backstop_postgres::{DebeziumSchema, PgLedger, PgOutboxStore, PgSchema, PgTables};
 use backstop_sqlite::{SqliteLedger, SqliteOutboxStore, SqliteSchema, SqliteTables};
-use sqlx::PgPool;
-use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
+use sqlx::{PgPool, SqlitePool};
 use url::Url;
 
 use crate::config::{DatabaseConfig, OutboxConfig, url_is_local};
@@ -89,7 +89,10 @@ impl Database {
         let url = config.url.expose();
         let file = url.strip_prefix("sqlite:").map(|_| url.parse::<SqliteConnectOptions>());
         match file {
-            Some(Ok(options)) if !options.get_filename().exists() => sqlite(config, "sqlite::memory:").await,
+            Some(Ok(options)) if !options.get_filename().exists() => {
+                let nothing = SqliteConnectOptions::new().in_memory(true);
+                on_sqlite(config, SqlitePoolOptions::new().max_connections(1).connect_lazy_with(nothing))
+            }
             _ => Self::open(config).await,
         }
     }
@@ -140,8 +143,11 @@ async fn mysql(config: &DatabaseConfig, url: &str) -> Result<Database, AdapterEr
 }
 
 async fn sqlite(config: &DatabaseConfig, url: &str) -> Result<Database, AdapterError> {
+    on_sqlite(config, backstop_sqlite::open(url).await?)
+}
+
+fn on_sqlite(config: &DatabaseConfig, pool: SqlitePool) -> Result<Database, AdapterError> {
     let tables = SqliteTables::default().with_prefix(&config.prefix)?;
-    let pool = backstop_sqlite::open(url).await?;
     Ok(Database {
         outbox: Arc::new(SqliteOutboxStore::new(pool.clone(), tables.clone())),
         ledger: Some(Arc::new(SqliteLedger::new(pool.clone(), tables.clone()))),

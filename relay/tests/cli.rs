@@ -218,7 +218,8 @@ fn migrate_goes_up_and_down_and_says_so() {
             "{}",
             dry.stdout
         );
-        assert_eq!(relay.run("outbox status").code, 6, "a dry run makes nothing");
+        let absent = if url.starts_with("sqlite") { 4 } else { 6 };
+        assert_eq!(relay.run("outbox status").code, absent, "a dry run makes nothing");
         let up = relay.run("migrate --output json");
         assert_eq!((up.code, up.stderr.as_str()), (0, ""));
         let steps = up.json().as_array().expect("a list").len();
