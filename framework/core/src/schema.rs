@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_slow_answer_is_no_difference_between_clocks() {
-        let at = |seconds| DateTime::from_timestamp(1_000 + seconds, 0).expect("a time");
+        let at = |seconds: i64| DateTime::from_timestamp(1_000 + seconds, 0).expect("a time");
         assert_eq!(Finding::clock(at(0), at(9), at(10)).severity, Severity::Fine);
         assert_eq!(Finding::clock(at(0), at(12), at(10)).severity, Severity::Fine);
         assert_eq!(Finding::clock(at(0), at(13), at(10)).detail, "3.0 s ahead of this machine's");

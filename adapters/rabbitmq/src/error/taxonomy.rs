@@ -27,9 +27,11 @@ fn channel(kind: impl Into<AMQPErrorKind>) -> Failure {
 
 /// Failures, each with the test that shows it, or the reason why none does.
 fn entries() -> Vec<Entry> {
-    use AMQPHardError::{CONNECTIONFORCED, INTERNALERROR, INVALIDPATH, NOTALLOWED};
+    [of_messages(), of_connections()].concat()
+}
+
+fn of_messages() -> Vec<Entry> {
     use AMQPSoftError::{ACCESSREFUSED, NOTFOUND, PRECONDITIONFAILED, RESOURCELOCKED};
-    let lost = lapin::Error::from(lapin::ErrorKind::MissingHeartbeatError);
     vec![
         (
             "returned: no queue takes it",
@@ -61,6 +63,14 @@ fn entries() -> Vec<Entry> {
             channel(PRECONDITIONFAILED),
             Ok("sink: what_cannot_be_sent_is_the_messages_fault_and_harms_no_other"),
         ),
+    ]
+}
+
+fn of_connections() -> Vec<Entry> {
+    use AMQPHardError::{CONNECTIONFORCED, INTERNALERROR, INVALIDPATH, NOTALLOWED};
+    use AMQPSoftError::ACCESSREFUSED;
+    let lost = lapin::Error::from(lapin::ErrorKind::MissingHeartbeatError);
+    vec![
         (
             "403 ACCESS_REFUSED: login",
             connection(ACCESSREFUSED, "Login was refused"),
