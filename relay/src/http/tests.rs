@@ -29,7 +29,7 @@ async fn serve(more: &str) -> Running {
     database.schema.migrate().await.expect("tables");
     let (sender, receiver) = watch::channel(PumpStatus::default());
     let jobs = Jobs::new(["outbox".to_owned()]);
-    jobs.started("outbox", database.outbox.clone(), receiver);
+    jobs.started("outbox", database.outbox.clone(), receiver, Arc::default());
     let server = Server::bind(config.http.as_ref().expect("given"), jobs).await.expect("listens");
     let (address, stop) = (server.address().expect("an address"), CancellationToken::new());
     tokio::spawn(server.run(stop.clone()));

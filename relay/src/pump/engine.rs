@@ -23,6 +23,7 @@ use super::settling::{Deleted, Settling};
 use super::silence::Silence;
 use super::status::{BlockedKey, Board, LISTED, PausedDestination, PumpError, PumpReport, PumpState};
 use super::submit::Ready;
+use super::traffic::Traffic;
 use crate::owner::Tenure;
 
 /// How long a publisher that says it is full, with nothing under way, is left alone.
@@ -90,6 +91,7 @@ pub(super) struct Engine {
     pub(super) writes: Outage,
     pub(super) progress: Instant,
     pub(super) silence: Silence,
+    pub(super) traffic: Arc<Traffic>,
     /// When everything under way was given up; until it has settled.
     pub(super) abandoned: Option<Instant>,
     /// The database may be another one by now, with other rows under the same numbers: what is confirmed before
@@ -136,6 +138,7 @@ impl Engine {
             writes: outage("writing to the outbox"),
             progress: now,
             silence: Silence::new(settings.stall_after, now),
+            traffic: Arc::default(),
             abandoned: None,
             forget: false,
             stop: None,
