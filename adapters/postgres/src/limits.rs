@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use backstop_core::inbox::Limits;
 
-/// Gives the session its own values back, in a transaction of its own. Nothing changes where [`enforce`] was rolled
-/// back.
-pub(crate) const RESTORE: &str = "ROLLBACK; \
+/// Gives the session its own values back in a transaction of its own, and leaves it in an empty one. Nothing changes
+/// where [`enforce`] was rolled back.
+pub(crate) const RESTORE: &str = "ROLLBACK AND CHAIN; \
      SELECT set_config('statement_timeout', \
                 coalesce(nullif(current_setting('backstop.statement', true), ''), current_setting('statement_timeout')), \
                 false), \
@@ -18,7 +18,7 @@ pub(crate) const RESTORE: &str = "ROLLBACK; \
                 coalesce(nullif(current_setting('backstop.idle', true), ''), \
                          current_setting('idle_in_transaction_session_timeout')), false), \
             set_config('backstop.statement', '', false), set_config('backstop.idle', '', false); \
-     BEGIN";
+     COMMIT AND CHAIN";
 
 /// Keeps the session's own values aside and sets the limits for all its transactions.
 pub(crate) fn enforce(limits: Limits) -> String {
