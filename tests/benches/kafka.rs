@@ -64,7 +64,7 @@ fn producer_config(servers: &Servers) -> ClientConfig {
         .set("compression.level", "1")
         .set("partitioner", "murmur2_random")
         .set("message.timeout.ms", "0")
-        .set("linger.ms", "5")
+        .set("linger.ms", "1")
         .set("batch.size", "1000000")
         .set("batch.num.messages", "10000")
         .set("queue.buffering.max.messages", "20001")

@@ -71,8 +71,8 @@ pub(crate) const SHORT: Sizes = Sizes {
     idle: Duration::from_secs(3),
     killed: 40_000,
     waiting: 10_000,
-    away: Duration::from_secs(2),
-    denied: Duration::from_secs(3),
+    away: Duration::from_secs(1),
+    denied: Duration::from_secs(2),
 };
 
 impl Sizes {
