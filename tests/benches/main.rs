@@ -6,6 +6,7 @@
 mod consumer;
 mod database;
 mod event;
+mod grouped;
 mod kafka;
 mod latency;
 mod machine;
@@ -74,6 +75,9 @@ async fn run(options: &Options) -> Outcome<()> {
     }
     if options.consumer {
         consumer::run(&mut bench).await?;
+    }
+    if options.grouped {
+        grouped::run(&mut bench).await?;
     }
     if options.latency {
         latency::run(&mut bench).await?;
