@@ -16,10 +16,11 @@ pub(crate) enum Part {
     Kills,
     Outage,
     Consumer,
+    Grouped,
 }
 
 /// The parts in the order in which they run: name and content.
-const PARTS: [(Part, &str, &str); 9] = [
+const PARTS: [(Part, &str, &str); 10] = [
     (Part::Drain, "drain", "a backlog into Kafka and RabbitMQ, beside the bare drivers"),
     (Part::Databases, "databases", "the same from MariaDB and SQLite, beside PostgreSQL"),
     (Part::Latency, "latency", "from commit to broker and to effect, under steady load and idle"),
@@ -29,6 +30,7 @@ const PARTS: [(Part, &str, &str); 9] = [
     (Part::Kills, "kills", "rows sent twice after SIGKILL and after SIGTERM"),
     (Part::Outage, "outage", "a broker that is away, one destination of ten that is denied"),
     (Part::Consumer, "consumer", "messages from Kafka, beside consumers written by hand"),
+    (Part::Grouped, "grouped", "the same with several messages in one transaction"),
 ];
 
 /// What is run, and in which numbers.
@@ -61,7 +63,7 @@ impl Options {
                 "--rate" => options.sizes.rate = number()?,
                 "--rounds" => options.sizes.rounds = number()?,
                 "--minutes" => options.sizes.set_outage(Duration::from_secs(60 * number()? as u64)),
-                "relay" => options.parts.extend(all().filter(|part| *part != Part::Consumer)),
+                "relay" => options.parts.extend(all().filter(|part| !matches!(part, Part::Consumer | Part::Grouped))),
                 name => options.parts.push(part(name)?),
             }
         }
