@@ -7,7 +7,7 @@ use backstop_core::outbox::{OutboxStatus, OutboxStore};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::pump::{PumpState, PumpStatus};
+use crate::pump::{PumpState, PumpStatus, Trouble};
 
 /// How long the count of pending rows is taken for current: counting costs the database a scan.
 const COUNTED_EVERY: Duration = Duration::from_secs(15);
@@ -46,6 +46,9 @@ pub struct Report {
     pub state: &'static str,
     /// Whether the job does what it is for. Another relay's standby does.
     pub ready: bool,
+    /// What keeps it from that, if it is not its state: `lease`, `broker` or `deletes`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<&'static str>,
 }
 
 impl Jobs {
@@ -112,13 +115,16 @@ impl OutboxJob {
     }
 
     fn report(&self) -> Report {
-        let (state, ready) = match self.status().map(|status| status.state) {
+        let status = self.status();
+        let trouble = status.as_ref().and_then(|status| status.trouble);
+        let (state, works) = match status.map(|status| status.state) {
             None => ("starting", false),
             Some(PumpState::Standby) => ("standby", true),
             Some(PumpState::Running) => ("running", true),
             Some(PumpState::Waiting) => ("waiting", false),
             Some(PumpState::Draining) => ("draining", false),
         };
-        Report { outbox: self.name.clone(), state, ready }
+        let ready = works && trouble.is_none();
+        Report { outbox: self.name.clone(), state, ready, trouble: trouble.map(Trouble::as_str) }
     }
 }

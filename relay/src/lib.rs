@@ -34,6 +34,7 @@ pub mod routes;
 pub mod secret;
 pub mod supervise;
 
+mod audit;
 mod commands;
 mod demo;
 

@@ -32,6 +32,7 @@ mod silence;
 mod stall;
 mod status;
 mod submit;
+mod trouble;
 
 use std::fmt;
 use std::sync::Arc;
@@ -42,7 +43,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use settings::{OnUnsendable, PumpSettings};
-pub use status::{BlockedKey, Fault, PausedDestination, PumpError, PumpReport, PumpState, PumpStatus};
+pub use status::{
+    BlockedKey, Fault, PausedDestination, PumpError, PumpReport, PumpState, PumpStatus, Trouble,
+};
 
 use crate::owner::Owner;
 use engine::Engine;
@@ -85,7 +88,7 @@ impl Pump {
     /// [`PumpError`]; outages of broker and database are no errors.
     pub async fn run(self, shutdown: CancellationToken) -> Result<PumpReport, PumpError> {
         let owner = Owner::start(self.store.clone(), self.settings.owner.clone());
-        let mut engine = Engine::new(self.store, self.publisher, self.settings, self.board, owner.tenures());
+        let mut engine = Engine::new(self.store, self.publisher, self.settings, self.board, &owner);
         let result = Box::pin(engine.run(&shutdown)).await;
         owner.release().await;
         result
