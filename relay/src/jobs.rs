@@ -7,7 +7,7 @@ use backstop_core::outbox::{OutboxStatus, OutboxStore};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::pump::{PumpState, PumpStatus, Tally, Traffic};
+use crate::pump::{PumpState, PumpStatus, Tally, Traffic, Trouble};
 
 /// How long the count of pending rows is taken for current: counting costs the database a scan.
 const COUNTED_EVERY: Duration = Duration::from_secs(15);
@@ -47,6 +47,9 @@ pub struct Report {
     pub state: &'static str,
     /// Whether the job does what it is for. Another relay's standby does.
     pub ready: bool,
+    /// What keeps it from that, if it is not its state: `lease`, `broker` or `deletes`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<&'static str>,
 }
 
 impl Jobs {
@@ -124,9 +127,11 @@ impl OutboxJob {
     }
 
     fn report(&self) -> Report {
-        let state = self.status().map(|status| status.state);
-        let ready = matches!(state, Some(PumpState::Standby | PumpState::Running));
+        let status = self.status();
+        let trouble = status.as_ref().and_then(|status| status.trouble);
+        let state = status.map(|status| status.state);
+        let ready = matches!(state, Some(PumpState::Standby | PumpState::Running)) && trouble.is_none();
         let state = state.map_or("starting", PumpState::word);
-        Report { outbox: self.name.clone(), state, ready }
+        Report { outbox: self.name.clone(), state, ready, trouble: trouble.map(Trouble::as_str) }
     }
 }

@@ -36,6 +36,7 @@ pub mod secret;
 pub mod standing;
 pub mod supervise;
 
+mod audit;
 mod commands;
 mod demo;
 

@@ -33,6 +33,7 @@ mod stall;
 mod status;
 mod submit;
 mod traffic;
+mod trouble;
 
 use std::fmt;
 use std::sync::Arc;
@@ -43,7 +44,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use settings::{OnUnsendable, PumpSettings};
-pub use status::{BlockedKey, Fault, PausedDestination, PumpError, PumpReport, PumpState, PumpStatus};
+pub use status::{
+    BlockedKey, Fault, PausedDestination, PumpError, PumpReport, PumpState, PumpStatus, Trouble,
+};
 pub use traffic::{BOUNDS, Tally, Traffic};
 
 use crate::owner::Owner;
@@ -95,7 +98,7 @@ impl Pump {
     pub async fn run(self, shutdown: CancellationToken) -> Result<PumpReport, PumpError> {
         let owner = Owner::start(self.store.clone(), self.settings.owner.clone());
         let told = standing::tell(self.store.clone(), owner.tenures(), self.status);
-        let mut engine = Engine::new(self.store, self.publisher, self.settings, self.board, owner.tenures());
+        let mut engine = Engine::new(self.store, self.publisher, self.settings, self.board, &owner);
         engine.traffic = self.traffic;
         let result = tokio::select! {
             result = Box::pin(engine.run(&shutdown)) => result,

@@ -63,7 +63,9 @@ impl Options {
                 "--rate" => options.sizes.rate = number()?,
                 "--rounds" => options.sizes.rounds = number()?,
                 "--minutes" => options.sizes.set_outage(Duration::from_secs(60 * number()? as u64)),
-                "relay" => options.parts.extend(all().filter(|part| !matches!(part, Part::Consumer | Part::Grouped))),
+                "relay" => {
+                    options.parts.extend(all().filter(|part| !matches!(part, Part::Consumer | Part::Grouped)))
+                }
                 name => options.parts.push(part(name)?),
             }
         }

@@ -50,6 +50,7 @@ impl Engine {
     fn published(&mut self, entry: Entry) {
         crash_point!("relay.published");
         self.board.status.published += 1;
+        self.last_published = self.now;
         self.broker.works();
         if self.forget {
             self.pauses.settled(&entry);
@@ -215,12 +216,12 @@ impl Engine {
 
     /// Takes in a burial that has ended. Its failure, of whatever kind, is the business of its rows alone: a database
     /// that is gone shows in reads as well.
-    pub(super) fn buried(&mut self, Buried { rows, token, result }: Buried) {
+    pub(super) fn buried(&mut self, Buried { rows, took, token, result }: Buried) {
         let running = self.phase == Phase::Running;
         match result {
             Ok(true) => {
                 self.tell_of_dead(&rows);
-                if self.burials.succeeded(&rows) {
+                if self.burials.succeeded(&rows, took) {
                     self.begin_again_after(Duration::ZERO);
                 }
             }
