@@ -124,7 +124,7 @@ fn audited(ran: &Ran) -> Vec<serde_json::Value> {
 
 #[test]
 fn who_did_what_and_why_is_logged_whatever_the_filter() {
-    let relay = relay().with_env("LOGNAME", "al\"ice\n");
+    let relay = with_dead_rows().with_env("LOGNAME", "al\"ice\n");
     let run = |args: &str| relay.run(&format!("outbox dead {args} --log-format json"));
     assert!(audited(&run("retry --all --dry-run")).is_empty());
     assert!(audited(&run("retry --seq 77 --yes")).is_empty(), "nothing was to be done");
