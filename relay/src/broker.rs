@@ -1,7 +1,5 @@
 //! The broker, as the configuration chooses it.
 
-use std::collections::BTreeMap;
-
 use backstop_core::cloudevents::Binding;
 use backstop_core::sink::{PublishError, Publisher, Sink};
 use backstop_core::source::{Received, Settlement, Source, SourceInfo};
@@ -113,12 +111,7 @@ fn rabbit_opener(settings: RabbitSettings, queue: String) -> Opener<AnySource> {
 }
 
 fn kafka_settings(config: &KafkaConfig) -> KafkaSettings {
-    let properties: BTreeMap<String, String> =
-        config.properties.iter().map(|(name, value)| (name.clone(), value.expose().to_owned())).collect();
-    KafkaSettings::new(config.brokers.join(","))
-        .client_id(CLIENT)
-        .properties(properties)
-        .allow_plaintext(config.allow_plaintext)
+    config.settings().client_id(CLIENT)
 }
 
 fn rabbit_settings(config: &RabbitConfig) -> Result<RabbitSettings, AdapterError> {

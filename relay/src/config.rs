@@ -22,10 +22,13 @@
 //! `BACKSTOP__BROKER__PROPERTIES__SASL_PASSWORD_FILE=/run/secrets/kafka` for `"sasl.password_file"` in
 //! `[broker.properties]`. Its value is taken as it is; a variable that names no key is refused like an unknown key.
 
+mod databases;
 mod document;
 mod environment;
+mod files;
 mod interpolate;
 mod layout;
+mod loosened;
 mod sections;
 
 use std::collections::BTreeMap;
@@ -33,12 +36,13 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use backstop_kafka::KafkaSettings;
 use serde::{Serialize, Serializer};
 
+pub(crate) use databases::{is_local, url_is_local};
 pub use document::{Fault, Place};
 pub use environment::Environment;
 pub use layout::{DebeziumConfig, Layout};
-pub(crate) use sections::url_is_local;
 
 use crate::exit::{Complaint, Exit, Failure};
 use crate::secret::{Scrubber, Secret, SecretUrl, is_secret_name};
@@ -47,8 +51,6 @@ use crate::secret::{Scrubber, Secret, SecretUrl, is_secret_name};
 pub const SCHEMA: &str = include_str!("../config.schema.json");
 /// The file that is read unless another is named.
 pub const USUAL_FILE: &str = "backstop-relay.toml";
-/// The largest configuration file that is read, in bytes.
-const MAX_FILE: u64 = 1024 * 1024;
 /// Faults that are reported at once.
 const MAX_FAULTS: usize = 100;
 
@@ -312,18 +314,22 @@ impl Config {
     }
 }
 
-fn read(path: &Path) -> Result<String, Failure> {
-    let shown = path.display();
-    let failure = |what: String, hint: &str| Failure::new(Exit::Configuration, what, hint);
-    let unreadable = |error: std::io::Error| {
-        let what = format!("cannot read the configuration file {shown}: {error}");
-        failure(what, "name the file with --config or BACKSTOP_CONFIG")
-    };
-    if std::fs::metadata(path).map_err(unreadable)?.len() > MAX_FILE {
-        let what = format!("the configuration file {shown} is larger than 1 MiB");
-        return Err(failure(what, "name the right file with --config"));
+impl KafkaConfig {
+    /// The adapter's settings.
+    pub(crate) fn settings(&self) -> KafkaSettings {
+        let exposed = |(name, value): (&String, &Secret)| (name.clone(), value.expose().to_owned());
+        KafkaSettings::new(self.brokers.join(","))
+            .properties(self.properties.iter().map(exposed).collect())
+            .allow_plaintext(self.allow_plaintext)
     }
-    std::fs::read_to_string(path).map_err(unreadable)
+}
+
+fn read(path: &Path) -> Result<String, Failure> {
+    let unreadable = |error: std::io::Error| {
+        let what = format!("cannot read the configuration file {}: {error}", path.display());
+        Failure::new(Exit::Configuration, what, "name the file with --config or BACKSTOP_CONFIG")
+    };
+    files::read(path, files::MAX_CONFIG).map_err(unreadable)
 }
 
 fn duration<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
@@ -341,6 +347,8 @@ fn masked<S: Serializer>(properties: &BTreeMap<String, Secret>, serializer: S) -
     }))
 }
 
+#[cfg(test)]
+mod hostile_tests;
 #[cfg(test)]
 mod schema_tests;
 #[cfg(test)]

@@ -9,10 +9,11 @@ use backstop_core::{AdapterError, FaultKind};
 use backstop_mysql::{MySqlOutboxStore, MySqlSchema, MySqlTables};
 use backstop_postgres::{DebeziumSchema, PgLedger, PgOutboxStore, PgSchema, PgTables};
 use backstop_sqlite::{SqliteLedger, SqliteOutboxStore, SqliteSchema, SqliteTables};
-use sqlx::PgPool;
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
+use sqlx::{PgPool, SqlitePool};
 use url::Url;
 
-use crate::config::{DatabaseConfig, OutboxConfig, url_is_local};
+use crate::config::{DatabaseConfig, OutboxConfig, is_local, url_is_local};
 
 /// What the relay needs of one database.
 #[derive(Clone)]
@@ -80,6 +81,22 @@ impl Database {
         Ok(Some(Arc::new(DebeziumSchema::new(pool.clone(), tables.clone(), &names.outbox()?)?)))
     }
 
+    /// Connects to the database to look only; an SQLite file that does not exist counts as an empty one.
+    ///
+    /// # Errors
+    /// As [`open`](Database::open).
+    pub async fn look(config: &DatabaseConfig) -> Result<Self, AdapterError> {
+        let url = config.url.expose();
+        let file = url.strip_prefix("sqlite:").map(|_| url.parse::<SqliteConnectOptions>());
+        match file {
+            Some(Ok(options)) if !options.get_filename().exists() => {
+                let nothing = SqliteConnectOptions::new().in_memory(true);
+                on_sqlite(config, SqlitePoolOptions::new().max_connections(1).connect_lazy_with(nothing))
+            }
+            _ => Self::open(config).await,
+        }
+    }
+
     /// Connects to the database; an SQLite file that does not exist is created.
     ///
     /// # Errors
@@ -126,8 +143,11 @@ async fn mysql(config: &DatabaseConfig, url: &str) -> Result<Database, AdapterEr
 }
 
 async fn sqlite(config: &DatabaseConfig, url: &str) -> Result<Database, AdapterError> {
+    on_sqlite(config, backstop_sqlite::open(url).await?)
+}
+
+fn on_sqlite(config: &DatabaseConfig, pool: SqlitePool) -> Result<Database, AdapterError> {
     let tables = SqliteTables::default().with_prefix(&config.prefix)?;
-    let pool = backstop_sqlite::open(url).await?;
     Ok(Database {
         outbox: Arc::new(SqliteOutboxStore::new(pool.clone(), tables.clone())),
         ledger: Some(Arc::new(SqliteLedger::new(pool.clone(), tables.clone()))),
@@ -139,12 +159,9 @@ async fn sqlite(config: &DatabaseConfig, url: &str) -> Result<Database, AdapterE
 /// The URL with verified TLS when it names another host and does not say otherwise.
 fn with_tls(url: &str) -> String {
     let Ok(mut parsed) = Url::parse(url) else { return url.to_owned() };
-    let names = |wanted: &str| parsed.query_pairs().find(|(name, _)| name == wanted);
-    let local = match names("host").or_else(|| names("hostaddr")) {
-        Some((_, host)) => host.starts_with('/') || host == "localhost" || host.starts_with("127."),
-        None => url_is_local(&parsed),
-    };
-    if !local && names("sslmode").or_else(|| names("ssl-mode")).is_none() {
+    let names = |wanted: &str| parsed.query_pairs().any(|(name, _)| name == wanted);
+    let local = is_on_this_machine(&parsed);
+    if !local && !names("sslmode") && !names("ssl-mode") {
         let (name, verified) = match parsed.scheme() {
             "mysql" | "mariadb" => ("ssl-mode", "VERIFY_IDENTITY"),
             _ => ("sslmode", "verify-full"),
@@ -155,21 +172,44 @@ fn with_tls(url: &str) -> String {
     url.to_owned()
 }
 
+/// Whether the drivers connect to this machine: a socket wins over every host, and the last host over those before it.
+pub(crate) fn is_on_this_machine(url: &Url) -> bool {
+    let mut host = None;
+    for (name, value) in url.query_pairs() {
+        match &*name {
+            "socket" => return true,
+            "host" | "hostaddr" if value.starts_with('/') => return true,
+            "host" | "hostaddr" => host = Some(value),
+            _ => {}
+        }
+    }
+    host.map_or_else(|| url_is_local(url), |host| is_local(&host))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn another_host_is_asked_for_verified_tls_unless_the_url_says_otherwise() {
+    fn s32_another_host_is_asked_for_verified_tls_unless_the_url_says_otherwise() {
         let verified = |url: &str| with_tls(url) == format!("{url}?sslmode=verify-full");
         assert!(verified("postgres://u:p%40@db.internal/d"));
         assert!(verified("postgres://u:p@10.0.0.7:5432/d"));
+        for url in [
+            "postgres://u:p@db/d?host=127.evil.example",
+            "postgres://u:p@localhost/d?host=localhost&host=db",
+            "postgres:///d?hostaddr=10.0.0.7",
+        ] {
+            assert_eq!(with_tls(url), format!("{url}&sslmode=verify-full"));
+        }
         assert_eq!(with_tls("mysql://u:p@db/d"), "mysql://u:p@db/d?ssl-mode=VERIFY_IDENTITY");
         for url in [
             "postgres://u:p@localhost/d",
             "postgres://u:p@127.0.0.1/d",
             "postgres://u:p@[::1]/d",
             "postgres:///d?host=/var/run/postgresql",
+            "postgres://u:p@db/d?host=%2Fvar%2Frun&host=db",
+            "mysql://u:p@db/d?socket=/run/mysqld.sock",
             "postgres://u:p@db/d?sslmode=disable",
             "mysql://u:p@localhost/d",
             "mysql://u:p@db/d?ssl-mode=PREFERRED",

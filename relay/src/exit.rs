@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_hold_no_secret_no_line_end_and_no_escape_sequence() {
+    fn s18_lines_hold_no_secret_no_line_end_and_no_escape_sequence() {
         let error = AdapterError::new(FaultKind::Other, "cannot open a://u:pw@h\u{1b}[31m\nerror: forged")
             .with_source(io::Error::other("because of a://u:pw@h"))
             .with_hint("look");

@@ -37,6 +37,9 @@ const CONNECTIONS: usize = 64;
 const HEAD: Duration = Duration::from_secs(5);
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(15);
+/// How long a connection may be used. Callers who keep theirs busy, or never read an answer, do not take a probe's seat
+/// for longer.
+const CONNECTION: Duration = Duration::from_secs(60);
 /// The largest body of a request, in bytes.
 const BODY: usize = 64 << 10;
 /// The pause after a connection could not be accepted, mostly for want of file descriptors.
@@ -114,8 +117,18 @@ async fn answer(stream: TcpStream, router: Router) {
     server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
     server.http2().timer(TokioTimer::new()).keep_alive_interval(HEAD).keep_alive_timeout(HEAD);
     let service = TowerToHyperService::new(router);
-    if let Err(error) = server.serve_connection(TokioIo::new(stream), service).await {
-        debug!(%error, "an HTTP connection ended early");
+    let mut connection = std::pin::pin!(server.serve_connection(TokioIo::new(stream), service));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => Ok(ended),
+        () = tokio::time::sleep(CONNECTION) => {
+            connection.as_mut().graceful_shutdown();
+            tokio::time::timeout(ANSWER, connection).await
+        }
+    };
+    match ended {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(%error, "an HTTP connection ended early"),
+        Err(_) => debug!("an HTTP connection was cut off"),
     }
 }
 

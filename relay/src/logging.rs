@@ -7,6 +7,8 @@ use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
+use backstop_core::report::is_unprintable;
+
 use crate::exit::{Exit, Failure};
 use crate::secret::Scrubber;
 
@@ -68,18 +70,88 @@ impl Write for Scrubbing {
     }
 }
 
-/// The event without secrets; line ends inside it, which could forge an event, are escaped.
+/// The event without secrets. Line ends inside it, which could forge an event, and what a terminal would act upon are
+/// escaped, so that a JSON text stays one.
 fn one_line(event: &str, scrubber: &Scrubber) -> String {
     let text = scrubber.scrub(event.strip_suffix('\n').unwrap_or(event));
-    format!("{}\n", text.replace('\r', "\\r").replace('\n', "\\n"))
+    let mut line = String::with_capacity(text.len() + 1);
+    for character in text.chars() {
+        match character {
+            '\r' => line.push_str("\\r"),
+            '\n' => line.push_str("\\n"),
+            // All of them are below U+10000.
+            odd if is_unprintable(odd) => line.push_str(&format!("\\u{:04x}", u32::from(odd))),
+            plain => line.push(plain),
+        }
+    }
+    line.push('\n');
+    line
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// What a subscriber of that format writes of an event with `odd` in its message and its fields.
+    fn logged(format: LogFormat, odd: &str) -> String {
+        let events = Events::default();
+        let writer = {
+            let events = events.clone();
+            move || events.clone()
+        };
+        let log = tracing_subscriber::fmt().with_ansi(false).with_writer(writer);
+        let emit = || tracing::warn!(key = odd, shown = %odd, debugged = ?odd, "message with {odd}");
+        match format {
+            LogFormat::Human => tracing::subscriber::with_default(log.finish(), emit),
+            LogFormat::Json => {
+                tracing::subscriber::with_default(log.json().flatten_event(true).finish(), emit)
+            }
+        }
+        let written = events.0.lock().expect("nobody panicked").clone();
+        String::from_utf8(written).expect("text")
+    }
+
+    #[derive(Clone, Default)]
+    struct Events(Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl Write for Events {
+        fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("nobody panicked").extend(event);
+            Ok(event.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
     #[test]
-    fn an_event_stays_one_line_without_secrets() {
+    fn s18_an_event_stays_one_printable_line_in_either_format() {
+        let odd = "k\u{1b}[2J\u{9b}31m\r\nINFO forged\u{202e}\u{7f}\u{200b}\t\u{85}";
+        for format in [LogFormat::Human, LogFormat::Json] {
+            let line = one_line(&logged(format, odd), &Scrubber::default());
+            let body = line.strip_suffix('\n').expect("one line end");
+            assert!(!body.contains(is_unprintable), "{body:?}");
+            if format == LogFormat::Json {
+                let event: serde_json::Value = serde_json::from_str(body).expect("still JSON");
+                assert_eq!(event["key"], odd);
+            }
+        }
+    }
+
+    #[test]
+    fn s28_a_password_with_quotes_is_not_logged_in_either_format() {
+        let password = "S3\"cr\\et\u{1}ü";
+        let mut scrubber = Scrubber::default();
+        scrubber.learn(password);
+        for format in [LogFormat::Human, LogFormat::Json] {
+            let line = one_line(&logged(format, password), &scrubber);
+            assert!(!line.contains("S3") && line.contains(crate::secret::MASK), "{line}");
+        }
+    }
+
+    #[test]
+    fn s18_an_event_stays_one_line_without_secrets() {
         let event = "INFO read a://u:pw@h\nINFO forged\r\n";
         assert_eq!(one_line(event, &Scrubber::default()), "INFO read a://u:***@h\\nINFO forged\\r\n");
     }

@@ -3,7 +3,8 @@
 use std::{fmt, mem};
 
 use backstop_core::cloudevents::Binding;
-use backstop_core::sink::{Confirmation, PublishError, Publisher, Refused, Scope};
+use backstop_core::schema::Finding;
+use backstop_core::sink::{Confirmation, PublishError, Publisher, Refused, Scope, Traffic};
 use backstop_core::{AdapterError, Destination, Envelope, FaultKind};
 use futures_core::future::BoxFuture;
 use futures_util::future::{join_all, select_all};
@@ -158,6 +159,27 @@ impl Publisher for RoutedPublisher {
             });
             faults.extend(join_all(probes).await.into_iter().flatten());
             faults
+        })
+    }
+
+    fn inspect<'a>(&'a self, traffic: &'a Traffic) -> BoxFuture<'a, Vec<Finding>> {
+        Box::pin(async move {
+            let mut by_broker = vec![Traffic::default(); self.brokers.len()];
+            for (destination, bytes) in &traffic.largest {
+                if let Some(place) = self.place(destination) {
+                    by_broker[place].largest.push((destination.clone(), *bytes));
+                }
+            }
+            // Dead letters are on the broker of no route.
+            if let Some(place) = self.otherwise {
+                by_broker[place].letters.clone_from(&traffic.letters);
+            }
+            let inspections = self
+                .brokers
+                .iter()
+                .zip(&by_broker)
+                .map(|(broker, traffic)| broker.publisher.inspect(traffic));
+            join_all(inspections).await.into_iter().flatten().collect()
         })
     }
 }

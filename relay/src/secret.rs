@@ -11,6 +11,9 @@ pub const MASK: &str = "***";
 const SECRET_NAMES: [&str; 9] =
     ["pass", "pwd", "secret", "token", "credential", "apikey", "api_key", "jaas", "key.pem"];
 
+/// From this length on one lowercase word is no ordinary word.
+const LONG_WORD: usize = 12;
+
 /// A text that must not be shown: `Debug` and `Serialize` print `***`.
 ///
 /// ```
@@ -144,11 +147,18 @@ fn redact_query(text: &str) -> String {
     let pairs: Vec<String> = query
         .split('&')
         .map(|pair| match pair.split_once('=') {
-            Some((name, _)) if is_secret_name(&decoded(name)) => format!("{name}={MASK}"),
+            Some((name, value)) if is_secret_name(&decoded(name)) || holds_key(value) => {
+                format!("{name}={MASK}")
+            }
             _ => pair.to_owned(),
         })
         .collect();
     format!("{before}?{}", pairs.join("&"))
+}
+
+/// Whether a value is a key itself in place of the file that holds it.
+fn holds_key(value: &str) -> bool {
+    decoded(value).replace('+', " ").contains("PRIVATE KEY")
 }
 
 /// Percent-decoding, as far as it is valid UTF-8.
@@ -161,8 +171,9 @@ fn decoded(text: &str) -> String {
 
 /// Removes secrets from finished texts: the net below the rule that no error and no log line holds one.
 ///
-/// It hides the passwords of every URL in the text, and every secret of the configuration by its value, unless the
-/// value is shorter than six bytes or one lowercase word, which would blot out ordinary text.
+/// It hides the passwords of every URL in the text, and every secret of the configuration by its value, as it is and as
+/// quoted texts and JSON spell it, unless the value is shorter than six bytes or one short lowercase word, which would
+/// blot out ordinary text.
 #[derive(Clone, Default)]
 pub struct Scrubber {
     values: Vec<String>,
@@ -171,11 +182,19 @@ pub struct Scrubber {
 impl Scrubber {
     /// Knows a secret from now on.
     pub fn learn(&mut self, secret: &str) {
-        let a_word = secret.bytes().all(|byte| byte.is_ascii_lowercase());
-        if secret.len() >= 6 && !a_word && !self.values.iter().any(|value| value == secret) {
-            self.values.push(secret.to_owned());
-            self.values.sort_by_key(|value| std::cmp::Reverse(value.len()));
+        let a_word = secret.len() < LONG_WORD && secret.bytes().all(|byte| byte.is_ascii_lowercase());
+        if secret.len() < 6 || a_word {
+            return;
         }
+        let unquoted = |text: String| text[1..text.len() - 1].to_owned();
+        let in_json = |text: &str| unquoted(serde_json::Value::from(text).to_string());
+        let debugged = unquoted(format!("{secret:?}"));
+        for spelling in [secret.to_owned(), in_json(secret), in_json(&debugged), debugged] {
+            if !self.values.contains(&spelling) {
+                self.values.push(spelling);
+            }
+        }
+        self.values.sort_by_key(|value| std::cmp::Reverse(value.len()));
     }
 
     /// Knows the password of a URL from now on, as it is written and decoded.
@@ -238,7 +257,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn passwords_are_hidden_wherever_a_url_can_hold_them() {
+    fn s28_passwords_are_hidden_wherever_a_url_can_hold_them() {
         let cases = [
             ("postgres://u:secret@h:5432/d", "postgres://u:***@h:5432/d"),
             ("postgres://u:se%40cret@h/d", "postgres://u:***@h/d"),
@@ -251,6 +270,11 @@ mod tests {
             ("postgres://h/d?user=u&password=secret&x=1", "postgres://h/d?user=u&password=***&x=1"),
             ("postgres://h/d?p%61ssword=secret", "postgres://h/d?p%61ssword=***"),
             ("postgres://u:secret@h/d?sslpassword=secret", "postgres://u:***@h/d?sslpassword=***"),
+            (
+                "postgres://h/d?sslkey=-----BEGIN+PRIVATE+KEY-----%0Asecret%0A-----END+PRIVATE+KEY-----",
+                "postgres://h/d?sslkey=***",
+            ),
+            ("mysql://h/d?ssl-key=-----BEGIN%20EC%20PRIVATE%20KEY-----secret", "mysql://h/d?ssl-key=***"),
             ("amqp://u:secret@h/%2f?x=a@b", "amqp://u:***@h/%2f?x=a@b"),
             ("amqp://h/%2f?x=a@b", "amqp://h/%2f?x=a@b"),
             ("postgres://[::1]:5432/d", "postgres://[::1]:5432/d"),
@@ -264,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scrubber_hides_urls_and_values_in_running_text() {
+    fn s28_a_scrubber_hides_urls_and_values_in_running_text() {
         let mut scrubber = Scrubber::default();
         scrubber.learn_url(&SecretUrl::new("postgres://u:S3cret%40x@h/d"));
         scrubber.learn("backstop");
@@ -272,10 +296,12 @@ mod tests {
         assert_eq!(scrubber.scrub(text), "tried (postgres://u:***@h/d), then *** and *** of backstop");
         assert_eq!(scrubber.scrub("größe://a:b@c d"), "größe://a:***@c d");
         assert!(!format!("{scrubber:?}").contains("S3cret"));
+        scrubber.learn("correcthorsebattery");
+        assert_eq!(scrubber.scrub("with correcthorsebattery"), "with ***");
     }
 
     #[test]
-    fn serialised_secrets_are_masked() {
+    fn s28_serialised_secrets_are_masked() {
         let json = serde_json::to_string(&(Secret::new("x1"), SecretUrl::new("a://u:x1@h"))).expect("JSON");
         assert_eq!(json, r#"["***","a://u:***@h"]"#);
     }

@@ -124,7 +124,7 @@ pub(crate) async fn consume(bench: &Bench, topic: &str, work: Work) -> Outcome<f
     let pool = bench.database.pool_of(u32::try_from(CONNECTIONS)?).await?;
     let began = std::sync::Arc::new(OnceLock::new());
     let source = KafkaSource::subscribe(&bench.servers.kafka, unique("group"), &[topic]).door(false);
-    let inbox = PgInbox::with_tables(pool.clone(), bench.database.tables()?);
+    let inbox = PgInbox::new(pool.clone());
     let consumer = Consumer::transactional("bench", source, inbox, Credit { began: began.clone() })
         .dead_letter(StopPartition)
         .group_commit(work.groups)
@@ -173,7 +173,7 @@ async fn bare(bench: &Bench, lending: Lending, topic: Option<&str>) -> Outcome<f
         queues.push(queue);
         workers.push(match lending {
             Lending::Inbox => {
-                let inbox = PgInbox::with_tables(pool.clone(), bench.database.tables()?);
+                let inbox = PgInbox::new(pool.clone());
                 tokio::spawn(inbox_worker(inbox, messages))
             }
             Lending::Kept | Lending::ForEach => tokio::spawn(worker(pool.clone(), messages, lending)),

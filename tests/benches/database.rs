@@ -1,95 +1,180 @@
-//! A schema of its own, its outbox filled, and the loop that only claims and deletes.
+//! A PostgreSQL database with an outbox.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backstop::schema::Schema as _;
-use backstop_postgres::{PgSchema, PgTables};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, PgPool, Row};
+use backstop::{Message, Outgoing};
+use backstop_core::outbox::OutboxStore;
+use backstop_postgres::{PgOutbox, PgOutboxStore, PgSchema, PgTables};
+use sqlx::postgres::{PgConnectOptions, PgPoolCopyExt as _, PgPoolOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgPool, Postgres, Row as _, Transaction};
+use tokio::time::sleep;
 
+use crate::outbox::{Backlog, Outbox};
 use crate::servers::{Servers, unique};
 use crate::{Outcome, event};
 
-/// Rows that one transaction writes into the backlog.
-const FILL: usize = 10_000;
+/// The longest wait for the end of a backlog.
+const PATIENCE: Duration = Duration::from_secs(1_200);
+/// Bytes that are handed to the server at once.
+const COPY_AT_ONCE: usize = 1 << 20;
 
-/// A PostgreSQL schema with Backstop's tables.
+/// A database of its own: the server counts its transactions apart.
 #[derive(Debug, Clone)]
 pub(crate) struct Database {
-    pub(crate) schema: String,
-    options: PgConnectOptions,
-    /// Connections whose search path is the schema.
+    pub(crate) name: String,
+    server: PgConnectOptions,
     pub(crate) pool: PgPool,
+    outbox: PgOutbox,
 }
 
 impl Database {
-    /// Makes a schema with the tables.
+    /// Makes a database with Backstop's tables.
     pub(crate) async fn fresh(servers: &Servers, stem: &str) -> Outcome<Self> {
-        let schema = unique(stem);
-        let options: PgConnectOptions = servers.postgres.parse()?;
-        let options = options.options([("search_path", schema.as_str())]);
-        let pool = connect(&options, 20).await?;
-        sqlx::query(AssertSqlSafe(format!("CREATE SCHEMA {schema}"))).execute(&pool).await?;
-        let database = Self { schema, options, pool };
-        PgSchema::new(database.pool.clone(), database.tables()?).migrate().await?;
-        Ok(database)
+        let server: PgConnectOptions = servers.postgres.parse()?;
+        let name = unique(stem);
+        execute(&server, format!("CREATE DATABASE {name}")).await?;
+        let pool = connect(server.clone().database(&name), 20).await?;
+        PgSchema::new(pool.clone(), PgTables::default()).migrate().await?;
+        Ok(Self { name, server, pool, outbox: PgOutbox::default() })
     }
 
-    /// Where Backstop's tables are.
-    pub(crate) fn tables(&self) -> Outcome<PgTables> {
-        Ok(PgTables::in_schema(&self.schema)?)
+    /// Its URL.
+    pub(crate) fn url(&self) -> String {
+        self.server.clone().database(&self.name).to_url_lossy().into()
     }
 
-    /// Another pool on the schema.
+    /// Another pool on it.
     pub(crate) async fn pool_of(&self, connections: u32) -> Outcome<PgPool> {
-        connect(&self.options, connections).await
+        connect(self.server.clone().database(&self.name), connections).await
     }
 
-    /// Commits `rows` rows for `destination` into an empty outbox.
-    pub(crate) async fn fill(&self, destination: &str, rows: usize) -> Outcome<()> {
+    /// Sessions of clients in it, this one included.
+    pub(crate) async fn sessions(&self) -> Outcome<i64> {
+        let sessions = "SELECT count(*) FROM pg_stat_activity \
+                        WHERE datname = current_database() AND backend_type = 'client backend'";
+        Ok(sqlx::query_scalar(sessions).fetch_one(&self.pool).await?)
+    }
+
+    /// Empties the outbox.
+    pub(crate) async fn clear(&self) -> Outcome<()> {
         sqlx::query("TRUNCATE backstop_outbox").execute(&self.pool).await?;
-        for from in (0..rows).step_by(FILL) {
-            let numbers = from..rows.min(from + FILL);
-            let keys: Vec<String> = numbers.clone().map(event::key).collect();
-            let payloads: Vec<Vec<u8>> = numbers.map(event::payload).collect();
-            sqlx::query(
-                "INSERT INTO backstop_outbox (source, destination, key, kind, event_time, content_type, payload) \
-                 SELECT '/bench', $1, key, 'bench.event', now(), 'application/json', payload \
-                 FROM unnest($2::text[], $3::bytea[]) WITH ORDINALITY AS row (key, payload, place) ORDER BY place",
-            )
-            .bind(destination)
-            .bind(keys)
-            .bind(payloads)
-            .execute(&self.pool)
-            .await?;
-        }
-        sqlx::query("ANALYZE backstop_outbox").execute(&self.pool).await?;
         Ok(())
     }
 
-    /// Rows that wait in the outbox.
-    pub(crate) async fn backlog(&self) -> Outcome<i64> {
-        Ok(sqlx::query_scalar("SELECT count(*) FROM backstop_outbox").fetch_one(&self.pool).await?)
+    /// The number of the row that was written last.
+    pub(crate) async fn last_seq(&self) -> Outcome<i64> {
+        let last = "SELECT last_value FROM backstop_outbox_seq_seq";
+        Ok(sqlx::query_scalar(last).fetch_one(&self.pool).await?)
     }
 
-    /// Drops the schema.
+    /// Waits until the row with that number is published and deleted. Counting rows would walk over all that are
+    /// deleted already, and so slow down what is measured.
+    pub(crate) async fn gone(&self, seq: i64) -> Outcome<()> {
+        let until = Instant::now() + PATIENCE;
+        let mut connection = self.pool.acquire().await?;
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let row = sqlx::query("SELECT FROM backstop_outbox WHERE seq = $1").bind(seq);
+            if row.fetch_optional(&mut *connection).await?.is_none() {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                return Err("the relay does not drain its backlog".into());
+            }
+            sleep(pause).await;
+            // never more than a fiftieth of what is measured
+            pause = pause.mul_f64(1.02).min(Duration::from_millis(10));
+        }
+    }
+
+    /// Writes one event into the outbox, in the caller's transaction.
+    pub(crate) async fn enqueue(
+        &self,
+        tx: &mut Transaction<'_, Postgres>,
+        place: &str,
+        n: usize,
+    ) -> Outcome<()> {
+        let message = Message::new("bench.event")
+            .id(event::id(n))
+            .source("/bench")
+            .key(event::key(n))
+            .body("application/json", event::payload(n));
+        Ok(self.outbox.enqueue(tx, Outgoing::to(place, message)).await?)
+    }
+
+    /// Drops it.
     pub(crate) async fn drop(self) -> Outcome<()> {
-        sqlx::query(AssertSqlSafe(format!("DROP SCHEMA {} CASCADE", self.schema)))
-            .execute(&self.pool)
-            .await?;
         self.pool.close().await;
+        execute(&self.server, format!("DROP DATABASE {} WITH (FORCE)", self.name)).await
+    }
+}
+
+async fn connect(options: PgConnectOptions, connections: u32) -> Outcome<PgPool> {
+    let pool = PgPoolOptions::new().max_connections(connections).acquire_timeout(Duration::from_secs(30));
+    Ok(pool.connect_with(options).await?)
+}
+
+async fn execute(server: &PgConnectOptions, statement: String) -> Outcome<()> {
+    let mut connection = server.connect().await?;
+    sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await?;
+    Ok(connection.close().await?)
+}
+
+impl Outbox for Database {
+    fn store(&self) -> Arc<dyn OutboxStore> {
+        Arc::new(PgOutboxStore::new(self.pool.clone(), PgTables::default()))
+    }
+
+    /// In one transaction, so that a relay that runs sees all of them at once.
+    async fn fill(&self, backlog: &Backlog) -> Outcome<()> {
+        let mut copy = self
+            .pool
+            .copy_in_raw(
+                "COPY backstop_outbox (id, source, destination, key, kind, event_time, content_type, payload) \
+                 FROM STDIN (FORMAT binary)",
+            )
+            .await?;
+        let mut buffer = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0".to_vec();
+        for (n, place) in backlog.rows() {
+            append(&mut buffer, n, place);
+            if buffer.len() > COPY_AT_ONCE {
+                copy.send(std::mem::take(&mut buffer)).await?;
+            }
+        }
+        buffer.extend((-1_i16).to_be_bytes());
+        copy.send(buffer).await?;
+        copy.finish().await?;
         Ok(())
     }
 }
 
-async fn connect(options: &PgConnectOptions, connections: u32) -> Outcome<PgPool> {
-    let pool = PgPoolOptions::new().max_connections(connections).acquire_timeout(Duration::from_secs(30));
-    Ok(pool.connect_with(options.clone()).await?)
+/// Appends a row in the binary format of COPY.
+fn append(buffer: &mut Vec<u8>, n: usize, place: &str) {
+    let (id, key, payload) = (event::id(n), event::key(n), event::payload(n));
+    let time = event::MICROS_SINCE_2000.to_be_bytes();
+    let values = [
+        id.as_bytes(),
+        b"/bench",
+        place.as_bytes(),
+        key.as_bytes(),
+        b"bench.event",
+        &time,
+        b"application/json",
+        &payload,
+    ];
+    buffer.extend((values.len() as i16).to_be_bytes());
+    for value in values {
+        buffer.extend((value.len() as i32).to_be_bytes());
+        buffer.extend(value);
+    }
 }
 
 /// Empties the outbox without any broker, on one connection; rows a second.
 pub(crate) async fn claim_and_delete(database: &Database, batch: usize) -> Outcome<f64> {
     let mut connection = database.pool.acquire().await?;
+    sqlx::query("ANALYZE backstop_outbox").execute(&mut *connection).await?;
     let began = Instant::now();
     let mut claimed = 0;
     loop {

@@ -6,6 +6,9 @@ pub(crate) const KEYS: usize = 1_000;
 /// Bytes of a payload.
 pub(crate) const PAYLOAD: usize = 256;
 
+/// Time of every event, 2026-01-01T00:00:00.123456Z, as PostgreSQL counts it.
+pub(crate) const MICROS_SINCE_2000: i64 = 820540800123456;
+
 /// Key of the event `n`.
 pub(crate) fn key(n: usize) -> String {
     format!("key-{}", n % KEYS)
@@ -23,7 +26,7 @@ pub(crate) fn payload(n: usize) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// Id of the event `n`, where the bench itself gives one.
+/// Id of the event `n`.
 pub(crate) fn id(n: usize) -> String {
     format!("00000000-0000-4000-8000-{n:012}")
 }
@@ -49,53 +52,75 @@ pub(crate) fn number(payload: &[u8]) -> Option<usize> {
 /// Looks at what has come back: nothing lost, and the first publications of a key in their order.
 #[derive(Debug)]
 pub(crate) struct Check {
-    seen: Vec<bool>,
+    events: Vec<Event>,
+    expected: usize,
     distinct: usize,
-    duplicates: usize,
+    twice: usize,
     last: Vec<Option<usize>>,
     overtaken: usize,
     strange: usize,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Event {
+    NotOurs,
+    Awaited,
+    Seen,
+}
+
 impl Check {
-    /// Expects the events 0 to `expected`.
-    pub(crate) fn new(expected: usize) -> Self {
-        Self {
-            seen: vec![false; expected],
-            distinct: 0,
-            duplicates: 0,
-            last: vec![None; KEYS],
-            overtaken: 0,
-            strange: 0,
+    /// Expects those events.
+    pub(crate) fn new(expected: impl IntoIterator<Item = usize>) -> Self {
+        let mut events = Vec::new();
+        let mut count = 0;
+        for n in expected {
+            events.resize(events.len().max(n + 1), Event::NotOurs);
+            events[n] = Event::Awaited;
+            count += 1;
         }
+        let last = vec![None; KEYS];
+        Self { events, expected: count, distinct: 0, twice: 0, last, overtaken: 0, strange: 0 }
     }
 
     /// Takes in one message, in the broker's order of its key.
-    pub(crate) fn see(&mut self, payload: &[u8]) {
-        let Some(n) = number(payload).filter(|n| *n < self.seen.len()) else {
-            self.strange += 1;
-            return;
-        };
-        if std::mem::replace(&mut self.seen[n], true) {
-            self.duplicates += 1;
-            return;
+    pub(crate) fn see(&mut self, id: &[u8], payload: &[u8]) {
+        let ours = number(payload).filter(|n| self::id(*n).as_bytes() == id);
+        let event = ours.and_then(|n| Some((n, self.events.get_mut(n)?)));
+        match event {
+            None | Some((_, Event::NotOurs)) => self.strange += 1,
+            Some((_, Event::Seen)) => self.twice += 1,
+            Some((n, event)) => {
+                *event = Event::Seen;
+                self.distinct += 1;
+                let last = &mut self.last[n % KEYS];
+                self.overtaken += usize::from(last.is_some_and(|last| n < last));
+                *last = Some(n);
+            }
         }
-        self.distinct += 1;
-        let last = &mut self.last[n % KEYS];
-        self.overtaken += usize::from(last.is_some_and(|last| n < last));
-        *last = Some(n);
     }
 
-    /// What was found.
+    /// How many came more than once, where that may be.
     ///
     /// # Errors
     /// When something was lost, came out of order, or was never sent.
-    pub(crate) fn verdict(&self) -> Result<String, String> {
-        let lost = self.seen.len() - self.distinct;
-        let text = format!(
+    pub(crate) fn at_least_once(&self) -> Result<usize, String> {
+        let lost = self.expected - self.distinct;
+        let found = format!(
             "{} distinct, lost {lost}, out of order {}, twice {}, not ours {}",
-            self.distinct, self.overtaken, self.duplicates, self.strange
+            self.distinct, self.overtaken, self.twice, self.strange
         );
-        if lost + self.overtaken + self.strange == 0 { Ok(text) } else { Err(text) }
+        eprintln!("  read back: {found}");
+        if lost + self.overtaken + self.strange == 0 { Ok(self.twice) } else { Err(found) }
+    }
+
+    /// The same where nothing happened that would excuse that one comes twice.
+    ///
+    /// # Errors
+    /// As [`at_least_once`](Check::at_least_once), and when something came twice.
+    pub(crate) fn once(&self) -> Result<(), String> {
+        match self.at_least_once()? {
+            0 => Ok(()),
+            twice => Err(format!("{twice} messages came twice")),
+        }
     }
 }

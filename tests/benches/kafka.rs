@@ -8,10 +8,11 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Header, Message as _, OwnedHeaders};
+use rdkafka::message::{BorrowedMessage, DeliveryResult, Header, Headers as _, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, ProducerContext, ThreadedProducer};
-use rdkafka::{ClientConfig, ClientContext, Offset, TopicPartitionList};
+use rdkafka::{ClientConfig, ClientContext, Offset, Timestamp, TopicPartitionList};
 
+use crate::clock::Times;
 use crate::event::{self, Check};
 use crate::{Outcome, servers::Servers};
 
@@ -22,8 +23,20 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Makes a topic.
 pub(crate) async fn create_topic(servers: &Servers, topic: &str) -> Outcome<()> {
-    let new = NewTopic::new(topic, PARTITIONS, TopicReplication::Fixed(1));
-    for result in admin(servers)?.create_topics(&[new], &AdminOptions::new()).await? {
+    create(servers, new_topic(topic)).await
+}
+
+/// Makes a topic in which the broker notes when each message arrives.
+pub(crate) async fn create_timed_topic(servers: &Servers, topic: &str) -> Outcome<()> {
+    create(servers, new_topic(topic).set("message.timestamp.type", "LogAppendTime")).await
+}
+
+fn new_topic(topic: &str) -> NewTopic<'_> {
+    NewTopic::new(topic, PARTITIONS, TopicReplication::Fixed(1))
+}
+
+async fn create(servers: &Servers, topic: NewTopic<'_>) -> Outcome<()> {
+    for result in admin(servers)?.create_topics(&[topic], &AdminOptions::new()).await? {
         result.map_err(|(topic, code)| format!("topic {topic} cannot be made: {code}"))?;
     }
     Ok(())
@@ -141,29 +154,62 @@ pub(crate) fn reader(servers: &Servers, topic: &str, offset: Offset) -> Outcome<
     Ok(consumer)
 }
 
-/// Reads the topic to its end.
-pub(crate) async fn check(servers: &Servers, topic: &str, events: usize) -> Outcome<String> {
-    let (servers, topic) = (servers.clone(), topic.to_owned());
-    tokio::task::spawn_blocking(move || read_back(&servers, &topic, events)).await?
+/// Shows `check` the whole topic.
+pub(crate) async fn read_back(servers: &Servers, topic: &str, check: Check) -> Outcome<Check> {
+    fold(servers, topic, check, |check, message| {
+        check.see(id_of(message).unwrap_or_default(), message.payload().unwrap_or_default());
+    })
+    .await
 }
 
-fn read_back(servers: &Servers, topic: &str, events: usize) -> Outcome<String> {
+/// When each event arrived, by the broker's clock. The broker cuts times to whole milliseconds, which is made up for by
+/// half of one.
+pub(crate) async fn arrivals(servers: &Servers, topic: &str) -> Outcome<Times> {
+    fold(servers, topic, Times::default(), |times, message| {
+        let event = event::number(message.payload().unwrap_or_default());
+        if let (Some(n), Timestamp::LogAppendTime(millis)) = (event, message.timestamp()) {
+            times.note_at(n, millis as f64 + 0.5);
+        }
+    })
+    .await
+}
+
+fn id_of<'a>(message: &'a BorrowedMessage<'_>) -> Option<&'a [u8]> {
+    message.headers()?.iter().find(|header| header.key == "ce_id")?.value
+}
+
+/// Takes every message of the topic into one value.
+async fn fold<T: Send + 'static>(
+    servers: &Servers,
+    topic: &str,
+    into: T,
+    take: fn(&mut T, &BorrowedMessage<'_>),
+) -> Outcome<T> {
+    let (servers, topic) = (servers.clone(), topic.to_owned());
+    tokio::task::spawn_blocking(move || fold_all(&servers, &topic, into, take)).await?
+}
+
+fn fold_all<T>(
+    servers: &Servers,
+    topic: &str,
+    mut into: T,
+    take: fn(&mut T, &BorrowedMessage<'_>),
+) -> Outcome<T> {
     let consumer = reader(servers, topic, Offset::Beginning)?;
     let mut left: i64 = 0;
     for partition in 0..PARTITIONS {
         let (low, high) = consumer.fetch_watermarks(topic, partition, PATIENCE)?;
         left += high - low;
     }
-    let mut check = Check::new(events);
-    let until = Instant::now() + PATIENCE;
+    let mut heard = Instant::now();
     while left > 0 {
-        if Instant::now() > until {
+        if let Some(message) = consumer.poll(Duration::from_millis(100)) {
+            take(&mut into, &message?);
+            left -= 1;
+            heard = Instant::now();
+        } else if heard.elapsed() > PATIENCE {
             return Err(format!("{left} messages of topic {topic} could not be read back").into());
         }
-        if let Some(message) = consumer.poll(Duration::from_millis(100)) {
-            check.see(message?.payload().unwrap_or_default());
-            left -= 1;
-        }
     }
-    Ok(check.verdict()?)
+    Ok(into)
 }

@@ -1,28 +1,47 @@
 //! What Backstop costs: each figure beside the bare drivers on the same servers, in one run.
 //!
 //! `docs/benchmarks.md` says how each is measured and what the last run showed. A timing is never a test: the
-//! program fails only when messages are lost or come out of order.
+//! program fails only when messages are lost, come out of order, or come twice without a kill.
 
+mod broker;
+mod clock;
 mod consumer;
 mod database;
+mod databases;
+mod denied;
+mod drain;
+mod effects;
 mod event;
 mod grouped;
+mod growth;
+mod held;
 mod kafka;
+mod kills;
 mod latency;
 mod machine;
+mod mariadb;
+mod memory;
 mod options;
+mod outage;
+mod outbox;
+mod program;
 mod rabbitmq;
 mod relay;
 mod report;
+mod server_cost;
 mod servers;
+mod sizes;
+mod sqlite;
+mod waves;
 
 use std::error::Error;
 use std::process::ExitCode;
 
 use crate::database::Database;
-use crate::options::{Options, Sizes};
+use crate::options::{Options, Part};
 use crate::report::Figure;
 use crate::servers::Servers;
+use crate::sizes::Sizes;
 
 /// What every step ends with.
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
@@ -70,21 +89,46 @@ async fn run(options: &Options) -> Outcome<()> {
         println!("{name:<12} {value}");
     }
     let mut bench = Bench { servers, database, sizes: options.sizes.clone(), figures: Vec::new() };
-    if options.relay {
-        relay::run(&mut bench).await?;
-    }
-    if options.consumer {
-        consumer::run(&mut bench).await?;
-    }
-    if options.grouped {
-        grouped::run(&mut bench).await?;
-    }
-    if options.latency {
-        latency::run(&mut bench).await?;
-    }
+    let measured = measure_all(&mut bench, &options.parts).await;
     print!("\n{}", report::table(&bench.figures));
     if options.json {
         println!("{}", report::json(&machine, &bench.figures));
     }
-    bench.database.drop().await
+    bench.database.drop().await?;
+    measured
+}
+
+async fn measure_all(bench: &mut Bench, parts: &[Part]) -> Outcome<()> {
+    for part in parts {
+        measure(bench, *part).await?;
+    }
+    Ok(())
+}
+
+async fn measure(bench: &mut Bench, part: Part) -> Outcome<()> {
+    match part {
+        Part::Drain => drain::run(bench).await,
+        Part::Databases => databases::run(bench).await,
+        Part::Latency => latency::run(bench).await,
+        Part::Held => held::run(bench).await,
+        Part::Growth => {
+            growth::run(bench).await?;
+            server_cost::run(bench).await
+        }
+        Part::Memory => {
+            program::build()?;
+            memory::run(bench).await
+        }
+        Part::Kills => {
+            program::build()?;
+            kills::run(bench).await
+        }
+        Part::Outage => {
+            program::build()?;
+            outage::run(bench).await?;
+            denied::run(bench).await
+        }
+        Part::Consumer => consumer::run(bench).await,
+        Part::Grouped => grouped::run(bench).await,
+    }
 }

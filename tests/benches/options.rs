@@ -1,94 +1,109 @@
-//! What is run, and in which numbers.
+//! What the command line says.
 
 use std::time::Duration;
 
-/// What the command line says.
+use crate::sizes::{FULL, SHORT, Sizes};
+
+/// What can be measured on its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    Drain,
+    Databases,
+    Latency,
+    Held,
+    Growth,
+    Memory,
+    Kills,
+    Outage,
+    Consumer,
+    Grouped,
+}
+
+impl Part {
+    /// Whether no relay is in it.
+    fn is_of_consumer(self) -> bool {
+        matches!(self, Self::Consumer | Self::Grouped)
+    }
+}
+
+/// The parts in the order in which they run: name and content.
+const PARTS: [(Part, &str, &str); 10] = [
+    (Part::Drain, "drain", "a backlog into Kafka and RabbitMQ, beside the bare drivers"),
+    (Part::Databases, "databases", "the same from MariaDB and SQLite, beside PostgreSQL"),
+    (Part::Latency, "latency", "from commit to broker and to effect, under steady load and idle"),
+    (Part::Held, "held", "with a snapshot or a writer held open, beside without"),
+    (Part::Growth, "growth", "cost per row by size of the backlog; log bytes and transactions"),
+    (Part::Memory, "memory", "of the program, while it drains and idle; its idle queries"),
+    (Part::Kills, "kills", "rows sent twice after SIGKILL and after SIGTERM"),
+    (Part::Outage, "outage", "a broker that is away, one destination of ten that is denied"),
+    (Part::Consumer, "consumer", "messages from Kafka, beside consumers written by hand"),
+    (Part::Grouped, "grouped", "the same with messages that share a transaction"),
+];
+
+/// What is run, and in which numbers.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
-    /// The relay beside the bare drivers.
-    pub(crate) relay: bool,
-    /// The consumer beside the bare statements.
-    pub(crate) consumer: bool,
-    /// The same with several messages in one transaction.
-    pub(crate) grouped: bool,
-    /// Latencies.
-    pub(crate) latency: bool,
+    /// What is measured, in order.
+    pub(crate) parts: Vec<Part>,
     /// A line of JSON at the end.
     pub(crate) json: bool,
     /// The numbers.
     pub(crate) sizes: Sizes,
 }
 
-/// How much is measured.
-#[derive(Debug, Clone)]
-pub(crate) struct Sizes {
-    /// Rows of the backlog that the relay drains.
-    pub(crate) backlog: usize,
-    /// Messages that the consumer handles.
-    pub(crate) messages: usize,
-    /// Messages that it handles in groups.
-    pub(crate) grouped: usize,
-    /// Every throughput is the median of so many.
-    pub(crate) rounds: usize,
-    /// How long the steady load lasts.
-    pub(crate) steady: Duration,
-    /// Single messages on an idle system.
-    pub(crate) singles: usize,
-}
-
-const FULL: Sizes = Sizes {
-    backlog: 200_000,
-    messages: 50_000,
-    grouped: 200_000,
-    rounds: 3,
-    steady: Duration::from_secs(20),
-    singles: 20,
-};
-const SHORT: Sizes = Sizes {
-    backlog: 10_000,
-    messages: 5_000,
-    grouped: 5_000,
-    rounds: 1,
-    steady: Duration::from_secs(3),
-    singles: 3,
-};
-
-/// How it is called.
-pub(crate) const USAGE: &str =
-    "usage: cargo bench -p backstop-tests [-- [relay] [consumer] [grouped] [latency] [--short] [--json]]
-  relay      drains a backlog into Kafka and RabbitMQ, beside the bare drivers
-  consumer   handles messages from Kafka, beside the bare statements
-  grouped    the same with several messages in one transaction
-  latency    from commit to broker and to effect, under steady load and idle
-  --short    small numbers: shows that the benches work, measures nothing
-  --json     ends with one line of JSON";
-
 impl Options {
     /// Reads the arguments after the program's name.
     ///
     /// Cargo passes `--bench` when it benches; without it (`cargo test --all-targets`) the numbers are small.
-    pub(crate) fn parse(arguments: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut options =
-            Self { relay: false, consumer: false, grouped: false, latency: false, json: false, sizes: SHORT };
-        let mut short = false;
-        for argument in arguments {
+    pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Self, String> {
+        let arguments: Vec<String> = arguments.into_iter().collect();
+        let given = |name: &str| arguments.iter().any(|argument| argument == name);
+        let sizes = if given("--bench") && !given("--short") { FULL } else { SHORT };
+        let mut options = Self { parts: Vec::new(), json: false, sizes };
+        let mut rest = arguments.iter();
+        while let Some(argument) = rest.next() {
+            let mut number = || positive(argument, rest.next());
             match argument.as_str() {
-                "relay" => options.relay = true,
-                "consumer" => options.consumer = true,
-                "grouped" => options.grouped = true,
-                "latency" => options.latency = true,
+                "--bench" | "--short" => {}
                 "--json" => options.json = true,
-                "--short" => short = true,
-                "--bench" => options.sizes = FULL,
-                other => return Err(format!("\"{other}\" is not known\n{USAGE}")),
+                "--rows" => options.sizes.set_rows(number()?),
+                "--rate" => options.sizes.rate = number()?,
+                "--rounds" => options.sizes.rounds = number()?,
+                "--minutes" => options.sizes.set_outage(Duration::from_secs(60 * number()? as u64)),
+                "relay" => options.parts.extend(all().filter(|part| !part.is_of_consumer())),
+                name => options.parts.push(part(name)?),
             }
         }
-        if short {
-            options.sizes = SHORT;
-        }
-        if !(options.relay || options.consumer || options.grouped || options.latency) {
-            (options.relay, options.consumer, options.grouped, options.latency) = (true, true, true, true);
-        }
+        let asked = std::mem::take(&mut options.parts);
+        options.parts.extend(all().filter(|part| asked.is_empty() || asked.contains(part)));
         Ok(options)
     }
+}
+
+fn all() -> impl Iterator<Item = Part> {
+    PARTS.iter().map(|(part, ..)| *part)
+}
+
+fn part(name: &str) -> Result<Part, String> {
+    let found = PARTS.iter().find(|(_, known, _)| *known == name);
+    found.map(|(part, ..)| *part).ok_or_else(|| format!("\"{name}\" is not known\n{}", usage()))
+}
+
+fn positive(name: &str, value: Option<&String>) -> Result<usize, String> {
+    let number = value.and_then(|value| value.parse().ok()).filter(|number| *number > 0);
+    number.ok_or_else(|| format!("{name} needs a number\n{}", usage()))
+}
+
+fn usage() -> String {
+    let parts = PARTS.map(|(_, name, content)| format!("  {name:<11} {content}\n")).concat();
+    format!(
+        "usage: cargo bench -p backstop-tests [-- [PART...] [OPTION...]]
+{parts}  relay       all of these but consumer and grouped
+  --short     small numbers: shows that the benches work, measures nothing
+  --rows N    rows of every backlog
+  --rate N    commits a second of the steady load
+  --minutes N of every outage
+  --rounds N  each throughput is the median of so many
+  --json      ends with one line of JSON"
+    )
 }

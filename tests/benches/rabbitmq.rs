@@ -12,11 +12,10 @@ use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
 
 use crate::event::{self, Check};
-use crate::{Outcome, servers::Servers};
+use crate::servers::Servers;
+use crate::{Outcome, relay};
 
-/// Channels and window of the relay's publisher, by default.
-const CHANNELS: usize = 4;
-const WINDOW_PER_CHANNEL: usize = 1_000;
+const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn connect(servers: &Servers) -> Outcome<Connection> {
     Ok(Connection::connect(&servers.amqp, ConnectionProperties::default()).await?)
@@ -29,9 +28,34 @@ async fn close(connection: &Connection) {
 
 /// Declares a durable quorum queue.
 pub(crate) async fn create_queue(servers: &Servers, queue: &str) -> Outcome<()> {
+    declare(servers, queue, &[]).await
+}
+
+/// Declares a durable quorum queue that is full: the broker refuses what is published to it.
+pub(crate) async fn create_full_queue(servers: &Servers, queue: &str) -> Outcome<()> {
+    let length = ("x-max-length", AMQPValue::LongInt(1));
+    let overflow = ("x-overflow", AMQPValue::LongString("reject-publish".into()));
+    declare(servers, queue, &[length, overflow]).await?;
+    let connection = connect(servers).await?;
+    let channel = connection.create_channel().await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
+    // It takes a few more than its length.
+    while let Confirmation::Ack(_) =
+        channel.basic_publish("".into(), queue.into(), options, b"fill", properties.clone()).await?.await?
+    {
+    }
+    close(&connection).await;
+    Ok(())
+}
+
+async fn declare(servers: &Servers, queue: &str, limits: &[(&str, AMQPValue)]) -> Outcome<()> {
     let connection = connect(servers).await?;
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    for (name, value) in limits {
+        arguments.insert((*name).into(), value.clone());
+    }
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     connection.create_channel().await?.queue_declare(queue.into(), options, arguments).await?;
     close(&connection).await;
@@ -50,25 +74,26 @@ type Record = (Vec<u8>, BasicProperties);
 
 /// Publishes the events with the bare driver, persistent, mandatory and confirmed; messages a second.
 ///
-/// Over as many channels and with the same window as the relay's publisher, and with the properties and headers that
+/// Over as many channels and with the same window as the program, and with the properties and headers that
 /// the relay sets, made before the clock starts. Nothing keeps the order of a key.
 pub(crate) async fn publish(servers: &Servers, queue: &str, events: usize) -> Outcome<f64> {
-    let mut shares: Vec<Vec<Record>> = (0..CHANNELS).map(|_| Vec::new()).collect();
+    let (channels, window) = relay::channels_and_window(servers)?;
+    let mut shares: Vec<Vec<Record>> = (0..channels).map(|_| Vec::new()).collect();
     for n in 0..events {
-        shares[n % event::KEYS % CHANNELS].push((event::payload(n), properties(n)));
+        shares[n % event::KEYS % channels].push((event::payload(n), properties(n)));
     }
     let connection = connect(servers).await?;
-    let mut channels = Vec::new();
-    for _ in 0..CHANNELS {
+    let mut confirmed = Vec::new();
+    for _ in 0..channels {
         let channel = connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        channels.push(Arc::new(channel));
+        confirmed.push(Arc::new(channel));
     }
     let began = Instant::now();
-    let tasks: Vec<_> = channels
+    let tasks: Vec<_> = confirmed
         .into_iter()
         .zip(shares)
-        .map(|(channel, share)| tokio::spawn(publish_share(channel, queue.into(), share)))
+        .map(|(channel, share)| tokio::spawn(publish_share(channel, window, queue.into(), share)))
         .collect();
     for task in tasks {
         task.await??;
@@ -78,11 +103,16 @@ pub(crate) async fn publish(servers: &Servers, queue: &str, events: usize) -> Ou
     Ok(rate)
 }
 
-async fn publish_share(channel: Arc<Channel>, queue: ShortString, share: Vec<Record>) -> Outcome<()> {
+async fn publish_share(
+    channel: Arc<Channel>,
+    window: usize,
+    queue: ShortString,
+    share: Vec<Record>,
+) -> Outcome<()> {
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     let mut under_way = FuturesUnordered::new();
     for (payload, properties) in share {
-        if under_way.len() >= WINDOW_PER_CHANNEL
+        if under_way.len() >= window
             && let Some(confirmation) = under_way.next().await
         {
             confirmed(confirmation)?;
@@ -127,17 +157,21 @@ fn properties(n: usize) -> BasicProperties {
         .with_headers(headers)
 }
 
-/// Reads the queue until it has been silent for a while.
-pub(crate) async fn check(servers: &Servers, queue: &str, events: usize) -> Outcome<String> {
+/// Reads as many messages as the queue holds now.
+pub(crate) async fn read_back(servers: &Servers, queue: &str, mut check: Check) -> Outcome<Check> {
     let connection = connect(servers).await?;
     let channel = connection.create_channel().await?;
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let held = channel.queue_declare(queue.into(), passive, FieldTable::default()).await?.message_count();
     let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
     let mut deliveries =
         channel.basic_consume(queue.into(), "bench".into(), options, FieldTable::default()).await?;
-    let mut check = Check::new(events);
-    while let Ok(Some(delivery)) = tokio::time::timeout(Duration::from_secs(2), deliveries.next()).await {
-        check.see(&delivery?.data);
+    for _ in 0..held {
+        let delivery = tokio::time::timeout(PATIENCE, deliveries.next()).await?;
+        let delivery = delivery.ok_or("RabbitMQ has ended the reading of a queue")??;
+        let id = delivery.properties.message_id().as_ref().map_or("", ShortString::as_str);
+        check.see(id.as_bytes(), &delivery.data);
     }
     close(&connection).await;
-    Ok(check.verdict()?)
+    Ok(check)
 }

@@ -14,7 +14,8 @@ pub(crate) struct Figure {
 
 #[derive(Debug, Clone)]
 enum Target {
-    Ratio(f64),
+    RatioAtLeast(f64),
+    RatioAtMost(f64),
     AtLeast(f64),
     AtMost(f64),
 }
@@ -33,7 +34,13 @@ impl Figure {
 
     /// It should reach this share of its reference.
     pub(crate) fn ratio_at_least(mut self, ratio: f64) -> Self {
-        self.targets.push(Target::Ratio(ratio));
+        self.targets.push(Target::RatioAtLeast(ratio));
+        self
+    }
+
+    /// It should not exceed this share of its reference.
+    pub(crate) fn ratio_at_most(mut self, ratio: f64) -> Self {
+        self.targets.push(Target::RatioAtMost(ratio));
         self
     }
 
@@ -55,7 +62,8 @@ impl Figure {
 
     fn is_short(&self) -> bool {
         !self.targets.iter().all(|target| match target {
-            Target::Ratio(ratio) => self.ratio().is_some_and(|reached| reached >= *ratio),
+            Target::RatioAtLeast(ratio) => self.ratio().is_some_and(|reached| reached >= *ratio),
+            Target::RatioAtMost(ratio) => self.ratio().is_some_and(|reached| reached <= *ratio),
             Target::AtLeast(value) => self.value >= *value,
             Target::AtMost(value) => self.value <= *value,
         })
@@ -71,7 +79,8 @@ impl Figure {
 
     fn targets(&self) -> String {
         let texts = self.targets.iter().map(|target| match target {
-            Target::Ratio(ratio) => format!(">= {ratio} x"),
+            Target::RatioAtLeast(ratio) => format!(">= {ratio} x"),
+            Target::RatioAtMost(ratio) => format!("<= {ratio} x"),
             Target::AtLeast(value) => format!(">= {}", amount(*value, self.unit)),
             Target::AtMost(value) => format!("<= {}", amount(*value, self.unit)),
         });

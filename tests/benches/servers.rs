@@ -6,6 +6,7 @@ use crate::Outcome;
 #[derive(Debug, Clone)]
 pub(crate) struct Servers {
     pub(crate) postgres: String,
+    pub(crate) mariadb: String,
     pub(crate) kafka: String,
     pub(crate) amqp: String,
 }
@@ -15,6 +16,7 @@ impl Servers {
     pub(crate) fn from_environment() -> Outcome<Self> {
         Ok(Self {
             postgres: required("BACKSTOP_TEST_POSTGRES_URL")?,
+            mariadb: required("BACKSTOP_TEST_MYSQL_URL")?,
             kafka: required("BACKSTOP_TEST_KAFKA")?,
             amqp: required("BACKSTOP_TEST_AMQP_URL")?,
         })
@@ -26,7 +28,7 @@ fn required(name: &str) -> Outcome<String> {
     value.ok_or_else(|| format!("{name} is not set; run: eval \"$(tests/servers env)\"").into())
 }
 
-/// A name that nobody else uses; good for schemas, topics and queues.
+/// A name that nobody else uses; good for databases, topics and queues.
 pub(crate) fn unique(stem: &str) -> String {
     format!("bench_{stem}_{}", &uuid::Uuid::new_v4().simple().to_string()[..12])
 }

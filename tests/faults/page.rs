@@ -5,12 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+
+use backstop_tests::index::{assert_recorded, function, sources};
 
 use crate::list::{Fault, PARTS};
-
-/// Where tests are.
-const PLACES: [&str; 4] = ["adapters", "framework", "relay", "tests"];
 
 const HEAD: &str = "# Faults of a relay, and the tests that show them
 
@@ -30,48 +28,15 @@ struct Shown {
 
 type Index = BTreeMap<u8, Vec<Shown>>;
 
-fn root() -> PathBuf {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
-    own.parent().expect("the crate is in the workspace").to_owned()
-}
-
-fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
-    let Ok(entries) = std::fs::read_dir(folder) else { return };
-    for entry in entries.flatten() {
-        let path = entry.path();
-        // Migrations are reached through links, and build output is not ours.
-        if path.is_symlink() || path.ends_with("target") {
-            continue;
-        }
-        if path.is_dir() {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
-        }
-    }
-}
-
 /// The numbers at the beginning of a doc comment, if it begins with such.
 fn numbers(line: &str) -> Option<Vec<u8>> {
     let (numbers, _) = line.trim().strip_prefix("/// F")?.split_once(':')?;
     numbers.split(", ").map(|number| number.trim_start_matches('F').parse().ok()).collect()
 }
 
-/// The name of a function that is declared on this line.
-fn function(line: &str) -> Option<&str> {
-    let line = line.trim().trim_start_matches("pub ").trim_start_matches("async ");
-    line.strip_prefix("fn ")?.split(['(', '<']).next()
-}
-
 fn index() -> Index {
-    let mut files = Vec::new();
-    let root = root();
-    PLACES.iter().for_each(|place| sources(&root.join(place), &mut files));
-    files.sort();
     let mut index = Index::new();
-    for path in files {
-        let text = std::fs::read_to_string(&path).expect("a source file is text");
-        let file = path.strip_prefix(&root).expect("it is below").to_string_lossy().replace('\\', "/");
+    for (file, text) in sources() {
         let mut open = Vec::new();
         for line in text.lines() {
             if let Some(numbers) = numbers(line) {
@@ -115,18 +80,7 @@ fn render(index: &Index) -> String {
 
 #[test]
 fn the_page_is_as_the_tests_say() {
-    let page = render(&index());
-    let path = root().join("docs/reference/faults.md");
-    if std::env::var_os("BACKSTOP_RECORD").is_some() {
-        std::fs::create_dir_all(path.parent().expect("in docs")).expect("a folder");
-        std::fs::write(&path, &page).expect("the page can be written");
-    }
-    let recorded = std::fs::read_to_string(&path).unwrap_or_default();
-    let first = page.lines().zip(recorded.lines()).find(|(now, then)| now != then);
-    assert!(
-        page == recorded,
-        "docs/reference/faults.md is out of date, first at {first:?}; record it as its head says"
-    );
+    assert_recorded(&render(&index()), "docs/reference/faults.md");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 pub mod apply;
 pub mod commit_proxy;
 pub mod database;
+pub mod index;
 pub mod letters;
 pub mod program;
 pub mod scene;

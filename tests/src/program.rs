@@ -227,8 +227,20 @@ impl Program {
     /// # Panics
     /// When the process is gone.
     pub fn memory(&self) -> u64 {
+        self.status("VmRSS:")
+    }
+
+    /// The most bytes that it has held in memory so far.
+    ///
+    /// # Panics
+    /// When the process is gone.
+    pub fn peak_memory(&self) -> u64 {
+        self.status("VmHWM:")
+    }
+
+    fn status(&self, field: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("it runs");
         let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number of KiB");
         kib << 10
     }
@@ -238,6 +250,10 @@ impl Program {
     /// # Panics
     /// When it has not ended within `limit`.
     pub async fn ended(mut self, limit: Duration) {
+        self.has_ended(limit).await;
+    }
+
+    async fn has_ended(&mut self, limit: Duration) {
         let child = &mut self.0;
         crate::wait::until("the process ends", limit, || {
             let ended = child.try_wait().expect("a child of ours").is_some();
@@ -396,6 +412,15 @@ impl Relay {
             Some(answer)
         };
         tokio::time::timeout(Duration::from_secs(5), asking).await.ok()?
+    }
+
+    /// Ends it in order.
+    ///
+    /// # Panics
+    /// When it has not ended within `limit`.
+    pub async fn terminate(&mut self, limit: Duration) {
+        self.program.signal("TERM");
+        self.program.has_ended(limit).await;
     }
 
     /// What it has logged.

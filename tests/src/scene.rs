@@ -218,17 +218,24 @@ impl Scene {
 impl Network {
     async fn for_relay(broker: Broker, schema: &str, amqp: &str) -> (Self, RelayConfig) {
         let (server, database) = proxied(&servers::postgres_url()).await;
-        let (proxy, address) = if broker == Broker::RabbitMq {
-            proxied(amqp).await
-        } else {
-            let broker = servers::kafka().parse().expect("the address of one broker");
-            let proxy = Proxy::before_kafka(broker).await.expect("a free port");
-            let address = proxy.address().to_string();
-            (proxy, address)
-        };
+        let (proxy, address) = before_broker(broker, amqp).await;
         let relay = RelayConfig::through(broker, schema, &[], &database, &address);
         (Self { database: server, broker: proxy }, relay)
     }
+}
+
+/// A proxy before Kafka, or before the RabbitMQ that `amqp` names; and the address through it.
+///
+/// # Panics
+/// When there is no free port, or the address names none.
+pub async fn before_broker(broker: Broker, amqp: &str) -> (Proxy, String) {
+    if broker == Broker::RabbitMq {
+        return proxied(amqp).await;
+    }
+    let broker = servers::kafka().parse().expect("the address of one broker");
+    let proxy = Proxy::before_kafka(broker).await.expect("a free port");
+    let address = proxy.address().to_string();
+    (proxy, address)
 }
 
 /// A proxy before the server that a URL names, and the URL through it.

@@ -73,7 +73,7 @@ impl KafkaSettings {
         self
     }
 
-    /// Sets whether a password may cross the network as it is: with the mechanism PLAIN, without TLS, to another
+    /// Sets whether a password or token may cross the network as it is: by PLAIN or OAUTHBEARER, without TLS, to another
     /// machine. Defaults to `false`: such settings are refused before anything connects.
     #[must_use]
     pub fn allow_plaintext(mut self, allow: bool) -> Self {
@@ -137,18 +137,24 @@ impl KafkaSettings {
         !self.properties.contains_key(TOKEN_LOCATION)
     }
 
-    fn check_password_is_safe(&self) -> Result<(), AdapterError> {
-        let is = |names: &[&str], value: &str| {
-            names
-                .iter()
-                .any(|name| self.properties.get(*name).is_some_and(|set| set.eq_ignore_ascii_case(value)))
+    /// Whether a password or token would cross the network as it is: by PLAIN or OAUTHBEARER, without TLS, to another
+    /// machine. Such settings are refused unless plaintext is allowed.
+    pub fn exposes_password(&self) -> bool {
+        // librdkafka cuts white space off.
+        let is = |name: &str, value: &str| {
+            self.properties.get(name).is_some_and(|set| set.trim().eq_ignore_ascii_case(value))
         };
-        let bare = is(&["security.protocol"], "sasl_plaintext")
-            && is(&["sasl.mechanism", "sasl.mechanisms"], "plain");
-        if !bare || self.allow_plaintext || self.bootstrap_servers.split(',').all(is_local) {
+        let says_it = |mechanism| is("sasl.mechanism", mechanism) || is("sasl.mechanisms", mechanism);
+        is("security.protocol", "sasl_plaintext")
+            && (says_it("plain") || says_it("oauthbearer"))
+            && !self.bootstrap_servers.split(',').all(is_local)
+    }
+
+    fn check_password_is_safe(&self) -> Result<(), AdapterError> {
+        if self.allow_plaintext || !self.exposes_password() {
             return Ok(());
         }
-        let what = "the password for Kafka would cross the network without TLS";
+        let what = "the password or token for Kafka would cross the network without TLS";
         Err(AdapterError::new(FaultKind::Invalid, what)
             .with_hint("set security.protocol to SASL_SSL, or say that plaintext is allowed"))
     }
@@ -238,7 +244,7 @@ fn why_fixed(given: &str) -> &'static str {
 
 /// Whether the value of this property must not be shown.
 pub(crate) fn is_secret(name: &str) -> bool {
-    const MARKS: [&str; 6] = ["password", "secret", "key.pem", "jaas", "token", "oauthbearer.config"];
+    const MARKS: [&str; 6] = ["pass", "secret", "key.pem", "jaas", "token", "oauthbearer.config"];
     let name = name.to_ascii_lowercase();
     name != TOKEN_LOCATION && MARKS.iter().any(|mark| name.contains(mark))
 }
@@ -252,8 +258,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn secrets_are_not_shown() {
-        let settings = ["sasl.password", "ssl.key.pem", "sasl.jaas.config", "sasl.oauthbearer.client.secret"]
+    fn s28_secrets_are_not_shown() {
+        let secrets = [
+            "sasl.password",
+            "ssl.key.pem",
+            "sasl.jaas.config",
+            "sasl.oauthbearer.client.secret",
+            "sasl.oauthbearer.assertion.private.key.passphrase",
+        ];
+        let settings = secrets
             .iter()
             .fold(KafkaSettings::new("localhost:1"), |settings, name| settings.property(*name, "hunter2"))
             .property("sasl.username", "alice");
@@ -262,11 +275,17 @@ mod tests {
     }
 
     #[test]
-    fn a_password_does_not_leave_the_machine_without_tls_unless_told() {
-        let plain = |brokers: &str| {
-            let settings = KafkaSettings::new(brokers).property("security.protocol", "sasl_plaintext");
-            settings.property("sasl.mechanism", "PLAIN").property("sasl.password", "hunter2")
+    fn s33_a_password_does_not_leave_the_machine_without_tls_unless_told() {
+        let by = |mechanism: &str, brokers: &str| {
+            let settings = KafkaSettings::new(brokers).property("security.protocol", " sasl_plaintext");
+            settings.property("sasl.mechanism", mechanism).property("sasl.password", "hunter2")
         };
+        let plain = |brokers: &str| by("PLAIN", brokers);
+        assert!(by("OAUTHBEARER", "kafka:9092").exposes_password(), "a token is one, too");
+        assert!(
+            !by("SCRAM-SHA-512", "kafka:9092").exposes_password(),
+            "it proves a password and does not say it"
+        );
         for brokers in ["kafka:9092", "localhost:9092,10.0.0.7:9092", "localhost.example:1"] {
             let error = plain(brokers).client_config(&[], &[]).unwrap_err();
             assert_eq!(error.kind(), FaultKind::Invalid);

@@ -187,7 +187,7 @@ async fn brokers_that_are_down_make_the_outcome_unknown_within_the_limit() {
 
 /// F47: whatever fails, no password is shown.
 #[tokio::test(flavor = "multi_thread")]
-async fn secrets_are_in_no_debug_and_no_error() {
+async fn s28_secrets_are_in_no_debug_and_no_error() {
     let settings = KafkaSettings::new("127.0.0.1:1")
         .property("sasl.password", "hunter2")
         .property("ssl.key.pem", "hunter2")

@@ -153,29 +153,29 @@ async fn a_scram_login_over_tls_gets_in() {
 }
 
 #[tokio::test]
-async fn an_authority_that_signed_nothing_is_refused() {
+async fn s30_an_authority_that_signed_nothing_is_refused() {
     let settings = mutual(Some("client")).property("ssl.ca.location", file("stranger-ca.pem"));
     refused(settings, "ssl.ca.location").await;
 }
 
 #[tokio::test]
-async fn a_host_that_the_certificate_does_not_name_is_refused() {
+async fn s30_a_host_that_the_certificate_does_not_name_is_refused() {
     let address = elsewhere(variable("BACKSTOP_TEST_KAFKA_SSL")).await;
     refused(tls(&address, Some("client")), "name the hosts").await;
 }
 
 #[tokio::test]
-async fn a_missing_client_certificate_is_refused() {
+async fn s31_a_missing_client_certificate_is_refused() {
     refused(mutual(None), "ssl.certificate.location").await;
 }
 
 #[tokio::test]
-async fn an_expired_client_certificate_is_refused() {
+async fn s31_an_expired_client_certificate_is_refused() {
     refused(mutual(Some("expired")), "valid now").await;
 }
 
 #[tokio::test]
-async fn a_client_certificate_of_a_stranger_is_refused() {
+async fn s31_a_client_certificate_of_a_stranger_is_refused() {
     refused(mutual(Some("stranger")), "authority that the brokers know").await;
 }
 
@@ -209,7 +209,7 @@ async fn tls_and_plaintext_that_meet_are_told_apart_from_an_outage() {
 }
 
 #[tokio::test]
-async fn a_password_without_tls_to_another_machine_is_never_sent() {
+async fn s33_a_password_without_tls_to_another_machine_is_never_sent() {
     // Nothing listens there: settings are looked at first.
     let settings = KafkaSettings::new("192.0.2.1:9092")
         .property("security.protocol", "SASL_PLAINTEXT")

@@ -67,7 +67,9 @@ fn by_number(number: u16, sqlstate: Option<&str>) -> Option<Disposition> {
         }
         number if is_outage(number) => ErrorClass::Unavailable,
         // No value, none that fits, or none that a CHECK takes. MariaDB's 4025 has another meaning in MySQL.
-        1048 | 1264 | 1265 | 1292 | 1364 | 1366 | 1406 | 1690 | 3819 => ErrorClass::Permanent,
+        errors::TOO_LARGE | 1048 | 1264 | 1265 | 1292 | 1364 | 1366 | 1406 | 1690 | 3819 => {
+            ErrorClass::Permanent
+        }
         4025 if sqlstate == Some("23000") => ErrorClass::Permanent,
         _ => match sqlstate?.get(..2)? {
             "08" => ErrorClass::Unavailable,

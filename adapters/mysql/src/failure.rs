@@ -46,6 +46,8 @@ pub(crate) mod errors {
     pub(crate) const CHANGED_ROW: u16 = 1020;
     /// The table was changed under a snapshot.
     pub(crate) const CHANGED_TABLE: u16 = 1412;
+    /// A statement is larger than `max_allowed_packet`. Its SQLSTATE is that of a lost connection, which it is not.
+    pub(crate) const TOO_LARGE: u16 = 1153;
     /// There is no such table.
     pub(crate) const NO_TABLE: u16 = 1146;
     /// There is no such database.
@@ -54,6 +56,10 @@ pub(crate) mod errors {
     pub(crate) const NO_DEFAULT: u16 = 1364;
     /// There is no such column.
     pub(crate) const NO_COLUMN: u16 = 1054;
+    /// There is such a column already.
+    pub(crate) const COLUMN_EXISTS: u16 = 1060;
+    /// There is no such column to be dropped.
+    pub(crate) const NO_SUCH_COLUMN: u16 = 1091;
     /// No permission on a column.
     pub(crate) const COLUMN_DENIED: u16 = 1143;
     /// No permission on a table.
@@ -90,16 +96,28 @@ fn judged(error: &sqlx::Error) -> (FaultKind, Option<&'static str>) {
             FaultKind::Unreachable,
             Some("allow more connections in the pool, or let fewer messages be handled at once"),
         ),
+        sqlx::Error::Io(error) if is_distrust(error) => (FaultKind::Denied, Some(CERTIFICATES)),
+        sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::NotFound => (
+            FaultKind::Unreachable,
+            Some("check that the server runs, and that the files exist that the database URL names"),
+        ),
         sqlx::Error::Io(_) | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
             (FaultKind::Unreachable, Some("check that the server runs and can be reached"))
         }
-        sqlx::Error::Tls(_) => {
-            (FaultKind::Unreachable, Some("check the ssl-mode and certificates of the URL"))
-        }
+        sqlx::Error::Tls(_) => (FaultKind::Denied, Some(CERTIFICATES)),
         sqlx::Error::Protocol(_) | sqlx::Error::BeginFailed => (FaultKind::Unreachable, None),
         sqlx::Error::Configuration(_) => (FaultKind::Invalid, Some("check the database URL")),
         _ => database_error(error).map_or((FaultKind::Other, None), judged_by_number),
     }
+}
+
+/// What to mend where server and client do not trust each other.
+const CERTIFICATES: &str = "check that the server has TLS, that ssl-ca of the database URL holds the authority of its certificate, that this names the host of the URL, that ssl-cert and ssl-key are a certificate the server knows, and that both are valid now";
+
+/// Whether TLS has given a connection up. The type of the error is rustls's, which only its words show here.
+fn is_distrust(error: &std::io::Error) -> bool {
+    let words = error.to_string();
+    ["invalid peer certificate", "received fatal alert"].iter().any(|beginning| words.starts_with(beginning))
 }
 
 fn judged_by_number(error: &MySqlDatabaseError) -> (FaultKind, Option<&'static str>) {
@@ -122,10 +140,16 @@ fn judged_by_number(error: &MySqlDatabaseError) -> (FaultKind, Option<&'static s
         errors::TABLE_DENIED | errors::COLUMN_DENIED | 1227 | 1370 => {
             (FaultKind::Denied, Some("grant the user its permissions: see migrations/README.md"))
         }
-        1044 | 1045 | 1698 | 1820 | 1862 | 3118 => {
-            (FaultKind::Denied, Some("check the user, password and database of the database URL"))
-        }
+        1044 | 1045 | 1698 | 1820 | 1862 | 3118 => (
+            FaultKind::Denied,
+            Some(
+                "check the user, password and database of the database URL, and ssl-mode and ssl-cert where the user must use TLS",
+            ),
+        ),
         1040 | 1203 | 1226 => (FaultKind::Unreachable, Some("raise max_connections, or use smaller pools")),
+        errors::TOO_LARGE => {
+            (FaultKind::Invalid, Some("raise max_allowed_packet of the server, or write less at once"))
+        }
         1665 => (FaultKind::Invalid, Some("set binlog_format to ROW or MIXED")),
         number => (kind_of(number, error.code()), None),
     }

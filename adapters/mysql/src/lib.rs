@@ -45,6 +45,7 @@ mod reader;
 mod scheduled;
 mod schema;
 mod scoped;
+mod seat;
 mod session;
 mod store;
 mod tables;

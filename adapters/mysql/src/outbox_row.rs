@@ -34,7 +34,7 @@ pub(crate) fn read(row: &MySqlRow) -> Result<(OutboxRow, Option<String>), sqlx::
     let time = written.as_deref().and_then(time::parse);
     let odd_time = written.filter(|_| time.is_none());
     let fault = fault.or_else(|| odd_time.map(|text| format!("event_time is not a date: {text:.40}")));
-    let mut message = Message::new(text(6)?.unwrap_or_default()).id(row.try_get::<String, _>(1)?);
+    let mut message = Message::with_id(text(6)?.unwrap_or_default(), row.try_get::<String, _>(1)?);
     let fault = fault.or_else(|| message.id.is_empty().then(|| "the id is empty".to_owned()));
     let fault = fault.or_else(|| message.id.contains('\0').then(|| "the id holds a NUL".to_owned()));
     message.source = text(2)?.unwrap_or_default();

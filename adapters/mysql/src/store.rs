@@ -14,6 +14,7 @@ use crate::contest::contested;
 use crate::failure::failed;
 use crate::reader::MySqlOutboxReader;
 use crate::scoped::Scoped;
+use crate::seat::Seat;
 use crate::tables::MySqlTables;
 use crate::{dead_rows, lease, literal, scheduled, time};
 
@@ -41,6 +42,8 @@ const STATUS: &str = "
 #[derive(Debug, Clone)]
 pub struct MySqlOutboxStore {
     pool: MySqlPool,
+    /// For the lease.
+    seat: Seat,
     tables: MySqlTables,
     full_scan: Option<Duration>,
 }
@@ -48,7 +51,7 @@ pub struct MySqlOutboxStore {
 impl MySqlOutboxStore {
     /// The outbox among those tables. Every minute its readers scan it in full for rows that they missed.
     pub fn new(pool: MySqlPool, tables: MySqlTables) -> Self {
-        Self { pool, tables, full_scan: Some(Duration::from_secs(60)) }
+        Self { pool, seat: Seat::default(), tables, full_scan: Some(Duration::from_secs(60)) }
     }
 
     /// How often readers scan in full; `None` for never. Defaults to every minute. The scan finds nothing unless
@@ -119,11 +122,15 @@ impl Leases for MySqlOutboxStore {
         owner: &'a str,
         ttl: Duration,
     ) -> BoxFuture<'a, Result<Option<Lease>, AdapterError>> {
-        Box::pin(lease::acquire(&self.pool, &self.tables, name, owner, ttl))
+        Box::pin(lease::acquire(&self.pool, &self.seat, &self.tables, name, owner, ttl))
     }
 
     fn release<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<(), AdapterError>> {
         Box::pin(lease::release(&self.pool, &self.tables, lease))
+    }
+
+    fn report<'a>(&'a self, lease: &'a Lease, text: &'a str) -> BoxFuture<'a, Result<(), AdapterError>> {
+        Box::pin(lease::report(&self.pool, &self.tables, lease, text))
     }
 
     fn holder<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Holder>, AdapterError>> {

@@ -30,6 +30,10 @@ impl Ahead {
         std::mem::replace(&mut self.rows, rest).into_keys().collect()
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
     pub(crate) fn contains(&self, number: i64) -> bool {
         self.rows.contains_key(&number)
     }

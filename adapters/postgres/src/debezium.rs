@@ -127,8 +127,12 @@ impl DebeziumOutbox {
         for column in self.columns() {
             Identifier::new(column)?;
         }
+        if let Some(field) = self.additional.iter().find(|field| !is_plain(&field.alias)) {
+            let hint = "use letters, digits and punctuation without braces and backslashes";
+            return Err(invalid(format!("{:?} is no name of a header or field", field.alias), hint));
+        }
         let rest = self.topic.replace(ROUTED_BY_VALUE, "");
-        if self.topic.is_empty() || rest.contains(['$', '{', '}', '\\', '\0']) {
+        if self.topic.is_empty() || rest.contains('$') || !is_plain(&rest) {
             return Err(invalid(
                 format!("{:?} is no template of topics", self.topic),
                 "write a name in which ${routedByValue} stands for the value of the routing column",
@@ -265,6 +269,11 @@ fn event_time(column: &str, type_name: &str) -> String {
     }
 }
 
+/// Whether a text stays what it is inside of a statement: no mark of ours, no escape.
+fn is_plain(text: &str) -> bool {
+    !text.contains(|character: char| character.is_control() || matches!(character, '{' | '}' | '\\'))
+}
+
 fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
@@ -311,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_checked_before_they_reach_a_statement() {
+    fn s15_names_are_checked_before_they_reach_a_statement() {
         let with = |change: fn(&mut DebeziumOutbox)| {
             let mut outbox = DebeziumOutbox::default();
             change(&mut outbox);
@@ -321,7 +330,12 @@ mod tests {
         assert!(with(|outbox| outbox.table = "public.Outbox".into()).is_ok());
         assert!(with(|outbox| outbox.table = "a.b.c".into()).is_err());
         assert!(with(|outbox| outbox.key = "a\"; drop table x".into()).is_err());
-        for topic in ["", "a.${other}", "${routedByValue", "a\\b"] {
+        for alias in ["a\\", "{outbox}", "{origin}", "a\0b", "a\nb"] {
+            let field = AdditionalField::parse(&format!("a:header:{alias}")).expect("a placement");
+            let outbox = DebeziumOutbox { additional: vec![field], ..DebeziumOutbox::default() };
+            assert!(outbox.validate().is_err(), "{alias:?}");
+        }
+        for topic in ["", "a\nb", "a.${other}", "${routedByValue", "a\\b"] {
             let outbox = DebeziumOutbox { topic: topic.into(), ..DebeziumOutbox::default() };
             assert!(outbox.validate().is_err(), "{topic}");
         }

@@ -13,6 +13,7 @@ use sqlx::{AssertSqlSafe, PgPool, Postgres};
 use crate::failure::failed;
 use crate::lease;
 use crate::ledger_row::{self, COLUMNS};
+use crate::seat::Seat;
 use crate::storable::storable;
 use crate::tables::PgTables;
 use crate::time;
@@ -54,6 +55,8 @@ const FILTER: &str = "(cardinality($1::text[]) = 0 OR id = ANY($1)) AND ($2::tex
 #[derive(Debug, Clone)]
 pub struct PgLedger {
     pool: PgPool,
+    /// For the lease.
+    seat: Seat,
     tables: PgTables,
 }
 
@@ -62,7 +65,7 @@ type Bound<'q> = Query<'q, Postgres, PgArguments>;
 impl PgLedger {
     /// The ledger among those tables.
     pub fn new(pool: PgPool, tables: PgTables) -> Self {
-        Self { pool, tables }
+        Self { pool, seat: Seat::default(), tables }
     }
 
     fn sql(&self, statement: &str) -> AssertSqlSafe<String> {
@@ -191,7 +194,7 @@ impl Leases for PgLedger {
         owner: &'a str,
         ttl: Duration,
     ) -> BoxFuture<'a, Result<Option<Lease>, AdapterError>> {
-        Box::pin(lease::acquire(&self.pool, &self.tables, name, owner, ttl))
+        Box::pin(lease::acquire(&self.pool, &self.seat, &self.tables, name, owner, ttl))
     }
 
     fn release<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<(), AdapterError>> {

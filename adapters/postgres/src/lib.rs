@@ -46,6 +46,7 @@ mod reader;
 mod scheduled;
 mod schema;
 mod scoped;
+mod seat;
 mod storable;
 mod store;
 mod tables;

@@ -32,7 +32,7 @@ pub(crate) fn read(row: &PgRow) -> Result<(OutboxRow, Option<String>), sqlx::Err
     let odd_time = row.try_get::<Option<bool>, _>(12)?.unwrap_or(false);
     let fault = fault.or_else(|| odd_time.then(|| "event_time is outside the years 0 to 9999".to_owned()));
     let text = |column: usize| row.try_get::<Option<String>, _>(column);
-    let mut message = Message::new(text(6)?.unwrap_or_default()).id(row.try_get::<String, _>(1)?);
+    let mut message = Message::with_id(text(6)?.unwrap_or_default(), row.try_get::<String, _>(1)?);
     message.source = text(2)?.unwrap_or_default();
     message.key = text(5)?.map(Bytes::from);
     message.subject = text(7)?;

@@ -44,6 +44,17 @@ impl Progress {
         forgets
     }
 
+    /// Whether a read would find nothing, so that there is no need for it: everything that this server's sequence has
+    /// given was taken in, and no number is waited for.
+    pub(crate) fn is_complete(&self, server: &str, last: Option<i64>) -> bool {
+        self.awaits_nothing() && self.server.as_deref() == Some(server) && last == Some(self.frontier)
+    }
+
+    /// Whether no row is to come from below the highest number that was returned.
+    pub(crate) fn awaits_nothing(&self) -> bool {
+        self.gaps.is_empty() && self.ahead.is_empty()
+    }
+
     /// Whether a row of that number is one for a read to come.
     pub(crate) fn is_unread(&self, number: i64) -> bool {
         self.gaps.is_open(number)
@@ -63,11 +74,15 @@ impl Progress {
         if !cut || highest.is_some() {
             gaps.close(ripe);
         }
-        beyond.iter().for_each(|(number, id)| ahead.returned(*number, id));
         // A cut leaves rows behind beyond the highest one. What the sequence had not given before this read was given
         // since, mostly; but if somebody chose the number, rows below it are still to come, and show no gap.
-        let reached = if cut { highest.unwrap_or(start) } else { i64::MAX };
-        let reached = ahead.pass(reached.min(last.unwrap_or(i64::MAX)));
+        let bound = if cut { highest.unwrap_or(start) } else { i64::MAX }.min(last.unwrap_or(i64::MAX));
+        let (within, further) = beyond.split_at(beyond.partition_point(|(number, _)| *number <= bound));
+        further.iter().for_each(|(number, id)| ahead.returned(*number, id));
+        let mut reached = ahead.pass(bound);
+        reached.extend(within.iter().map(|(number, _)| *number));
+        reached.sort_unstable();
+        reached.dedup();
         *frontier = reached.last().copied().unwrap_or(start);
         gaps.open(between(start, reached));
         if let Some(last) = last
@@ -80,5 +95,33 @@ impl Progress {
             gaps.open([(start.saturating_add(1), last)]);
             *frontier = last;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(progress: &mut Progress, rows: &[(i64, &str)], cut: bool, last: i64) {
+        assert!(!progress.meet("this", Some(last)));
+        let ripe = progress.gaps.observe(Vec::new());
+        progress.advance(rows, cut, Before { last: Some(last), ripe });
+    }
+
+    #[test]
+    fn nothing_needs_to_be_read_only_where_everything_given_was_taken_in() {
+        let mut progress = Progress::new();
+        assert!(!progress.is_complete("this", Some(0)), "nothing is known yet");
+        read(&mut progress, &[(1, "a"), (2, "b")], true, 4);
+        assert!(!progress.is_complete("this", Some(4)), "the read was cut");
+        read(&mut progress, &[(4, "d")], false, 4);
+        assert!(!progress.is_complete("this", Some(4)), "3 may still come");
+        read(&mut progress, &[], false, 4);
+        assert!(progress.is_complete("this", Some(4)), "nobody is left to write it");
+        for (server, last) in [("this", Some(5)), ("this", Some(3)), ("this", None), ("another", Some(4))] {
+            assert!(!progress.is_complete(server, last), "{server} {last:?}");
+        }
+        read(&mut progress, &[(9, "chosen")], false, 4);
+        assert!(!progress.is_complete("this", Some(4)), "a row is ahead of the sequence");
     }
 }

@@ -25,6 +25,10 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL enable_seqs
                      SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off; \
                      SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL jit = off";
 
+/// How long the sequence alone is asked whether there is something to read. Rows whose numbers do not come from it are
+/// found after that.
+const WHOLE: Duration = Duration::from_secs(1);
+
 /// Unread rows that are read to the end and thrown away rather than closing the connection.
 const MAX_WASTE: usize = 4 << 20;
 
@@ -93,13 +97,15 @@ pub(crate) struct PgOutboxReader {
 struct State {
     progress: Progress,
     scanned: Instant,
+    /// When the outbox itself was read last.
+    read: Option<Instant>,
     /// Bytes of a row, on average of the last read that brought any.
     row_bytes: usize,
 }
 
 impl State {
     fn new() -> Self {
-        Self { progress: Progress::new(), scanned: Instant::now(), row_bytes: 256 }
+        Self { progress: Progress::new(), scanned: Instant::now(), read: None, row_bytes: 256 }
     }
 }
 
@@ -155,7 +161,21 @@ impl PgOutboxReader {
         Scoped::begin(&self.pool, BEGIN.to_owned()).await.map_err(failed("read the outbox"))
     }
 
+    /// One statement in place of a transaction, which is what an idle outbox costs.
+    async fn is_complete(&self) -> Result<bool, AdapterError> {
+        let (Some(pulse), Some(read)) = (&self.pulse, self.state.read) else { return Ok(false) };
+        if !self.state.progress.awaits_nothing() || read.elapsed() >= WHOLE || self.scan_is_due() {
+            return Ok(false);
+        }
+        let Pulse { last, server, .. } = ask(pulse, false, &self.pool).await?;
+        Ok(self.state.progress.is_complete(&server, last))
+    }
+
     async fn read_next(&mut self, rows: usize, bytes: usize) -> Result<Claimed, AdapterError> {
+        if self.is_complete().await? {
+            return Ok(Claimed::default());
+        }
+        self.state.read = Some(Instant::now());
         let mut scoped = self.begin().await?;
         let Pulse { last, server, holders } = self.feel(&mut scoped).await?;
         if self.state.progress.meet(&server, last) {
@@ -164,7 +184,7 @@ impl PgOutboxReader {
                 "the server was started anew, or the outbox's sequence went backwards: reading from the start"
             );
         }
-        if self.full_scan.is_some_and(|every| self.state.scanned.elapsed() >= every)
+        if self.scan_is_due()
             && let Some(claimed) = self.scan(&mut scoped, rows).await?
         {
             scoped.release();
@@ -220,17 +240,16 @@ impl PgOutboxReader {
         Ok(batch.into_claimed(0))
     }
 
+    fn scan_is_due(&self) -> bool {
+        self.full_scan.is_some_and(|every| self.state.scanned.elapsed() >= every)
+    }
+
     async fn feel(&mut self, scoped: &mut Scoped) -> Result<Pulse, AdapterError> {
         let pulse = match &self.pulse {
             Some(pulse) => Arc::clone(pulse),
             None => self.find_sequence(scoped).await?,
         };
-        let (last, server, holders): (_, _, Option<Vec<String>>) = sqlx::query_as(AssertSqlSafe(pulse))
-            .bind(!self.state.progress.gaps.is_empty())
-            .fetch_one(&mut **scoped)
-            .await
-            .map_err(failed("read who writes to the outbox"))?;
-        Ok(Pulse { last, server, holders: holders.unwrap_or_default() })
+        ask(&pulse, !self.state.progress.gaps.is_empty(), &mut **scoped).await
     }
 
     async fn find_sequence(&mut self, scoped: &mut Scoped) -> Result<Arc<str>, AdapterError> {
@@ -339,6 +358,20 @@ impl PgOutboxReader {
         batch.cut |= batch.fetched >= limit;
         Ok(batch.into_claimed(0))
     }
+}
+
+async fn ask(
+    pulse: &Arc<str>,
+    holders: bool,
+    executor: impl sqlx::PgExecutor<'_>,
+) -> Result<Pulse, AdapterError> {
+    let (last, server, holders): (_, _, Option<Vec<String>>) =
+        sqlx::query_as(AssertSqlSafe(Arc::clone(pulse)))
+            .bind(holders)
+            .fetch_one(executor)
+            .await
+            .map_err(failed("read who writes to the outbox"))?;
+    Ok(Pulse { last, server, holders: holders.unwrap_or_default() })
 }
 
 /// Rows that are not to be skipped, in order, up to `rows` of them and `bytes` together; one row may exceed those.

@@ -18,6 +18,7 @@ use crate::failure::{failed, failed_or_denied};
 use crate::hex::hex;
 use crate::layout::Layout;
 use crate::reader::{PgOutboxReader, ReaderSql};
+use crate::seat::Seat;
 use crate::storable::storable;
 use crate::tables::PgTables;
 use crate::{dead_rows, held_row, lease, scheduled, time};
@@ -61,6 +62,8 @@ const STATUS: &str = "
 #[derive(Debug, Clone)]
 pub struct PgOutboxStore {
     pool: PgPool,
+    /// For the lease.
+    seat: Seat,
     tables: PgTables,
     full_scan: Option<Duration>,
     reader_sql: Arc<ReaderSql>,
@@ -91,7 +94,7 @@ impl PgOutboxStore {
     fn with_layout(pool: PgPool, tables: PgTables, layout: Layout) -> Self {
         let reader_sql = Arc::new(ReaderSql::new(&tables, &layout));
         let full_scan = Some(Duration::from_secs(60));
-        Self { pool, tables, full_scan, reader_sql, layout: Arc::new(layout) }
+        Self { pool, seat: Seat::default(), tables, full_scan, reader_sql, layout: Arc::new(layout) }
     }
 
     /// How often readers scan in full; `None` for never. Defaults to every minute. The scan finds nothing unless
@@ -165,11 +168,15 @@ impl Leases for PgOutboxStore {
         owner: &'a str,
         ttl: Duration,
     ) -> BoxFuture<'a, Result<Option<Lease>, AdapterError>> {
-        Box::pin(lease::acquire(&self.pool, &self.tables, name, owner, ttl))
+        Box::pin(lease::acquire(&self.pool, &self.seat, &self.tables, name, owner, ttl))
     }
 
     fn release<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<(), AdapterError>> {
         Box::pin(lease::release(&self.pool, &self.tables, lease))
+    }
+
+    fn report<'a>(&'a self, lease: &'a Lease, text: &'a str) -> BoxFuture<'a, Result<(), AdapterError>> {
+        Box::pin(lease::report(&self.pool, &self.tables, lease, text))
     }
 
     fn holder<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Holder>, AdapterError>> {

@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_quoted_and_checked() {
+    fn s15_names_are_quoted_and_checked() {
         assert_eq!(PgTables::default().outbox(), "\"backstop_outbox\"");
         let injection = "x\"; drop table y;--";
         assert!(PgTables::in_schema(injection).is_err());

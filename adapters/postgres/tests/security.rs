@@ -110,31 +110,31 @@ async fn a_client_certificate_gets_in_without_a_password() {
 }
 
 #[tokio::test]
-async fn an_authority_that_signed_nothing_is_refused() {
+async fn s30_an_authority_that_signed_nothing_is_refused() {
     let url = with_password(PASSWORD).replace("/ca.pem", "/stranger-ca.pem");
     refused(&url, "sslrootcert", "UnknownIssuer").await;
 }
 
 #[tokio::test]
-async fn a_host_that_the_certificate_does_not_name_is_refused() {
+async fn s30_a_host_that_the_certificate_does_not_name_is_refused() {
     let address = elsewhere(variable("BACKSTOP_TEST_POSTGRES_TLS")).await;
     refused(&verified(&format!("backstop_tls:{PASSWORD}"), &address), "names the host", "not valid for name")
         .await;
 }
 
 #[tokio::test]
-async fn a_missing_client_certificate_is_refused() {
+async fn s31_a_missing_client_certificate_is_refused() {
     let url = verified(&variable("BACKSTOP_TEST_TLS_USER"), &variable("BACKSTOP_TEST_POSTGRES_TLS"));
     refused(&url, "sslcert", "client certificate").await;
 }
 
 #[tokio::test]
-async fn an_expired_client_certificate_is_refused() {
+async fn s31_an_expired_client_certificate_is_refused() {
     refused(&with_certificate("expired"), "valid now", "CertificateExpired").await;
 }
 
 #[tokio::test]
-async fn a_client_certificate_of_a_stranger_is_refused() {
+async fn s31_a_client_certificate_of_a_stranger_is_refused() {
     refused(&with_certificate("stranger"), "sslcert", "UnknownCA").await;
 }
 
@@ -144,7 +144,7 @@ async fn a_wrong_password_is_refused() {
 }
 
 #[tokio::test]
-async fn an_account_that_must_use_tls_is_refused_without() {
+async fn s32_an_account_that_must_use_tls_is_refused_without() {
     let url = with_password(PASSWORD).replace("verify-full", "disable");
     refused(&url, "sslmode", "no encryption").await;
 }

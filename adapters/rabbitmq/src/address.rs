@@ -40,6 +40,10 @@ impl Address {
             .hint(
                 "publish to an exchange of your own, or to amq.direct, amq.topic, amq.fanout or amq.headers",
             )),
+            // The default exchange finds a queue by its name.
+            Some(key) if name.is_empty() && key.starts_with("amq.") => {
+                Err(invalid(&format!("queue {key} belongs to the broker")))
+            }
             Some(key) => Ok(Self { exchange: short(name), routing_key: short(key) }),
             None if name.is_empty() => Err(invalid("the destination has neither a queue nor an exchange")),
             None if reserved => Err(invalid(&format!("queue {name} belongs to the broker"))),
@@ -73,10 +77,11 @@ mod tests {
     }
 
     #[test]
-    fn names_of_the_broker_and_long_names_are_refused() {
+    fn s17_names_of_the_broker_and_long_names_are_refused() {
         let refused = |destination| Address::of(&destination).unwrap_err().scope;
         assert_eq!(refused(Destination::exchange("amq.rabbitmq.log", "x")), Scope::Destination);
         assert_eq!(refused(Destination::new("amq.gen-1")), Scope::Destination);
+        assert_eq!(refused(Destination::exchange("", "amq.gen-1")), Scope::Destination);
         assert_eq!(refused(Destination::new("")), Scope::Destination);
         assert_eq!(refused(Destination::new("x".repeat(256))), Scope::Destination);
         assert_eq!(refused(Destination::exchange("x", "y".repeat(256))), Scope::Message);

@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_text_shows_the_password() {
+    fn s28_no_text_shows_the_password() {
         for url in
             ["not a url with s3cret", "http://u:s3cret@host/", "amqp://u:s3cret@host:port/", "amqp:s3cret"]
         {

@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_that_the_broker_acts_on_are_parked() {
+    fn s17_headers_that_the_broker_acts_on_are_parked() {
         let cc = AMQPValue::FieldArray(vec![string("other")].into());
         let deaths = AMQPValue::FieldArray(vec![AMQPValue::FieldTable(FieldTable::default())].into());
         let sent = table(vec![("CC", cc), ("x-death", deaths)]);
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_cannot_forge_a_property() {
+    fn s17_a_stranger_cannot_forge_a_property() {
         let forged =
             table(vec![("amqp:message-id", string("victim")), ("amqp:typed", AMQPValue::LongInt(1))]);
         let (envelope, encoded) = round_trip(&forged, b"x");
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn what_amqp_cannot_carry_is_the_messages_fault() {
+    fn s02_what_amqp_cannot_carry_is_the_messages_fault() {
         let refused = |name: &str, value: &str| {
             let headers = [(name, Some(value.to_owned()))].into_iter().collect();
             encode(&Envelope { headers, ..Envelope::default() }).map_err(|failure| failure.scope)

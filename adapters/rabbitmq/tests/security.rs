@@ -151,35 +151,35 @@ async fn a_client_certificate_gets_in_without_a_password() {
 }
 
 #[tokio::test]
-async fn an_authority_that_signed_nothing_is_refused() {
+async fn s30_an_authority_that_signed_nothing_is_refused() {
     let url = with_password(PASSWORD, &variable("BACKSTOP_TEST_AMQPS"));
     refused(&url.replace("/ca.pem", "/stranger-ca.pem"), FaultKind::Denied, "cacertfile").await;
 }
 
 #[tokio::test]
-async fn without_an_authority_only_the_systems_are_trusted() {
+async fn s30_without_an_authority_only_the_systems_are_trusted() {
     let url = format!("amqps://guest:{PASSWORD}@{}/%2f", variable("BACKSTOP_TEST_AMQPS"));
     refused(&url, FaultKind::Denied, "cacertfile").await;
 }
 
 #[tokio::test]
-async fn a_host_that_the_certificate_does_not_name_is_refused() {
+async fn s30_a_host_that_the_certificate_does_not_name_is_refused() {
     let address = elsewhere(variable("BACKSTOP_TEST_AMQPS")).await;
     refused(&with_password(PASSWORD, &address), FaultKind::Denied, "names the host").await;
 }
 
 #[tokio::test]
-async fn an_expired_client_certificate_is_refused() {
+async fn s31_an_expired_client_certificate_is_refused() {
     refused(&with_certificate("expired"), FaultKind::Denied, "valid now").await;
 }
 
 #[tokio::test]
-async fn a_client_certificate_of_a_stranger_is_refused() {
+async fn s31_a_client_certificate_of_a_stranger_is_refused() {
     refused(&with_certificate("stranger"), FaultKind::Denied, "authority that the broker knows").await;
 }
 
 #[tokio::test]
-async fn a_missing_client_certificate_is_refused() {
+async fn s31_a_missing_client_certificate_is_refused() {
     let server = variable("BACKSTOP_TEST_AMQPS");
     let url = format!("amqps://{server}/%2f?{}&auth_mechanism=external", authority());
     refused(&url, FaultKind::Denied, "certfile").await;
@@ -192,7 +192,7 @@ async fn a_wrong_password_is_refused() {
 }
 
 #[tokio::test]
-async fn a_key_of_another_certificate_is_refused() {
+async fn s31_a_key_of_another_certificate_is_refused() {
     let url = with_certificate("client").replace("/client.key", "/stranger.key");
     refused(&url, FaultKind::Invalid, "belong together").await;
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use backstop_core::AdapterError;
-use backstop_core::lease::{Holder, Lease};
+use backstop_core::lease::{Holder, LONGEST, Lease, OwnerReport};
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use crate::commit::commit;
@@ -22,8 +22,9 @@ pub(crate) async fn acquire(
 ) -> Result<Option<Lease>, AdapterError> {
     let failed = |error| adapter(format!("cannot acquire the lease {name:?}"), error);
     let lease = database.tables.lease();
-    let taken =
-        format!("SELECT EXISTS (SELECT 1 FROM {lease} WHERE name = ? AND owner <> ? AND expires_at > {NOW})");
+    // Reaching farther, it was written by a clock that has been set back.
+    let lasts = format!("expires_at > {NOW} AND expires_at <= {NOW} + {}", millis(LONGEST));
+    let taken = format!("SELECT EXISTS (SELECT 1 FROM {lease} WHERE name = ? AND owner <> ? AND {lasts})");
     let mut connection = database.connection().await?;
     let taken: bool = sqlx::query_scalar(AssertSqlSafe(taken))
         .bind(name)
@@ -37,15 +38,17 @@ pub(crate) async fn acquire(
     }
     let upsert = format!(
         "INSERT INTO {lease} AS held (name, owner, token, expires_at) VALUES (?, ?, 1, {NOW} + ?) \
-         ON CONFLICT (name) DO UPDATE SET token = held.token + (held.owner <> excluded.owner OR held.expires_at <= {NOW}), \
+         ON CONFLICT (name) DO UPDATE SET \
+         token = held.token + (held.owner <> excluded.owner OR NOT ({lasts})), \
          owner = excluded.owner, expires_at = excluded.expires_at \
-         WHERE held.owner = excluded.owner OR held.expires_at <= {NOW} RETURNING token"
+         WHERE held.owner = excluded.owner OR NOT ({lasts}) RETURNING token",
+        lasts = lasts.replace("expires_at", "held.expires_at")
     );
     let mut tx = database.write("cannot acquire the lease").await?;
     let token: Option<i64> = sqlx::query_scalar(AssertSqlSafe(upsert))
         .bind(name)
         .bind(owner)
-        .bind(millis(ttl))
+        .bind(millis(ttl.min(LONGEST)))
         .fetch_optional(&mut *tx)
         .await
         .map_err(failed)?;
@@ -56,18 +59,40 @@ pub(crate) async fn acquire(
 /// Who holds the lease.
 pub(crate) async fn holder(database: &Database, name: &str) -> Result<Option<Holder>, AdapterError> {
     let table = database.tables.lease();
-    let sql =
-        format!("SELECT owner, token, expires_at - {NOW} FROM {table} WHERE name = ? AND expires_at > {NOW}");
+    let sql = format!(
+        "SELECT owner, token, expires_at - {NOW}, report, {NOW} - reported_at FROM {table} \
+                 WHERE name = ? AND expires_at > {NOW}"
+    );
     let mut connection = database.connection().await?;
-    let found: Option<(String, i64, i64)> = sqlx::query_as(AssertSqlSafe(sql))
+    type Found = (String, i64, i64, Option<String>, Option<i64>);
+    let found: Option<Found> = sqlx::query_as(AssertSqlSafe(sql))
         .bind(name)
         .fetch_optional(&mut *connection)
         .await
         .map_err(|error| adapter(format!("cannot look for the holder of the lease {name:?}"), error))?;
-    Ok(found.map(|(owner, token, remaining)| Holder {
+    Ok(found.map(|(owner, token, remaining, text, age)| Holder {
         lease: Lease { name: name.to_owned(), owner, token },
         remaining: duration(remaining),
+        report: text.zip(age).map(|(text, age)| OwnerReport { text, age: duration(age) }),
     }))
+}
+
+/// Keeps what the owner tells, if the lease is still the one that was granted.
+pub(crate) async fn report(database: &Database, lease: &Lease, text: &str) -> Result<(), AdapterError> {
+    let table = database.tables.lease();
+    let sql = format!(
+        "UPDATE {table} SET report = ?, reported_at = {NOW} WHERE name = ? AND owner = ? AND token = ?"
+    );
+    let mut tx = database.write("cannot report beside the lease").await?;
+    sqlx::query(AssertSqlSafe(sql))
+        .bind(text)
+        .bind(&lease.name)
+        .bind(&lease.owner)
+        .bind(lease.token)
+        .execute(&mut *tx)
+        .await
+        .map_err(|error| adapter(format!("cannot report beside the lease {:?}", lease.name), error))?;
+    commit(tx).await.map_err(plain)
 }
 
 /// Ends the lease, if it is still the one that was granted. Its row stays, so that tokens go on growing.

@@ -55,7 +55,7 @@ pub(crate) fn buried_row(row: &SqliteRow) -> BuriedRow {
     let seq = row.get("seq");
     let time = text(row, "event_time").ok().flatten().and_then(|text| time::parse(&text));
     let message = message(row, headers(row).unwrap_or_default())
-        .unwrap_or_else(|_| Message::new(String::new()).id(lossy(row, "id")));
+        .unwrap_or_else(|_| Message::with_id("", lossy(row, "id")));
     let destination = destination(row).unwrap_or_else(|_| Destination::new(lossy(row, "destination")));
     BuriedRow {
         n: row.get("n"),
@@ -72,8 +72,8 @@ fn destination(row: &SqliteRow) -> Result<Destination, String> {
 }
 
 fn message(row: &SqliteRow, headers: Headers) -> Result<Message, String> {
-    let mut message = Message::new(text(row, "kind")?.unwrap_or_default());
-    message.id = text(row, "id")?.unwrap_or_default();
+    let mut message =
+        Message::with_id(text(row, "kind")?.unwrap_or_default(), text(row, "id")?.unwrap_or_default());
     message.source = text(row, "source")?.unwrap_or_default();
     message.subject = text(row, "subject")?;
     message.key = bytes(row, "key")?.map(Into::into);

@@ -35,10 +35,10 @@ pub mod amqp {
 }
 
 impl Binding {
-    const fn prefix(self) -> &'static str {
+    const fn attributes(self) -> &'static Attributes {
         match self {
-            Self::Kafka => "ce_",
-            Self::Amqp => "cloudEvents:",
+            Self::Kafka => &KAFKA,
+            Self::Amqp => &AMQP,
         }
     }
 
@@ -55,48 +55,86 @@ impl Binding {
             Self::Kafka => name.eq_ignore_ascii_case(names::CONTENT_TYPE),
             Self::Amqp => name.starts_with(amqp::PREFIX),
         };
-        reserved || name.strip_prefix(self.prefix()).is_some_and(|rest| ATTRIBUTES.contains(&rest))
+        reserved || self.attributes().all().contains(&name)
     }
 }
 
-const ATTRIBUTES: [&str; 7] = ["id", "source", "type", "subject", "time", "specversion", "partitionkey"];
+/// The names of the attributes' headers. Spelled out, so that no message pays for putting them together.
+struct Attributes {
+    specversion: &'static str,
+    id: &'static str,
+    source: &'static str,
+    kind: &'static str,
+    subject: &'static str,
+    time: &'static str,
+    partition_key: &'static str,
+}
+
+const KAFKA: Attributes = Attributes {
+    specversion: "ce_specversion",
+    id: "ce_id",
+    source: "ce_source",
+    kind: "ce_type",
+    subject: "ce_subject",
+    time: "ce_time",
+    partition_key: "ce_partitionkey",
+};
+
+const AMQP: Attributes = Attributes {
+    specversion: "cloudEvents:specversion",
+    id: "cloudEvents:id",
+    source: "cloudEvents:source",
+    kind: "cloudEvents:type",
+    subject: "cloudEvents:subject",
+    time: "cloudEvents:time",
+    partition_key: "cloudEvents:partitionkey",
+};
+
+impl Attributes {
+    const fn all(&self) -> [&'static str; 7] {
+        [self.specversion, self.id, self.source, self.kind, self.subject, self.time, self.partition_key]
+    }
+}
+
+/// Headers that an envelope has beside the message's own, at most.
+const MOST_ATTRIBUTES: usize = 11;
 
 /// The envelope that carries `message`.
 ///
 /// The message's fields win over headers of its own that name the same attribute. AMQP has no key of its own, so the
 /// key travels as CloudEvents' `partitionkey`.
 pub fn encode(message: Message, binding: Binding) -> Envelope {
-    let prefix = binding.prefix();
+    let name = binding.attributes();
     let mut headers = Headers::default();
-    let mut attribute = |name: &str, value: Bytes| headers.append([prefix, name].concat(), value);
-    attribute("specversion", Bytes::from_static(b"1.0"));
-    attribute("id", message.id.clone().into());
+    headers.reserve(MOST_ATTRIBUTES + message.headers.len());
+    headers.append_static(name.specversion, Bytes::from_static(b"1.0"));
+    headers.append_static(name.id, message.id.clone());
     if !message.source.is_empty() {
-        attribute("source", message.source.into());
+        headers.append_static(name.source, message.source);
     }
     if !message.kind.is_empty() {
-        attribute("type", message.kind.clone().into());
+        headers.append_static(name.kind, message.kind.clone());
     }
     if let Some(subject) = message.subject {
-        attribute("subject", subject.into());
+        headers.append_static(name.subject, subject);
     }
     if let Some(time) = message.time {
-        attribute("time", time.to_rfc3339_opts(SecondsFormat::AutoSi, true).into());
+        headers.append_static(name.time, time.to_rfc3339_opts(SecondsFormat::AutoSi, true));
     }
     if binding == Binding::Amqp {
         if let Some(key) = &message.key {
-            attribute("partitionkey", key.clone());
+            headers.append_static(name.partition_key, key.clone());
         }
-        headers.append(amqp::MESSAGE_ID, message.id);
+        headers.append_static(amqp::MESSAGE_ID, message.id);
         if !message.kind.is_empty() {
-            headers.append(amqp::TYPE, message.kind);
+            headers.append_static(amqp::TYPE, message.kind);
         }
         if let Some(time) = message.time {
-            headers.append(amqp::TIMESTAMP, time.timestamp().to_string());
+            headers.append_static(amqp::TIMESTAMP, time.timestamp().to_string());
         }
     }
     if let Some(content_type) = message.content_type {
-        headers.append(binding.content_type(), content_type);
+        headers.append_static(binding.content_type(), content_type);
     }
     for (name, value) in message.headers.iter().filter(|(name, _)| !binding.is_attribute(name)) {
         match value {
@@ -118,12 +156,13 @@ pub fn decode(envelope: Envelope, origin: &Origin, via: Via, id_header: Option<&
         Origin::RabbitMq { .. } => Binding::Amqp,
     };
     let headers = &envelope.headers;
-    let attribute = |name: &str| headers.get(&[binding.prefix(), name].concat());
+    let name = binding.attributes();
     let text = |value: Option<&Bytes>| value.map(|value| String::from_utf8_lossy(value).into_owned());
     let amqp_only = |name: &str| (binding == Binding::Amqp).then(|| headers.get(name)).flatten();
 
-    let source = attribute("source").map(|source| storable(source).into_owned()).unwrap_or_default();
-    let declared = attribute("id")
+    let source = headers.get(name.source).map(|source| storable(source).into_owned()).unwrap_or_default();
+    let declared = headers
+        .get(name.id)
         .or_else(|| amqp_only(amqp::MESSAGE_ID))
         .or_else(|| headers.get("id"))
         .or_else(|| id_header.and_then(|name| headers.get(name)))
@@ -134,14 +173,14 @@ pub fn decode(envelope: Envelope, origin: &Origin, via: Via, id_header: Option<&
         (None, Origin::Kafka { .. }) => coordinates(origin),
         (None, _) => String::new(),
     };
-    let key = envelope.key.clone().or_else(|| amqp_only("cloudEvents:partitionkey").cloned());
+    let key = envelope.key.clone().or_else(|| amqp_only(name.partition_key).cloned());
     let message = Message {
         id,
         source,
-        kind: text(attribute("type").or_else(|| amqp_only(amqp::TYPE))).unwrap_or_default(),
-        subject: text(attribute("subject")),
+        kind: text(headers.get(name.kind).or_else(|| amqp_only(amqp::TYPE))).unwrap_or_default(),
+        subject: text(headers.get(name.subject)),
         key,
-        time: attribute("time").and_then(|time| parse_time(time)),
+        time: headers.get(name.time).and_then(|time| parse_time(time)),
         content_type: text(headers.get(binding.content_type())),
         headers: envelope.headers,
         body: envelope.body,

@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_an_error_and_not_a_panic() {
+    fn s14_damage_is_an_error_and_not_a_panic() {
         let mut headers = Headers::default();
         headers.append("name", "value");
         let sound = encode(&headers).expect("short");
@@ -99,5 +99,9 @@ mod tests {
         assert!(decode(vec![9]).is_err());
         assert!(decode(vec![1, 0xff, 0xff, 0xff, 0xfe]).is_err());
         assert!(decode(vec![1, 0x7f, 0xff, 0xff, 0xff]).is_err());
+        // What wraps around in 32 bits would be read back as something shorter.
+        for large in [1 << 31, (1 << 32) + 7, usize::MAX] {
+            assert!(length(large).is_err(), "{large}");
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! The message as an application sees it, and the envelope as a broker carries it.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -17,24 +19,29 @@ use uuid::Uuid;
 /// assert_eq!(headers.len(), 1);
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Headers(Vec<(String, Option<Bytes>)>);
+pub struct Headers(Vec<(Cow<'static, str>, Option<Bytes>)>);
 
 impl Headers {
     /// Adds a header and keeps others of that name.
     pub fn append(&mut self, name: impl Into<String>, value: impl Into<Bytes>) {
-        self.0.push((name.into(), Some(value.into())));
+        self.0.push((Cow::Owned(name.into()), Some(value.into())));
+    }
+
+    /// As [`append`](Headers::append), for names that are known beforehand and need no copy.
+    pub fn append_static(&mut self, name: &'static str, value: impl Into<Bytes>) {
+        self.0.push((Cow::Borrowed(name), Some(value.into())));
     }
 
     /// Adds a header without a value, as Kafka allows.
     pub fn append_null(&mut self, name: impl Into<String>) {
-        self.0.push((name.into(), None));
+        self.0.push((Cow::Owned(name.into()), None));
     }
 
     /// Puts a header in place of all others of that name.
     pub fn set(&mut self, name: impl Into<String>, value: impl Into<Bytes>) {
         let name = name.into();
         self.0.retain(|(other, _)| *other != name);
-        self.0.push((name, Some(value.into())));
+        self.0.push((Cow::Owned(name), Some(value.into())));
     }
 
     /// Removes every header for which `drop` says so.
@@ -54,7 +61,7 @@ impl Headers {
 
     /// All headers in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, Option<&Bytes>)> {
-        self.0.iter().map(|(name, value)| (name.as_str(), value.as_ref()))
+        self.0.iter().map(|(name, value)| (&**name, value.as_ref()))
     }
 
     /// How many there are.
@@ -67,6 +74,11 @@ impl Headers {
         self.0.is_empty()
     }
 
+    /// Makes room for so many more.
+    pub fn reserve(&mut self, additional: usize) {
+        self.0.reserve(additional);
+    }
+
     /// Bytes of all names and values together.
     pub fn size(&self) -> usize {
         self.0.iter().map(|(name, value)| name.len() + value.as_ref().map_or(0, Bytes::len)).sum()
@@ -75,7 +87,9 @@ impl Headers {
 
 impl<N: Into<String>, V: Into<Bytes>> FromIterator<(N, Option<V>)> for Headers {
     fn from_iter<I: IntoIterator<Item = (N, Option<V>)>>(pairs: I) -> Self {
-        Self(pairs.into_iter().map(|(name, value)| (name.into(), value.map(Into::into))).collect())
+        Self(
+            pairs.into_iter().map(|(name, value)| (Cow::Owned(name.into()), value.map(Into::into))).collect(),
+        )
     }
 }
 
@@ -141,13 +155,18 @@ pub struct Message {
 impl Message {
     /// A message of that event type, with a fresh id and the current time, and no body yet.
     pub fn new(kind: impl Into<String>) -> Self {
+        Self { time: Some(Utc::now()), ..Self::with_id(kind, Uuid::now_v7().to_string()) }
+    }
+
+    /// A message as it was stored: of that type and id, and without a time until one is set.
+    pub fn with_id(kind: impl Into<String>, id: impl Into<String>) -> Self {
         Self {
-            id: Uuid::now_v7().to_string(),
+            id: id.into(),
             source: String::new(),
             kind: kind.into(),
             subject: None,
             key: None,
-            time: Some(Utc::now()),
+            time: None,
             content_type: None,
             headers: Headers::default(),
             body: None,

@@ -58,7 +58,7 @@ impl ErrorReport {
 pub fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
-        if character.is_control() || is_invisible(character) {
+        if is_unprintable(character) {
             out.extend(character.escape_default());
         } else {
             out.push(character);
@@ -67,9 +67,10 @@ pub fn escaped(text: &str) -> String {
     out
 }
 
-/// Marks that reorder or hide text on a screen.
-fn is_invisible(character: char) -> bool {
-    matches!(character, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+/// Whether a character moves, colours, reorders or hides text on a screen instead of standing there.
+pub fn is_unprintable(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 /// The text, cut at a character boundary to at most `max` bytes with a mark at its end.
@@ -87,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn terminal_escapes_and_line_ends_are_shown_not_run() {
+    fn s18_terminal_escapes_and_line_ends_are_shown_not_run() {
         assert_eq!(escaped("a\x1b[31mb\r\nc\u{202e}"), "a\\u{1b}[31mb\\r\\nc\\u{202e}");
     }
 

@@ -11,7 +11,7 @@ use crate::cli::{DeadRowChange, OutboxDeadCommand};
 use crate::commands::outbox::{named, time};
 use crate::commands::{Context, confirm, content, database};
 use crate::exit::{Exit, Failure};
-use crate::output;
+use crate::output::{self, counted};
 
 /// Rows that one statement moves or deletes.
 const AT_ONCE: u32 = 5_000;
@@ -174,7 +174,7 @@ async fn alter(
         return Ok(Altered { plan, rows: None });
     }
     if !change.yes {
-        confirm(&format!("{} {planned} rows?", what.question()), "nothing was changed")?;
+        confirm(&format!("{} {}?", what.question(), counted(planned, "row")), "nothing was changed")?;
     }
     // What dies from now on, a row that was moved back included, is not part of the plan.
     let filter = DeadRowFilter { up_to: plan.iter().map(|group| group.last).max(), ..filter };
@@ -224,7 +224,7 @@ fn report(
         }
         output::json(&document)?;
     } else if let Some(rows) = rows {
-        output::line(format!("{rows} rows {}", what.done()))?;
+        output::line(format!("{} {}", counted(*rows, "row"), what.done()))?;
     }
     Ok(Exit::Ok)
 }

@@ -39,6 +39,9 @@ pub(super) async fn run(context: &Arc<Context>) -> Result<Exit, Failure> {
             "set enabled = true in [outbox] or in [dead_letters]",
         ));
     }
+    for finding in config.loosened() {
+        warn!(remedy = finding.remedy, "{}: {}", finding.subject, finding.detail);
+    }
     let stop = CancellationToken::new();
     until_signalled(stop.clone(), Box::pin(work(context, stop))).await?;
     Ok(Exit::Ok)
@@ -114,7 +117,7 @@ async fn pump(context: &Context, outbox: &OutboxConfig, jobs: &Jobs) -> Result<P
     let brokers = config.brokers.len() + usize::from(config.broker.is_some());
     let publisher = answering(context.pipeline()?, brokers).await?;
     let pump = Pump::new(store.clone(), publisher, pump_settings(outbox));
-    jobs.started(&outbox.name, store, pump.status());
+    jobs.started(&outbox.name, store, pump.status(), pump.traffic());
     Ok(pump)
 }
 

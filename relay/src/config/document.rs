@@ -3,12 +3,14 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::ops::Range;
+use std::path::Path;
 use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::environment::{Environment, Override, merge};
+use super::environment::{Environment, Override, is_too_deep, merge};
+use super::files;
 use super::interpolate::interpolate;
 
 /// Where a value of the configuration comes from.
@@ -85,6 +87,10 @@ impl<'a> Reader<'a> {
         }
         for (name, _) in self.overrides.iter().filter(|(_, value)| value.is_none()) {
             self.fault(Place::Variable((*name).to_owned()), "the value is not UTF-8", "set a value in UTF-8");
+        }
+        for (name, _) in self.overrides.iter().filter(|(name, _)| is_too_deep(name)) {
+            let hint = "write BACKSTOP__SECTION__KEY";
+            self.fault(Place::Variable((*name).to_owned()), "there is no key so deep", hint);
         }
         let mut table = table.into_inner();
         merge(&mut table, &self.overrides, self.text.len() + 1);
@@ -276,17 +282,22 @@ impl<'a> Section<'a> {
     }
 
     fn read_secret(&self, file: Located, key: &str) -> Option<Located> {
-        match std::fs::read_to_string(&file.text) {
-            Ok(text) => {
-                let text = text.trim_end_matches(['\r', '\n']).to_owned();
-                Some(Located { text, place: file.place, interpolated: true })
-            }
+        let what = format!("{}: ", self.path(key));
+        let text = match files::read(Path::new(&file.text), files::MAX_SECRET) {
+            Ok(text) => text.trim_end_matches(['\r', '\n']).to_owned(),
             Err(error) => {
-                let what = format!("{}: cannot read {}: {error}", self.path(key), file.shown());
+                let what = format!("{what}cannot read {}: {error}", file.shown());
                 self.fault(file.place, what, "check that the file is there and readable");
-                None
+                return None;
             }
+        };
+        // An empty password is sent as one, and refused by a server with words that lead elsewhere.
+        if text.is_empty() {
+            let what = format!("{what}{} is empty", file.shown());
+            self.fault(file.place, what, "write the value into the file");
+            return None;
         }
+        Some(Located { text, place: file.place, interpolated: true })
     }
 
     /// `true` or `false`.

@@ -10,6 +10,9 @@ use toml::de::{DeArray, DeTable, DeValue};
 /// What the names of variables that override keys begin with. Two underscores, so that no other variable of the
 /// program does.
 const PREFIX: &str = "BACKSTOP__";
+/// The parts of a name behind that, at most; no key lies deeper. Tables are as deep as a name has parts, and so is the
+/// stack on which they are walked.
+const MAX_PARTS: usize = 8;
 
 /// Environment variables: for `${NAME}` in texts, and `BACKSTOP__SECTION__KEY` in place of a key of the file.
 #[derive(Clone, Default)]
@@ -56,9 +59,14 @@ impl<N: Into<OsString>, V: Into<OsString>> FromIterator<(N, V)> for Environment 
     }
 }
 
-/// Puts the overrides into the table, each with a span of its own: the first begins at `at`, the next one byte later.
+/// Whether no key can have the name.
+pub(super) fn is_too_deep(name: &str) -> bool {
+    name[PREFIX.len()..].split("__").nth(MAX_PARTS).is_some()
+}
+
+/// Puts the overrides into the table, but those that are too deep, each with a span of its own: the first begins at `at`, the next one byte later.
 pub(super) fn merge<'a>(table: &mut DeTable<'a>, overrides: &[Override<'a>], at: usize) {
-    for (n, (name, value)) in overrides.iter().enumerate() {
+    for (n, (name, value)) in overrides.iter().enumerate().filter(|(_, (name, _))| !is_too_deep(name)) {
         let place = at + n..at + n;
         let path: Vec<String> = name[PREFIX.len()..].split("__").map(str::to_lowercase).collect();
         let value = DeValue::String(value.unwrap_or_default().into());

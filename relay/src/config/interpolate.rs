@@ -2,6 +2,9 @@
 
 use super::environment::Environment;
 
+/// The longest text, in bytes: a file of 1 MiB can name a variable often.
+const MAX_TEXT: usize = 64 * 1024;
+
 /// The text with every `${NAME}` replaced by that variable; `$$` stands for a dollar sign.
 ///
 /// Only called on the texts of a parsed document, so that a value can never change the structure of the document.
@@ -23,6 +26,7 @@ pub(super) fn interpolate(text: &str, env: &Environment) -> Result<String, Vec<(
             let name = &after[..end.unwrap_or(after.len())];
             rest = &after[end.map_or(after.len(), |end| end + 1)..];
             match variable(name, end.is_some(), env) {
+                Ok(value) if out.len() + value.len() > MAX_TEXT => faults.push(too_long()),
                 Ok(value) => out.push_str(value),
                 Err(fault) => faults.push(fault),
             }
@@ -32,6 +36,11 @@ pub(super) fn interpolate(text: &str, env: &Environment) -> Result<String, Vec<(
     }
     out.push_str(rest);
     if faults.is_empty() { Ok(out) } else { Err(faults) }
+}
+
+fn too_long() -> (String, String) {
+    let what = format!("a text with its variables is longer than {} KiB", MAX_TEXT >> 10);
+    (what, "check what the variables hold".to_owned())
 }
 
 fn variable<'e>(name: &str, closed: bool, env: &'e Environment) -> Result<&'e str, (String, String)> {

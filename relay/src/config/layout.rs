@@ -81,9 +81,9 @@ pub(super) fn layout(
         }
         return (layout, None);
     }
-    if database.is_some_and(|database| database.url.expose().starts_with("sqlite:")) {
+    if database.is_some_and(|database| !database.url.expose().starts_with("postgres")) {
         let what = format!("{}: \"debezium\" needs PostgreSQL", section.path("layout"));
-        section.fault(section.place(), what, "use layout = \"backstop\" on SQLite");
+        section.fault(section.place(), what, "use layout = \"backstop\" on other databases");
     }
     if let Err(error) = names.outbox().and_then(|outbox| outbox.validate()) {
         let hint = error.hint().unwrap_or("see the guide of the relay").to_owned();

@@ -1,12 +1,13 @@
 //! The sections of the configuration file, key by key, with their defaults and bounds.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use backstop_core::identifier::Identifier;
 use toml::de::DeTable;
 use url::{Host, Url};
 
+use super::databases::{DATABASE_URL, database, inner_database, url_is_local};
 use super::document::{Located, Place, Reader, Section};
 use super::layout::layout;
 use super::{
@@ -15,11 +16,8 @@ use super::{
 };
 use crate::secret::{Secret, SecretUrl};
 
-/// Longest prefix, so that the names of indexes stay within PostgreSQL's 63 bytes.
-const MAX_PREFIX: usize = 32;
 /// Shortest token of the HTTP server, so that nobody can guess it.
 const MIN_TOKEN: usize = 16;
-const DATABASE_URL: &str = "write postgres://user:password@host:5432/database, mysql://… or sqlite:/path/to/file.db; percent-encode @ : / ? # in a password";
 const BROKER_URL: &str =
     "write amqp://user:password@host:5672/vhost or amqps://…; percent-encode @ : / ? # in a password";
 
@@ -57,23 +55,6 @@ pub(super) fn config(table: &DeTable<'_>, reader: &Reader<'_>) -> Option<Config>
         outbox,
         http,
         dead_letters,
-    })
-}
-
-/// A database; what is not given is as in `parent`. Without an URL of either there is none, which was told already.
-fn database(mut section: Section<'_>, parent: Option<&DatabaseConfig>) -> Option<DatabaseConfig> {
-    let given = section.has("url") || section.has("url_file");
-    let url = section.secret("url", "url_file").and_then(|url| database_url(&section, &url));
-    let schema = section.text("schema").and_then(|name| identifier(&section, "schema", name));
-    let prefix = section.text("prefix").and_then(|name| prefix(&section, name));
-    section.finish();
-    let inherited = parent.filter(|_| !given);
-    Some(DatabaseConfig {
-        url: url.or_else(|| inherited.map(|parent| parent.url.clone()))?,
-        schema: schema.or_else(|| inherited.and_then(|parent| parent.schema.clone())),
-        prefix: prefix
-            .or_else(|| inherited.map(|parent| parent.prefix.clone()))
-            .unwrap_or_else(|| "backstop".to_owned()),
     })
 }
 
@@ -119,48 +100,6 @@ fn route(mut section: Section<'_>, brokers: &[Named]) -> Option<RouteConfig> {
     Some(RouteConfig { destination: destination?.text, broker: broker?.text })
 }
 
-fn database_url(section: &Section<'_>, url: &Located) -> Option<SecretUrl> {
-    let (scheme, rest) = url.text.split_once(':').unwrap_or(("", ""));
-    let sound = match scheme {
-        "sqlite" => !rest.trim_start_matches('/').is_empty(),
-        "mysql" | "mariadb" => Url::parse(&url.text).is_ok_and(|url| url.has_host() && url.path().len() > 1),
-        "postgres" | "postgresql" => Url::parse(&url.text).is_ok_and(|url| {
-            url.has_host() || url.query_pairs().any(|(name, _)| name == "host" || name == "hostaddr")
-        }),
-        _ => false,
-    };
-    if !sound {
-        section.fault(
-            url.place.clone(),
-            format!("{} is no usable database URL", section.path("url")),
-            DATABASE_URL,
-        );
-    }
-    sound.then(|| SecretUrl::new(&url.text))
-}
-
-fn identifier(section: &Section<'_>, key: &str, name: Located) -> Option<String> {
-    match Identifier::new(&name.text) {
-        Ok(_) => Some(name.text),
-        Err(error) => {
-            let hint = error.hint().unwrap_or_default().to_owned();
-            section.fault(name.place.clone(), format!("{}: {error}", section.path(key)), hint);
-            None
-        }
-    }
-}
-
-fn prefix(section: &Section<'_>, name: Located) -> Option<String> {
-    let place = name.place.clone();
-    let prefix = identifier(section, "prefix", name)?;
-    if prefix.len() > MAX_PREFIX || prefix.bytes().any(|byte| byte.is_ascii_uppercase()) {
-        let hint = format!("use at most {MAX_PREFIX} lowercase letters, digits and underscores");
-        section.fault(place, format!("[database] prefix: {prefix:?} is no usable prefix"), hint);
-        return None;
-    }
-    Some(prefix)
-}
-
 fn broker(mut section: Section<'_>) -> Option<BrokerConfig> {
     #[derive(Clone, Copy)]
     enum Kind {
@@ -194,26 +133,18 @@ fn kafka(mut section: Section<'_>) -> Option<KafkaConfig> {
     }
     let allow_plaintext = section.switch("allow_plaintext", false);
     let properties = section.properties("properties");
-    let is = |name: &str, value: &str| {
-        properties.iter().any(|(other, text)| other == name && text.text.eq_ignore_ascii_case(value))
-    };
-    let plain = is("security.protocol", "sasl_plaintext")
-        && (is("sasl.mechanism", "plain") || is("sasl.mechanisms", "plain"));
-    if plain && !allow_plaintext && !hosts.iter().all(|host| is_local(host_of(host))) {
+    let max_message_bytes = section.number("max_message_bytes", 1_000_000, 1_000..(128 << 20) + 1);
+    let properties = properties.into_iter().map(|(name, value)| (name, Secret::new(value.text))).collect();
+    let config = KafkaConfig { brokers: hosts, properties, max_message_bytes, allow_plaintext };
+    if !allow_plaintext && config.settings().exposes_password() {
         section.fault(
             place,
             "[broker] would send its password over the network without TLS",
             "use \"security.protocol\" = \"SASL_SSL\", or set allow_plaintext = true",
         );
     }
-    let max_message_bytes = section.number("max_message_bytes", 1_000_000, 1_000..(128 << 20) + 1);
     section.finish();
-    let properties = properties.into_iter().map(|(name, value)| (name, Secret::new(value.text))).collect();
-    Some(KafkaConfig { brokers: hosts, properties, max_message_bytes, allow_plaintext })
-}
-
-fn host_of(address: &str) -> &str {
-    address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']'])
+    Some(config)
 }
 
 fn rabbitmq(mut section: Section<'_>) -> Option<RabbitConfig> {
@@ -249,17 +180,35 @@ fn rabbitmq_url(section: &Section<'_>, located: &Located, allow_plaintext: bool)
 
 fn outboxes(top: &mut Section<'_>, database: Option<&DatabaseConfig>) -> Vec<OutboxConfig> {
     let sections = if top.has("outbox") { top.sections("outbox") } else { vec![top.section("outbox")] };
+    let (mut names, mut tables) = (BTreeSet::new(), BTreeSet::new());
     let mut outboxes: Vec<OutboxConfig> = Vec::new();
     for section in sections {
         let place = section.place();
         let outbox = outbox(section, database);
-        if outboxes.iter().any(|other| other.name == outbox.name) {
+        if !names.insert(outbox.name.clone()) {
             let what = format!("[[outbox]] has the name {:?} twice", outbox.name);
             top.fault(place, what, "give each outbox a name of its own; it names the lease");
+        } else if outbox.enabled && table(&outbox, database).is_some_and(|table| !tables.insert(table)) {
+            let what = format!("[[outbox]] {:?} reads a table that another one reads", outbox.name);
+            top.fault(
+                place,
+                what,
+                "two owners would break the order of its rows: give it a prefix or table of its own",
+            );
         }
         outboxes.push(outbox);
     }
     outboxes
+}
+
+/// What tells the table of an outbox from that of another.
+fn table(outbox: &OutboxConfig, database: Option<&DatabaseConfig>) -> Option<[String; 4]> {
+    let database = outbox.database.as_ref().or(database)?;
+    let (schema, url) = (database.schema.clone().unwrap_or_default(), database.url.expose().to_owned());
+    Some(match &outbox.debezium {
+        Some(names) => [url, schema, String::new(), names.table.clone()],
+        None => [url, schema, database.prefix.clone(), String::new()],
+    })
 }
 
 fn outbox(mut section: Section<'_>, database: Option<&DatabaseConfig>) -> OutboxConfig {
@@ -295,9 +244,8 @@ fn http(mut section: Section<'_>) -> HttpConfig {
         })
     });
     let token = section.secret("token", "token_file");
-    if let Some(short) = token.as_ref().filter(|token| token.text.len() < MIN_TOKEN) {
-        let what = format!("[http] token has less than {MIN_TOKEN} characters");
-        section.fault(short.place.clone(), what, "make one with: openssl rand -base64 32");
+    if let Some((token, what)) = token.as_ref().and_then(|token| Some((token, unfit(&token.text)?))) {
+        section.fault(token.place.clone(), what, "make one with: openssl rand -base64 32");
     }
     let insecure = section.switch("insecure", false);
     if token.is_none() && !insecure && !listen.ip().is_loopback() && !section.has("token_file") {
@@ -305,14 +253,35 @@ fn http(mut section: Section<'_>) -> HttpConfig {
             format!("[http] listen = \"{listen}\" can be reached from other hosts, and there is no token");
         section.fault(place, what, "set token_file, or insecure = true where the network keeps others out");
     }
-    let allowed_hosts = section.texts("allowed_hosts").into_iter().map(|host| host.text).collect();
+    let allowed_hosts = section.texts("allowed_hosts");
+    for host in allowed_hosts.iter().filter(|host| !is_host(&host.text)) {
+        let what = format!("[http] allowed_hosts: {} is no host", host.shown());
+        section.fault(
+            host.place.clone(),
+            what,
+            "name a host without scheme and port, such as \"relay.internal\"",
+        );
+    }
+    let allowed_hosts = allowed_hosts.into_iter().map(|host| host.text).collect();
     section.finish();
     HttpConfig { listen, token: token.map(|token| Secret::new(token.text)), allowed_hosts, insecure }
 }
 
-/// A database of a section's own; `None` where there is none, or it was told what is wrong.
-fn inner_database(section: Section<'_>, parent: Option<&DatabaseConfig>) -> Option<DatabaseConfig> {
-    if section.is_there() { database(section, parent) } else { None }
+/// Why nobody could call with this token, or anybody guess it.
+fn unfit(token: &str) -> Option<String> {
+    if token.len() < MIN_TOKEN {
+        return Some(format!("[http] token has less than {MIN_TOKEN} characters"));
+    }
+    // White space at its ends would be cut off from a header, and other bytes have no place in one.
+    let fits = token.bytes().all(|byte| byte.is_ascii_graphic());
+    (!fits).then(|| "[http] token holds white space or characters that are not ASCII".to_owned())
+}
+
+/// Whether a header can name this host.
+fn is_host(host: &str) -> bool {
+    let in_name = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+    let is_name = !host.is_empty() && host.bytes().all(in_name);
+    is_name || matches!(Host::parse(host), Ok(Host::Ipv6(_)))
 }
 
 fn dead_letters(
@@ -366,22 +335,4 @@ fn lease_ttl(section: &mut Section<'_>) -> Duration {
 
 const fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
-}
-
-/// Whether the URL's host is this machine.
-pub(crate) fn url_is_local(url: &Url) -> bool {
-    match url.host() {
-        None => true,
-        Some(Host::Domain(name)) => is_local(name),
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-    }
-}
-
-fn is_local(host: &str) -> bool {
-    let address = host.parse::<std::net::IpAddr>();
-    host.eq_ignore_ascii_case("localhost")
-        || host.starts_with('/')
-        || host.to_ascii_lowercase().starts_with("%2f")
-        || address.is_ok_and(|address| address.is_loopback())
 }

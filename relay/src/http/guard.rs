@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use crate::config::HttpConfig;
 
 /// How long a wrong token waits for its answer. Only [`WRONG_AT_ONCE`] wait at a time, so that guessing is slow.
-const WRONG_WAITS: Duration = Duration::from_millis(250);
+pub(super) const WRONG_WAITS: Duration = Duration::from_millis(250);
 const WRONG_AT_ONCE: usize = 4;
 
 /// What is checked before a request is answered.
@@ -25,6 +25,8 @@ pub(super) struct Guard {
     token: Option<crate::secret::Secret>,
     /// Names under which this server may be called, without port and in lowercase.
     hosts: Vec<String>,
+    /// Whether it listens on every address, so that any of them may be its own.
+    everywhere: bool,
     wrong: Semaphore,
 }
 
@@ -36,7 +38,8 @@ impl Guard {
         if address.ip().is_loopback() {
             hosts.extend(["localhost".to_owned(), "127.0.0.1".to_owned(), "[::1]".to_owned()]);
         }
-        Self { token: config.token.clone(), hosts, wrong: Semaphore::new(WRONG_AT_ONCE) }
+        let everywhere = address.ip().is_unspecified();
+        Self { token: config.token.clone(), hosts, everywhere, wrong: Semaphore::new(WRONG_AT_ONCE) }
     }
 
     /// A page of another site cannot have a browser ask under one of our names (DNS rebinding). A caller with a token
@@ -48,7 +51,9 @@ impl Guard {
             Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
             _ => named,
         };
-        self.hosts.iter().any(|host| host.eq_ignore_ascii_case(name))
+        // No DNS server stands behind an address.
+        let is_address = || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+        self.hosts.iter().any(|host| host.eq_ignore_ascii_case(name)) || (self.everywhere && is_address())
     }
 
     fn knows_token(&self, headers: &HeaderMap) -> bool {

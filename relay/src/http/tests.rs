@@ -20,15 +20,16 @@ async fn serve(more: &str) -> Running {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("x.db");
     let text = format!(
-        "[database]\nurl = \"sqlite:{}?mode=rwc\"\n[http]\nlisten = \"127.0.0.1:0\"\n{more}",
-        file.display()
+        "[database]\nurl = \"sqlite:{}?mode=rwc\"\n[http]\n{}{more}",
+        file.display(),
+        if more.contains("listen") { "" } else { "listen = \"127.0.0.1:0\"\n" }
     );
     let config = Config::parse(&text, &Environment::default()).expect("sound");
     let database = crate::database::Database::open(&config.database).await.expect("a database");
     database.schema.migrate().await.expect("tables");
     let (sender, receiver) = watch::channel(PumpStatus::default());
     let jobs = Jobs::new(["outbox".to_owned()]);
-    jobs.started("outbox", database.outbox.clone(), receiver);
+    jobs.started("outbox", database.outbox.clone(), receiver, Arc::default());
     let server = Server::bind(config.http.as_ref().expect("given"), jobs).await.expect("listens");
     let (address, stop) = (server.address().expect("an address"), CancellationToken::new());
     tokio::spawn(server.run(stop.clone()));
@@ -94,7 +95,7 @@ async fn metrics_tell_of_pump_and_backlog() {
 }
 
 #[tokio::test]
-async fn without_a_token_only_our_own_names_are_answered() {
+async fn s20_dns_rebinding_is_refused() {
     let server = serve("allowed_hosts = [\"Relay.internal\"]").await;
     let port = server.address.port();
     for (host, expected) in [
@@ -112,7 +113,7 @@ async fn without_a_token_only_our_own_names_are_answered() {
 }
 
 #[tokio::test]
-async fn a_token_is_asked_for_and_never_echoed() {
+async fn s23_a_token_is_asked_for_and_never_echoed() {
     let server = serve(&format!("token = \"{TOKEN}\"")).await;
     let right = get_with(&server, "/metrics", &format!("\r\nHost: x\r\nAuthorization: Bearer {TOKEN}")).await;
     assert_eq!(status(&right), "200", "{right}");
@@ -127,20 +128,85 @@ async fn a_token_is_asked_for_and_never_echoed() {
 }
 
 #[tokio::test]
-async fn odd_requests_are_refused() {
+async fn s26_paths_lead_nowhere_else() {
     let server = serve("").await;
-    let post = "POST /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0";
-    assert_eq!(status(&send(&server, post).await), "405");
     for path in ["/", "/metrics/../x", "/%2e%2e/etc/passwd", "/api/v1/%00"] {
         let answer = get_with(&server, path, "\r\nHost: localhost").await;
         assert_eq!(status(&answer), "404", "{path}: {answer}");
     }
-    let large = "POST /live HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000";
-    assert!(["405", "413"].contains(&status(&send(&server, large).await)));
 }
 
 #[tokio::test]
-async fn a_caller_who_never_ends_his_request_is_cut_off() {
+async fn s21_no_site_can_change_anything_or_read_an_answer() {
+    let server = serve("").await;
+    let site = "Host: localhost\r\nOrigin: http://evil.example\r\nSec-Fetch-Site: cross-site";
+    for method in ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"] {
+        for path in ["/metrics", "/ready", "/live"] {
+            let answer =
+                send(&server, &format!("{method} {path} HTTP/1.1\r\n{site}\r\nContent-Length: 0")).await;
+            assert_eq!(status(&answer), "405", "{method}: {answer}");
+            assert!(!answer.to_ascii_lowercase().contains("access-control"), "{answer}");
+        }
+    }
+    let answer = get_with(&server, "/metrics", &format!("\r\n{site}")).await;
+    assert!(!answer.to_ascii_lowercase().contains("access-control"), "{answer}");
+    assert!(answer.contains("x-content-type-options: nosniff"), "{answer}");
+}
+
+#[tokio::test]
+async fn s23_guessing_is_slow_and_keeps_nobody_else_waiting() {
+    const GUESSES: u32 = 20;
+    let server = serve(&format!("token = \"{TOKEN}\"")).await;
+    let begun = std::time::Instant::now();
+    let guess = || get_with(&server, "/metrics", "\r\nHost: x\r\nAuthorization: Bearer S3cret");
+    let guesses = futures_util::future::join_all((0..GUESSES).map(|_| guess()));
+    let right = async {
+        let answer =
+            get_with(&server, "/metrics", &format!("\r\nHost: x\r\nAuthorization: Bearer {TOKEN}")).await;
+        (answer, begun.elapsed())
+    };
+    let (_, (answer, waited)) = tokio::join!(guesses, right);
+    assert!(begun.elapsed() >= guard::WRONG_WAITS * GUESSES / 4, "{:?}", begun.elapsed());
+    assert_eq!(status(&answer), "200");
+    assert!(waited < begun.elapsed() / 2, "{waited:?}");
+}
+
+#[tokio::test]
+async fn s20_an_address_is_nobodys_name() {
+    let everywhere = serve("listen = \"0.0.0.0:0\"\ninsecure = true").await;
+    for (host, expected) in
+        [("10.0.0.7:8642", "200"), ("[fd00::7]:8642", "200"), ("relay.evil.example", "421")]
+    {
+        let answer = get_with(&everywhere, "/metrics", &format!("\r\nHost: {host}")).await;
+        assert_eq!(status(&answer), expected, "{host}: {answer}");
+    }
+    let here = serve("").await;
+    assert_eq!(status(&get_with(&here, "/metrics", "\r\nHost: 10.0.0.7").await), "421");
+}
+
+#[tokio::test]
+async fn s25_large_requests_are_refused() {
+    let server = serve("").await;
+    let large = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000";
+    assert_eq!(status(&send(&server, large).await), "413");
+    let headers: String = (0..10_000).map(|n| format!("\r\nx-{n}: y")).collect();
+    assert_eq!(status(&get_with(&server, "/live", &format!("\r\nHost: localhost{headers}")).await), "431");
+}
+
+/// Sixty-four such callers would keep probes waiting, and a relay that does not answer its probes is restarted.
+#[tokio::test]
+async fn s25_a_caller_who_never_reads_is_cut_off() {
+    let server = serve("").await;
+    let mut stream = TcpStream::connect(server.address).await.expect("connected");
+    tokio::time::pause();
+    let ask = async {
+        while stream.write_all(&b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1_000)).await.is_ok() {}
+    };
+    timeout(CONNECTION * 3, ask).await.expect("cut off");
+}
+
+#[tokio::test]
+async fn s25_a_caller_who_never_ends_his_request_is_cut_off() {
     let server = serve("").await;
     let mut stream = TcpStream::connect(server.address).await.expect("connected");
     stream.write_all(b"GET /live HTTP/1.1\r\nHost: loc").await.expect("sent");

@@ -23,6 +23,7 @@ use super::settling::{Deleted, Settling};
 use super::silence::Silence;
 use super::status::{BlockedKey, Board, LISTED, PausedDestination, PumpError, PumpReport, PumpState};
 use super::submit::Ready;
+use super::traffic::Traffic;
 use crate::owner::Tenure;
 
 /// How long a publisher that says it is full, with nothing under way, is left alone.
@@ -66,9 +67,10 @@ pub(super) struct Engine {
     pub(super) board: Board,
     tenures: watch::Receiver<Option<Tenure>>,
     pub(super) term: Option<Lease>,
-    term_until: Instant,
-    /// A token that the database refused, although we believed in it.
-    pub(super) refused: Option<i64>,
+    pub(super) term_until: Instant,
+    /// A token that the database refused, and until when we believed in it: what is granted for longer is a new answer,
+    /// even under the same token, as by a database that has lost its newest lease.
+    pub(super) refused: Option<(i64, Instant)>,
     pub(super) phase: Phase,
     pub(super) now: Instant,
     pub(super) names: Names,
@@ -89,6 +91,7 @@ pub(super) struct Engine {
     pub(super) writes: Outage,
     pub(super) progress: Instant,
     pub(super) silence: Silence,
+    pub(super) traffic: Arc<Traffic>,
     /// When everything under way was given up; until it has settled.
     pub(super) abandoned: Option<Instant>,
     /// The database may be another one by now, with other rows under the same numbers: what is confirmed before
@@ -135,6 +138,7 @@ impl Engine {
             writes: outage("writing to the outbox"),
             progress: now,
             silence: Silence::new(settings.stall_after, now),
+            traffic: Arc::default(),
             abandoned: None,
             forget: false,
             stop: None,
@@ -151,6 +155,8 @@ impl Engine {
                 break;
             }
             self.begin_again_if_due();
+            // Before rows are submitted, so that the database works meanwhile; and after, because that made room.
+            self.start_reading().await;
             let more = self.submit();
             let flush = self.phase != Phase::Running || self.stop.is_some();
             self.settling.start(self.now, flush, &self.settings);
@@ -234,7 +240,8 @@ impl Engine {
     fn follow_lease(&mut self) {
         let tenure = self.tenures.borrow_and_update();
         let live = tenure.as_ref().filter(|tenure| {
-            self.now < tenure.until && self.refused.is_none_or(|refused| refused != tenure.lease.token)
+            let is_refused = |(token, until)| token == tenure.lease.token && tenure.until <= until;
+            self.now < tenure.until && !self.refused.is_some_and(is_refused)
         });
         let same = match (&self.term, live) {
             (Some(term), Some(tenure)) => term.token == tenure.lease.token,

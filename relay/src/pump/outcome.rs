@@ -23,6 +23,8 @@ impl Engine {
     pub(super) fn confirmed(&mut self) {
         self.progress = self.now;
         self.full_until = None;
+        let traffic = self.traffic.clone();
+        let mut book = traffic.open();
         let mut confirmations = std::mem::take(&mut self.confirmations);
         for confirmation in confirmations.drain(..) {
             let Some(entry) = self.flight.land(confirmation.ticket) else {
@@ -30,9 +32,16 @@ impl Engine {
                 continue;
             };
             self.silence.heard(&entry.destination);
+            let binding = self.publisher.binding(&entry.destination);
             match confirmation.result {
-                Ok(()) => self.published(entry),
-                Err(error) => self.failed(entry, error),
+                Ok(()) => {
+                    book.published(&entry.destination, binding, self.now.duration_since(entry.since));
+                    self.published(entry);
+                }
+                Err(error) => {
+                    book.failed(&entry.destination, binding, error.scope());
+                    self.failed(entry, error);
+                }
             }
         }
         self.confirmations = confirmations;
@@ -265,9 +274,9 @@ impl Engine {
 
     /// The database says that the token is stale, although we believed in it.
     fn refuse(&mut self, token: i64, what: &str) {
-        self.refused = self.refused.max(Some(token));
         if self.term.as_ref().is_some_and(|term| term.token == token) {
             warn!(what);
+            self.refused = Some((token, self.term_until));
             self.leave_term();
         }
     }

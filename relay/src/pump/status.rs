@@ -23,6 +23,18 @@ pub enum PumpState {
     Draining,
 }
 
+impl PumpState {
+    /// As people and programs read it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Standby => "standby",
+            Self::Running => "running",
+            Self::Waiting => "waiting",
+            Self::Draining => "draining",
+        }
+    }
+}
+
 /// An error as it is shown: its one line, its remedy, and since when.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {

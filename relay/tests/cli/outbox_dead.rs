@@ -33,7 +33,8 @@ async fn fill(relay: &Relay) {
     assert!(store.bury(&lease, &dead).await.expect("buried"));
 }
 
-fn relay() -> Relay {
+/// A directory with such a file.
+pub(crate) fn with_dead_rows() -> Relay {
     let relay = Relay::new("[database]\nurl = \"sqlite:x.db?mode=rwc\"\n");
     assert_eq!(relay.run("migrate").code, 0);
     tokio::runtime::Runtime::new().expect("a runtime").block_on(fill(&relay));
@@ -53,10 +54,10 @@ fn prints(ran: &Ran, expected: &str) {
 
 #[test]
 fn a_dead_row_is_shown_and_its_content_only_on_demand() {
-    let relay = relay();
+    let relay = with_dead_rows();
     let hidden = relay.run("outbox dead show 1").stdout;
     assert!(
-        hidden.contains("reason          too-large") && hidden.contains("1 headers and 9 bytes, hidden"),
+        hidden.contains("reason          too-large") && hidden.contains("1 header and 9 bytes, hidden"),
         "{hidden}"
     );
     let shown = relay.run("outbox dead show 1 --reveal").stdout;
@@ -80,14 +81,14 @@ fn a_dead_row_is_shown_and_its_content_only_on_demand() {
 
 #[test]
 fn retry_plans_asks_and_moves_once() {
-    let relay = relay();
+    let relay = with_dead_rows();
     let plan = "ROWS  DESTINATION  REASON\n1     orders       too-large\n";
     prints(&relay.run("outbox dead retry --destination orders --dry-run"), plan);
     let unasked = relay.run("outbox dead retry --destination orders");
     assert_eq!((unasked.code, unasked.stdout.as_str()), (10, plan), "{}", unasked.stderr);
     assert_eq!(dead(&relay), [1, 2], "nothing moved yet");
     let moved = relay.run("outbox dead retry --destination orders --yes");
-    prints(&moved, &format!("{plan}1 rows moved back into the outbox\n"));
+    prints(&moved, &format!("{plan}1 row moved back into the outbox\n"));
     prints(&relay.run("outbox dead retry --seq 1 --yes"), "no dead rows\n");
     assert_eq!(dead(&relay), [2]);
     let rest = relay.run("outbox dead retry --all --yes --output json").json();
@@ -97,7 +98,7 @@ fn retry_plans_asks_and_moves_once() {
 
 #[test]
 fn discard_wants_a_choice_and_a_cause() {
-    let relay = relay();
+    let relay = with_dead_rows();
     for args in [
         "discard --seq 1 --yes",
         "discard --because tested --yes",
@@ -111,7 +112,7 @@ fn discard_wants_a_choice_and_a_cause() {
     let gone = relay.run("outbox dead discard --seq 2 --seq 7 --because tested --yes --output json");
     assert_eq!((&gone.json()["rows"], &gone.json()["because"]), (&1.into(), &"tested".into()));
     let logged = relay.run("outbox dead discard --reason too-large --because tested --yes --log info");
-    assert!(logged.stdout.ends_with("1 rows deleted for good\n"), "{}", logged.stdout);
+    assert!(logged.stdout.ends_with("1 row deleted for good\n"), "{}", logged.stdout);
     assert!(logged.stderr.contains("because=\"tested\""), "{}", logged.stderr);
     assert_eq!(relay.run("outbox status --output json").json()[0]["pending"], 1);
 }

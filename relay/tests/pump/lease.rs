@@ -131,3 +131,20 @@ async fn a_lease_lost_with_messages_under_way_loses_nothing() {
     second.stop().await;
     check(&store, &broker, &NONE);
 }
+
+/// F17: a database that has lost the lease gives the refused token again.
+#[tokio::test(start_paused = true)]
+async fn a_token_that_was_refused_and_is_granted_again_counts() {
+    let (store, broker) = (Store::default(), Broker::new(6));
+    let mut pump = Running::start(&store, &broker, settings("a"));
+    pump.until("ownership", |status| status.token == Some(1)).await;
+    store.forget_leases();
+    store.schedule("orders", Some("k"), Duration::ZERO);
+    pump.until("the end of the term", |status| status.state == PumpState::Standby).await;
+    let begun = Instant::now();
+    let status = pump.until("its next term", |status| status.deleted == 1).await;
+    assert_eq!(status.token, Some(1), "the same number, as nobody knows better");
+    assert!(begun.elapsed() < Duration::from_secs(10), "took {:?}", begun.elapsed());
+    pump.stop().await;
+    check(&store, &broker, &NONE);
+}

@@ -3,6 +3,7 @@
 mod commit;
 mod common;
 mod held;
+mod lease;
 mod lost;
 mod outbox;
 mod reader;

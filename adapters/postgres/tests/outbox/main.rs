@@ -1,5 +1,7 @@
 //! The outbox: written inside a transaction, read without a loss, emptied by its owner.
 
+#[path = "lease.rs"]
+mod leases;
 mod message;
 mod reading;
 mod removal;

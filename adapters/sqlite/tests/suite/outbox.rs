@@ -457,6 +457,26 @@ async fn a_stale_owner_buries_nothing() {
     assert!(late.token > current.token, "an owner that let it expire is a new owner");
 }
 
+/// A lease is not for ever because a clock was wrong when it was written.
+#[tokio::test]
+async fn a_lease_that_reaches_too_far_has_ended() {
+    let file = File::new().await;
+    let store = store(&file);
+    let longest = backstop_core::lease::LONGEST;
+    let first = store.acquire("outbox", "a", longest * 9).await.expect("acquire").expect("granted");
+    assert_eq!(
+        store.acquire("outbox", "b", TTL).await.expect("acquire"),
+        None,
+        "granted for the longest time"
+    );
+    sqlx::query("UPDATE backstop_lease SET expires_at = expires_at + 3600000")
+        .execute(&file.pool)
+        .await
+        .expect("set");
+    let taken = store.acquire("outbox", "b", TTL).await.expect("acquire").expect("granted");
+    assert_eq!(taken.token, first.token + 1);
+}
+
 #[tokio::test]
 async fn the_trace_of_the_current_span_is_stored() {
     use opentelemetry::trace::TracerProvider;

@@ -178,6 +178,7 @@ macro_rules! store_conformance {
             ],
             lease: [
                 the_holder_is_told,
+                the_owner_is_heard,
                 one_owner,
                 renewal_keeps_the_token,
                 renewal_prolongs,

@@ -1,4 +1,4 @@
-//! A TCP proxy that can be cut, frozen, stranded or slowed down.
+//! A TCP proxy that can be cut, frozen, stranded, slowed down or made to damage what it carries.
 
 mod carry;
 
@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-use carry::{Rewriting, carry, carry_frames};
+use carry::{Lane, Rewriting, Side, carry, carry_frames};
 
 /// What the proxy does with what it is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,8 +32,10 @@ struct State {
     strands: u64,
     /// How long each piece takes, and how many bytes pass in a second; `None` for as fast as can be.
     slow: Option<(Duration, u32)>,
-    /// After how many bytes from the client a connection is cut.
-    cut_after: Option<usize>,
+    /// After how many bytes from that side a connection is cut.
+    cut_after: Option<(Side, usize)>,
+    /// After how many bytes from the server one is damaged, and what is done to it.
+    flip_after: Option<(usize, u8)>,
 }
 
 /// Forwards connections from a port of its own on 127.0.0.1 to a target. Dropping it cuts everything.
@@ -74,7 +76,8 @@ impl Proxy {
 
     fn on(listener: TcpListener, way: Way) -> io::Result<Self> {
         let address = listener.local_addr()?;
-        let state = State { mode: Mode::Forward, cuts: 0, strands: 0, slow: None, cut_after: None };
+        let state =
+            State { mode: Mode::Forward, cuts: 0, strands: 0, slow: None, cut_after: None, flip_after: None };
         let state = Arc::new(watch::Sender::new(state));
         let accepting = tokio::spawn(accept(listener, way, state.clone()));
         Ok(Self { address, state, accepting })
@@ -114,7 +117,18 @@ impl Proxy {
     /// Cuts every connection when it has carried `bytes` more from its client, wherever in a frame that is, until
     /// [`resume`](Proxy::resume).
     pub fn cut_after(&self, bytes: usize) {
-        self.state.send_modify(|state| state.cut_after = Some(bytes));
+        self.state.send_modify(|state| state.cut_after = Some((Side::Client, bytes)));
+    }
+
+    /// The same for what comes from the server: its answers end in the middle.
+    pub fn cut_answers_after(&self, bytes: usize) {
+        self.state.send_modify(|state| state.cut_after = Some((Side::Server, bytes)));
+    }
+
+    /// Flips the bits of `mask` in one byte from the server: on every connection the one that comes after `bytes` more,
+    /// until [`resume`](Proxy::resume).
+    pub fn flip_after(&self, bytes: usize, mask: u8) {
+        self.state.send_modify(|state| state.flip_after = Some((bytes, mask)));
     }
 
     /// Forwards again, as fast as can be. Connections that were frozen go on with what had piled up.
@@ -123,6 +137,7 @@ impl Proxy {
             state.mode = Mode::Forward;
             state.slow = None;
             state.cut_after = None;
+            state.flip_after = None;
         });
     }
 }
@@ -153,14 +168,15 @@ async fn serve(client: TcpStream, way: Way, states: watch::Receiver<State>, bega
     let carrying = async {
         let Ok(server) = TcpStream::connect(way.target).await else { return };
         let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
-        let upwards = carry(from_client, to_server, states.clone(), began.strands, Some(&exhausted));
+        let lane = |side| Lane::new(side, states.clone(), began.strands, &exhausted);
+        let upwards = carry(from_client, to_server, lane(Side::Client));
         match way.rewriting {
             Some(rewriting) => {
-                let downwards = carry_frames(from_server, to_client, states, began.strands, rewriting);
+                let downwards = carry_frames(from_server, to_client, lane(Side::Server), rewriting);
                 tokio::join!(upwards, downwards);
             }
             None => {
-                tokio::join!(upwards, carry(from_server, to_client, states, began.strands, None));
+                tokio::join!(upwards, carry(from_server, to_client, lane(Side::Server)));
             }
         }
     };
@@ -279,6 +295,32 @@ mod tests {
         // It may end by a reset; what came before counts.
         let _ = stream.read_to_end(&mut back).await;
         assert!(b"123".starts_with(&back[..]), "{back:?}");
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_cut_between_two_bytes() {
+        let proxy = echo().await;
+        let mut stream = connect(&proxy).await;
+        proxy.cut_answers_after(3);
+        stream.write_all(b"12345").await.expect("it is taken");
+        let mut back = Vec::new();
+        let _ = stream.read_to_end(&mut back).await;
+        assert!(b"123".starts_with(&back[..]), "{back:?}");
+    }
+
+    #[tokio::test]
+    async fn one_byte_of_an_answer_is_damaged() {
+        let proxy = echo().await;
+        let mut stream = connect(&proxy).await;
+        proxy.flip_after(5, 0x80);
+        for expected in [b"1234", b"1\xb234", b"1234"] {
+            stream.write_all(b"1234").await.expect("it is taken");
+            let mut back = [0; 4];
+            stream.read_exact(&mut back).await.expect("an answer");
+            assert_eq!(&back, expected);
+        }
+        proxy.resume();
+        assert_eq!(exchange(&mut stream).await.expect("an answer"), 7);
     }
 
     #[tokio::test]

@@ -169,6 +169,12 @@ impl Store {
         data.lease = Some((lease, Instant::now() + ttl));
     }
 
+    /// Loses the lease and all that was known of it, as a fail-over may.
+    pub(crate) fn forget_leases(&self) {
+        let mut data = self.data();
+        (data.lease, data.token) = (None, 0);
+    }
+
     pub(crate) fn holder(&self) -> Option<String> {
         let data = self.data();
         let (lease, until) = data.lease.as_ref()?;

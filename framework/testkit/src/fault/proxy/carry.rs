@@ -48,29 +48,88 @@ impl Rewriting {
     }
 }
 
-/// Copies one direction until it ends. `exhausted` is told when the connection has carried as much as it may.
-pub(super) async fn carry(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
-    mut states: watch::Receiver<State>,
+/// Who sends what is carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Client,
+    Server,
+}
+
+/// One direction of a connection, and what is to happen to it.
+pub(super) struct Lane<'a> {
+    side: Side,
+    states: watch::Receiver<State>,
     strands: u64,
-    exhausted: Option<&Notify>,
-) {
+    /// Told when the connection has carried as much as it may.
+    exhausted: &'a Notify,
+    /// Bytes that may still pass.
+    left: Option<usize>,
+    damage: Damage,
+}
+
+impl<'a> Lane<'a> {
+    pub(super) fn new(
+        side: Side,
+        states: watch::Receiver<State>,
+        strands: u64,
+        exhausted: &'a Notify,
+    ) -> Self {
+        Self { side, states, strands, exhausted, left: None, damage: Damage::default() }
+    }
+
+    /// Passes a piece on; `false` when nothing more is to come.
+    async fn pass(&mut self, piece: &mut [u8], to: &mut OwnedWriteHalf) -> bool {
+        if !passes(&mut self.states, self.strands, piece.len()).await {
+            return false;
+        }
+        let now = *self.states.borrow();
+        self.damage.apply(now.flip_after.filter(|_| self.side == Side::Server), piece);
+        let limit = now.cut_after.filter(|(side, _)| *side == self.side).map(|(_, bytes)| bytes);
+        let allowed = limit.map(|limit| self.left.unwrap_or(limit));
+        let passed = allowed.map_or(piece.len(), |allowed| allowed.min(piece.len()));
+        self.left = allowed.map(|allowed| allowed - passed);
+        if to.write_all(&piece[..passed]).await.is_err() {
+            return false;
+        }
+        let ends = self.left == Some(0);
+        if ends {
+            self.exhausted.notify_one();
+        }
+        !ends
+    }
+}
+
+/// Damages one byte, once.
+#[derive(Debug, Default)]
+struct Damage {
+    /// Bytes before it.
+    left: Option<usize>,
+    done: bool,
+}
+
+impl Damage {
+    fn apply(&mut self, wanted: Option<(usize, u8)>, piece: &mut [u8]) {
+        let Some((after, mask)) = wanted else {
+            *self = Self::default();
+            return;
+        };
+        let left = self.left.unwrap_or(after);
+        match piece.get_mut(left) {
+            _ if self.done => {}
+            Some(byte) => {
+                *byte ^= mask;
+                self.done = true;
+            }
+            None => self.left = Some(left - piece.len()),
+        }
+    }
+}
+
+/// Copies one direction until it ends.
+pub(super) async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut lane: Lane<'_>) {
     let mut buffer = vec![0; 16 << 10];
-    let mut left = None;
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
-        if !passes(&mut states, strands, count).await {
-            break;
-        }
-        let limit = states.borrow().cut_after.filter(|_| exhausted.is_some());
-        let allowed = limit.map(|limit| left.unwrap_or(limit));
-        let passed = allowed.map_or(count, |allowed| allowed.min(count));
-        left = allowed.map(|allowed| allowed - passed);
-        if to.write_all(&buffer[..passed]).await.is_err() {
-            break;
-        }
-        if let (Some(0), Some(exhausted)) = (left, exhausted) {
-            exhausted.notify_one();
+        if !lane.pass(&mut buffer[..count], &mut to).await {
             break;
         }
     }
@@ -80,8 +139,7 @@ pub(super) async fn carry(
 pub(super) async fn carry_frames(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    mut states: watch::Receiver<State>,
-    strands: u64,
+    mut lane: Lane<'_>,
     rewriting: Rewriting,
 ) {
     while let Ok(length) = from.read_u32().await {
@@ -95,8 +153,8 @@ pub(super) async fn carry_frames(
             break;
         }
         rewriting.apply(&mut frame[4..]);
-        for piece in frame.chunks(16 << 10) {
-            if !passes(&mut states, strands, piece.len()).await || to.write_all(piece).await.is_err() {
+        for piece in frame.chunks_mut(16 << 10) {
+            if !lane.pass(piece, &mut to).await {
                 return;
             }
         }
