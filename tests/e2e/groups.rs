@@ -111,8 +111,10 @@ async fn what_fails_in_a_group_is_undone_alone() {
     let (database, broker) = (database().await, Broker::new());
     publish(&broker, 1_000, 50);
     let report = consume(&database, &broker, Flaw::default()).await;
-    assert_eq!(sum(&database).await, 980);
-    assert_eq!((report.handled, report.quarantined), (980, 20), "{report:?}");
+    // What swallows a failure is charged where it happens to stand alone, and is held for its next attempt.
+    assert_eq!(sum(&database).await, report.handled as i64, "{report:?}");
+    assert_eq!((report.handled + report.held, report.quarantined), (980, 20), "{report:?}");
+    assert!(report.held <= 1, "{report:?}");
     assert!(report.grouped > 0 && report.regrouped > 0, "{report:?}");
     assert_eq!(broker.published("numbers.totals.dlq").len(), 20);
     database.drop().await;

@@ -28,13 +28,14 @@ fn transcript(relay: &Relay, commands: &[&str]) -> String {
 }
 
 /// What differs from run to run.
-const REDACTED: [(&str, &str); 6] = [
+const REDACTED: [(&str, &str); 7] = [
     (r"\d{4}-\d\d-\d\dT[\d:.]+Z", "[time]"),
     (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}", "[uuid]"),
     (r"\bt[0-9a-f]{12}", "[prefix]"),
     (r"\b\d+(m?s)( |$|\n)", "[age]$2"),
     (r#""(oldest|lease)_seconds": [\d.]+"#, "\"${1}_seconds\": [seconds]"),
     (r"backstop-relay \d+\.\d+\.\d+", "backstop-relay [version]"),
+    (r#"( user="[^"]*")? uid=\d+"#, " uid=[uid]"),
 ];
 
 macro_rules! snapshot {

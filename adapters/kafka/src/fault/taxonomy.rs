@@ -113,7 +113,7 @@ const OTHERS: &[(Code, Shown)] = &[
         Shown::By("publish: brokers_that_are_down_make_the_outcome_unknown_within_the_limit"),
     ),
     (Code::Authentication, Shown::By("security: a_wrong_password_is_refused")),
-    (Code::SSL, Shown::By("security: an_authority_that_signed_nothing_is_refused")),
+    (Code::SSL, Shown::By("security: s30_an_authority_that_signed_nothing_is_refused")),
     (
         Code::OutOfOrderSequenceNumber,
         Shown::Not("librdkafka makes it fatal, or a message that is sent again"),
