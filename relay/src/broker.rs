@@ -9,6 +9,7 @@ use backstop_rabbitmq::{RabbitPublisher, RabbitSettings, RabbitSettlement, Rabbi
 
 use crate::collector::Opener;
 use crate::config::{BrokerConfig, Config, DeadLettersConfig, KafkaConfig, Ordering, RabbitConfig};
+use crate::pump::PumpSettings;
 use crate::routes::RoutedPublisher;
 
 /// The name that brokers see.
@@ -33,7 +34,8 @@ pub fn pipeline(config: &Config) -> Result<Option<Box<dyn Publisher>>, AdapterEr
         .map(|(name, broker)| Ok((name.to_owned(), publisher(broker)?)))
         .collect::<Result<Vec<_>, AdapterError>>()?;
     let otherwise = config.broker.as_ref().map(|_| DEFAULT);
-    Ok(Some(Box::new(RoutedPublisher::new(publishers, &config.routes, otherwise))))
+    let bytes = PumpSettings::default().in_flight_bytes;
+    Ok(Some(Box::new(RoutedPublisher::new(publishers, &config.routes, otherwise, bytes))))
 }
 
 /// The pipeline to one broker.

@@ -45,11 +45,11 @@ pub struct Global {
         default_value = crate::config::USUAL_FILE
     )]
     pub config: PathBuf,
-    /// The form of the output.
-    #[arg(long, global = true, value_name = "FORMAT", default_value = "human")]
+    /// The form of the output: `human` or `json`.
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "human", hide_possible_values = true)]
     pub output: Format,
-    /// The form of the log on standard error.
-    #[arg(long, global = true, value_name = "FORMAT", default_value = "human")]
+    /// The form of the log on standard error: `human` or `json`.
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "human", hide_possible_values = true)]
     pub log_format: LogFormat,
     /// What to log: a level, or a filter such as `info,backstop_relay=debug`. Unless set, `run` logs `info`, and other
     /// commands log nothing.

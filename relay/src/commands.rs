@@ -8,6 +8,7 @@ mod generated;
 mod migrate;
 mod outbox;
 mod outbox_dead;
+mod outbox_status;
 pub(crate) mod redrive;
 pub(crate) mod run;
 

@@ -9,7 +9,8 @@ use backstop_core::{AdapterError, FaultKind};
 use backstop_mysql::{MySqlOutboxStore, MySqlSchema, MySqlTables};
 use backstop_postgres::{DebeziumSchema, PgLedger, PgOutboxStore, PgSchema, PgTables};
 use backstop_sqlite::{SqliteLedger, SqliteOutboxStore, SqliteSchema, SqliteTables};
-use sqlx::PgPool;
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
+use sqlx::{PgPool, SqlitePool};
 use url::Url;
 
 use crate::config::{DatabaseConfig, OutboxConfig, is_local, url_is_local};
@@ -80,6 +81,22 @@ impl Database {
         Ok(Some(Arc::new(DebeziumSchema::new(pool.clone(), tables.clone(), &names.outbox()?)?)))
     }
 
+    /// Connects to the database to look only; an SQLite file that does not exist counts as an empty one.
+    ///
+    /// # Errors
+    /// As [`open`](Database::open).
+    pub async fn look(config: &DatabaseConfig) -> Result<Self, AdapterError> {
+        let url = config.url.expose();
+        let file = url.strip_prefix("sqlite:").map(|_| url.parse::<SqliteConnectOptions>());
+        match file {
+            Some(Ok(options)) if !options.get_filename().exists() => {
+                let nothing = SqliteConnectOptions::new().in_memory(true);
+                on_sqlite(config, SqlitePoolOptions::new().max_connections(1).connect_lazy_with(nothing))
+            }
+            _ => Self::open(config).await,
+        }
+    }
+
     /// Connects to the database; an SQLite file that does not exist is created.
     ///
     /// # Errors
@@ -126,8 +143,11 @@ async fn mysql(config: &DatabaseConfig, url: &str) -> Result<Database, AdapterEr
 }
 
 async fn sqlite(config: &DatabaseConfig, url: &str) -> Result<Database, AdapterError> {
+    on_sqlite(config, backstop_sqlite::open(url).await?)
+}
+
+fn on_sqlite(config: &DatabaseConfig, pool: SqlitePool) -> Result<Database, AdapterError> {
     let tables = SqliteTables::default().with_prefix(&config.prefix)?;
-    let pool = backstop_sqlite::open(url).await?;
     Ok(Database {
         outbox: Arc::new(SqliteOutboxStore::new(pool.clone(), tables.clone())),
         ledger: Some(Arc::new(SqliteLedger::new(pool.clone(), tables.clone()))),

@@ -7,7 +7,7 @@ use backstop_core::outbox::{OutboxStatus, OutboxStore};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::pump::{PumpState, PumpStatus};
+use crate::pump::{PumpState, PumpStatus, Tally, Traffic, Trouble};
 
 /// How long the count of pending rows is taken for current: counting costs the database a scan.
 const COUNTED_EVERY: Duration = Duration::from_secs(15);
@@ -29,6 +29,7 @@ pub struct OutboxJob {
 struct Started {
     store: Arc<dyn OutboxStore>,
     status: watch::Receiver<PumpStatus>,
+    traffic: Arc<Traffic>,
 }
 
 impl std::fmt::Debug for Started {
@@ -46,6 +47,9 @@ pub struct Report {
     pub state: &'static str,
     /// Whether the job does what it is for. Another relay's standby does.
     pub ready: bool,
+    /// What keeps it from that, if it is not its state: `lease`, `broker` or `deletes`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<&'static str>,
 }
 
 impl Jobs {
@@ -56,10 +60,16 @@ impl Jobs {
     }
 
     /// The pump of that outbox has been made.
-    pub fn started(&self, outbox: &str, store: Arc<dyn OutboxStore>, status: watch::Receiver<PumpStatus>) {
+    pub fn started(
+        &self,
+        outbox: &str,
+        store: Arc<dyn OutboxStore>,
+        status: watch::Receiver<PumpStatus>,
+        traffic: Arc<Traffic>,
+    ) {
         if let Some(job) = self.0.iter().find(|job| job.name == outbox) {
             // A pump is made once; a second one would tell of the same outbox.
-            let _ = job.started.set(Started { store, status });
+            let _ = job.started.set(Started { store, status, traffic });
         }
     }
 
@@ -92,6 +102,11 @@ impl OutboxJob {
         self.started.get().map(|started| started.status.borrow().clone())
     }
 
+    /// What became of the messages for each destination; nothing before the pump starts.
+    pub fn tallies(&self) -> Vec<Tally> {
+        self.started.get().map(|started| started.traffic.tallies()).unwrap_or_default()
+    }
+
     /// What waited when it was counted last; `None` before the first count.
     pub fn backlog(&self) -> Option<OutboxStatus> {
         self.counted().map(|(_, status)| status)
@@ -112,13 +127,11 @@ impl OutboxJob {
     }
 
     fn report(&self) -> Report {
-        let (state, ready) = match self.status().map(|status| status.state) {
-            None => ("starting", false),
-            Some(PumpState::Standby) => ("standby", true),
-            Some(PumpState::Running) => ("running", true),
-            Some(PumpState::Waiting) => ("waiting", false),
-            Some(PumpState::Draining) => ("draining", false),
-        };
-        Report { outbox: self.name.clone(), state, ready }
+        let status = self.status();
+        let trouble = status.as_ref().and_then(|status| status.trouble);
+        let state = status.map(|status| status.state);
+        let ready = matches!(state, Some(PumpState::Standby | PumpState::Running)) && trouble.is_none();
+        let state = state.map_or("starting", PumpState::word);
+        Report { outbox: self.name.clone(), state, ready, trouble: trouble.map(Trouble::as_str) }
     }
 }

@@ -10,6 +10,7 @@
 //! | [`config`], [`secret`] | the configuration file, and how secrets stay secret |
 //! | [`database`], [`broker`] | stores, publishers, sinks and sources, as the configuration chooses them |
 //! | [`owner`], [`pump`] | the lease, and outbox rows on their way to the broker |
+//! | [`standing`] | what the owner of an outbox tells of itself, beside its lease |
 //! | [`collector`], [`letters`] | dead letters from the broker into the ledger |
 //! | [`redrive`] | letters from the ledger back to their consumer |
 //! | [`jobs`], [`http`], [`metrics`] | how the jobs stand, and who is told |
@@ -32,8 +33,10 @@ pub mod pump;
 pub mod redrive;
 pub mod routes;
 pub mod secret;
+pub mod standing;
 pub mod supervise;
 
+mod audit;
 mod commands;
 mod demo;
 

@@ -9,6 +9,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use backstop_core::report::is_unprintable;
 
+use crate::audit;
 use crate::exit::{Exit, Failure};
 use crate::secret::Scrubber;
 
@@ -22,7 +23,8 @@ pub enum LogFormat {
     Json,
 }
 
-/// Sends the log of this process to standard error from now on. A log that is there already stays.
+/// Sends the log of this process to standard error from now on. A log that is there already stays. The filter holds for
+/// all but the audit log.
 ///
 /// # Errors
 /// When `filter` cannot be understood.
@@ -34,6 +36,8 @@ pub fn init(format: LogFormat, filter: &str, scrubber: Scrubber) -> Result<(), F
             "use a level such as info, or a filter such as info,backstop_relay=debug",
         )
     })?;
+    let audit = format!("{}=info", audit::TARGET).parse().expect("a constant that tests use");
+    let filter = filter.add_directive(audit);
     let writer = Scrubbing { scrubber: Arc::new(scrubber) };
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(writer);
     // An application that embeds the relay may have a subscriber of its own, which then has the say.

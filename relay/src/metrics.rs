@@ -10,6 +10,10 @@ use crate::exit::{Exit, Failure};
 use crate::jobs::{Jobs, OutboxJob};
 use crate::pump::PumpStatus;
 
+mod traffic;
+
+use traffic::TrafficCollector;
+
 type Read<T> = fn(&T) -> u64;
 
 /// What a pump tells of itself; counters run from the start of the process.
@@ -65,15 +69,19 @@ impl Metrics {
     /// # Errors
     /// When the exporter refuses its settings, which none of them do.
     pub fn new(jobs: Jobs) -> Result<Self, Failure> {
+        let failed = |error: &dyn std::fmt::Display| {
+            Failure::new(Exit::Failed, format!("cannot set up metrics: {error}"), "report this")
+        };
         let registry = Registry::new();
         let exporter = opentelemetry_prometheus::exporter()
             .with_registry(registry.clone())
             .scope_info_enabled(false)
             .build()
-            .map_err(|error| {
-                Failure::new(Exit::Failed, format!("cannot set up metrics: {error}"), "report this")
-            })?;
+            .map_err(|error| failed(&error))?;
         let provider = SdkMeterProvider::builder().with_reader(exporter).build();
+        TrafficCollector::new(jobs.clone())
+            .and_then(|collector| registry.register(Box::new(collector)))
+            .map_err(|error| failed(&error))?;
         instruments(&provider.meter("backstop-relay"), &jobs);
         Ok(Self { jobs, registry, _provider: provider })
     }
@@ -148,3 +156,6 @@ fn with<T>(jobs: &Jobs, read: impl Fn(&OutboxJob) -> Option<T>) -> impl Iterator
 fn label(job: &OutboxJob) -> [KeyValue; 1] {
     [KeyValue::new("outbox", job.name().to_owned())]
 }
+
+#[cfg(test)]
+mod page;

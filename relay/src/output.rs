@@ -62,3 +62,8 @@ pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> io
 pub fn or_dash(text: Option<&str>) -> String {
     text.filter(|text| !text.is_empty()).unwrap_or("-").to_owned()
 }
+
+/// So many of something, in words.
+pub fn counted(count: u64, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}

@@ -87,6 +87,11 @@ impl Owner {
         self.tenures.clone()
     }
 
+    /// Why the database could not be asked for the lease last time, and every change of it; `None` while it can.
+    pub fn errors(&self) -> watch::Receiver<Option<Arc<AdapterError>>> {
+        self.errors.clone()
+    }
+
     /// Why the database could not be asked for the lease last time; `None` when it could.
     pub fn last_error(&self) -> Option<Arc<AdapterError>> {
         self.errors.borrow().clone()

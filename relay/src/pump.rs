@@ -32,6 +32,8 @@ mod silence;
 mod stall;
 mod status;
 mod submit;
+mod traffic;
+mod trouble;
 
 use std::fmt;
 use std::sync::Arc;
@@ -42,9 +44,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use settings::{OnUnsendable, PumpSettings};
-pub use status::{BlockedKey, Fault, PausedDestination, PumpError, PumpReport, PumpState, PumpStatus};
+pub use status::{
+    BlockedKey, Fault, PausedDestination, PumpError, PumpReport, PumpState, PumpStatus, Trouble,
+};
+pub use traffic::{BOUNDS, Tally, Traffic};
 
 use crate::owner::Owner;
+use crate::standing;
 use engine::Engine;
 use status::Board;
 
@@ -55,6 +61,7 @@ pub struct Pump {
     settings: PumpSettings,
     board: Board,
     status: watch::Receiver<PumpStatus>,
+    traffic: Arc<Traffic>,
 }
 
 impl fmt::Debug for Pump {
@@ -67,12 +74,17 @@ impl Pump {
     /// A pump that has not begun.
     pub fn new(store: Arc<dyn OutboxStore>, publisher: Box<dyn Publisher>, settings: PumpSettings) -> Self {
         let (board, status) = Board::new();
-        Self { store, publisher, settings, board, status }
+        Self { store, publisher, settings, board, status, traffic: Arc::default() }
     }
 
     /// How the pump stands: at once on changes of state, otherwise every 100 ms at most.
     pub fn status(&self) -> watch::Receiver<PumpStatus> {
         self.status.clone()
+    }
+
+    /// What became of the messages for each destination.
+    pub fn traffic(&self) -> Arc<Traffic> {
+        self.traffic.clone()
     }
 
     /// Runs until `shutdown`: waits for the lease, drains the outbox, and begins again after whatever fails. On
@@ -85,8 +97,13 @@ impl Pump {
     /// [`PumpError`]; outages of broker and database are no errors.
     pub async fn run(self, shutdown: CancellationToken) -> Result<PumpReport, PumpError> {
         let owner = Owner::start(self.store.clone(), self.settings.owner.clone());
-        let mut engine = Engine::new(self.store, self.publisher, self.settings, self.board, owner.tenures());
-        let result = Box::pin(engine.run(&shutdown)).await;
+        let told = standing::tell(self.store.clone(), owner.tenures(), self.status);
+        let mut engine = Engine::new(self.store, self.publisher, self.settings, self.board, &owner);
+        engine.traffic = self.traffic;
+        let result = tokio::select! {
+            result = Box::pin(engine.run(&shutdown)) => result,
+            () = told => Err(PumpError::OwnerLost),
+        };
         owner.release().await;
         result
     }

@@ -1,17 +1,23 @@
 //! One outbox into several brokers: each destination goes to the broker that its route names.
 
+mod share;
+
 use std::{fmt, mem};
 
 use backstop_core::cloudevents::Binding;
-use backstop_core::sink::{Confirmation, PublishError, Publisher, Refused, Scope};
+use backstop_core::schema::Finding;
+use backstop_core::sink::{Confirmation, PublishError, Publisher, Refused, Scope, Traffic};
 use backstop_core::{AdapterError, Destination, Envelope, FaultKind};
 use futures_core::future::BoxFuture;
 use futures_util::future::{join_all, select_all};
+use tokio::time::Instant;
 
 use crate::config::RouteConfig;
+use share::Share;
 
 /// A publisher in front of several. To the pump an outage of one of them looks like destinations that take nothing:
-/// they are paused, and those of the other brokers go on.
+/// they are paused, and those of the other brokers go on. So does a broker that is slow, once its share of what may be
+/// under way has been used up for a second.
 pub struct RoutedPublisher {
     brokers: Vec<Broker>,
     /// Patterns with the place of their broker; the first that matches counts.
@@ -25,21 +31,25 @@ struct Broker {
     publisher: Box<dyn Publisher>,
     /// Confirmations that came while others were waited for.
     confirmed: Vec<Confirmation>,
+    share: Share,
 }
 
 impl RoutedPublisher {
     /// Publishers by the names of their brokers, of which `otherwise` takes what no route names. A route whose broker
-    /// is not among them leads nowhere.
+    /// is not among them leads nowhere. Each has its own window, and an equal share of `bytes`.
     pub fn new(
         brokers: Vec<(String, Box<dyn Publisher>)>,
         routes: &[RouteConfig],
         otherwise: Option<&str>,
+        bytes: usize,
     ) -> Self {
         let place = |wanted: &str| brokers.iter().position(|(name, _)| name == wanted);
         let resolved =
             routes.iter().filter_map(|route| Some((route.destination.clone(), place(&route.broker)?)));
         let (routes, otherwise) = (resolved.collect(), otherwise.and_then(place));
-        let broker = |(name, publisher)| Broker { name, publisher, confirmed: Vec::new() };
+        let bytes = bytes / brokers.len().max(1);
+        let broker =
+            |(name, publisher)| Broker { name, publisher, confirmed: Vec::new(), share: Share::new(bytes) };
         Self { brokers: brokers.into_iter().map(broker).collect(), routes, otherwise }
     }
 
@@ -50,10 +60,10 @@ impl RoutedPublisher {
 
     fn collect(&mut self, into: &mut Vec<Confirmation>) -> bool {
         let before = into.len();
-        for broker in &mut self.brokers {
-            into.extend(broker.confirmed.drain(..).map(|confirmation| Confirmation {
-                result: confirmation.result.map_err(|error| narrowed(error, &broker.name)),
-                ..confirmation
+        for Broker { name, confirmed, share, .. } in &mut self.brokers {
+            into.extend(confirmed.drain(..).map(|Confirmation { ticket, result }| {
+                share.settled(ticket);
+                Confirmation { ticket, result: result.map_err(|error| narrowed(error, name)) }
             }));
         }
         into.len() > before
@@ -80,13 +90,22 @@ fn matches(pattern: &str, name: &str) -> bool {
     left.ends_with(end)
 }
 
+fn section(broker: &str) -> String {
+    if broker.is_empty() { "[broker]".to_owned() } else { format!("[brokers.{broker}]") }
+}
+
+fn slow(broker: &str) -> PublishError {
+    let what = format!("{}: messages come faster than the broker takes them", section(broker));
+    let hint = "give the broker a larger window, or these messages an outbox of their own";
+    PublishError::new(Scope::Destination, AdapterError::new(FaultKind::Other, what).with_hint(hint))
+}
+
 /// The error with a scope that leaves other brokers alone.
 fn narrowed(error: PublishError, broker: &str) -> PublishError {
     if error.scope() != Scope::Broker {
         return error;
     }
-    let which = if broker.is_empty() { "[broker]".to_owned() } else { format!("[brokers.{broker}]") };
-    let narrow = AdapterError::new(error.error().kind(), format!("{which}: {error}"));
+    let narrow = AdapterError::new(error.error().kind(), format!("{}: {error}", section(broker)));
     let narrow = match error.error().hint() {
         Some(hint) => narrow.with_hint(hint.to_owned()),
         None => narrow,
@@ -112,11 +131,24 @@ impl Publisher for RoutedPublisher {
         let Some(place) = self.place(destination) else {
             return Err(Refused::Failed(no_route(destination)));
         };
-        let Broker { name, publisher, .. } = &mut self.brokers[place];
-        publisher.submit(ticket, destination, envelope).map_err(|refused| match refused {
-            Refused::Failed(error) => Refused::Failed(narrowed(error, name)),
-            full @ Refused::Full(_) => full,
-        })
+        let alone = self.brokers.len() == 1;
+        let Broker { name, publisher, share, .. } = &mut self.brokers[place];
+        let bytes = envelope.size();
+        let submitted = match share.has_room(bytes) {
+            true => publisher.submit(ticket, destination, envelope),
+            false => Err(Refused::Full(envelope)),
+        };
+        match submitted {
+            Ok(()) => {
+                share.departed(ticket, bytes);
+                Ok(())
+            }
+            Err(Refused::Full(_)) if !alone && share.turns_away(destination, Instant::now()) => {
+                Err(Refused::Failed(slow(name)))
+            }
+            Err(Refused::Failed(error)) => Err(Refused::Failed(narrowed(error, name))),
+            Err(full) => Err(full),
+        }
     }
 
     fn confirmations<'a>(&'a mut self, into: &'a mut Vec<Confirmation>) -> BoxFuture<'a, ()> {
@@ -158,6 +190,27 @@ impl Publisher for RoutedPublisher {
             });
             faults.extend(join_all(probes).await.into_iter().flatten());
             faults
+        })
+    }
+
+    fn inspect<'a>(&'a self, traffic: &'a Traffic) -> BoxFuture<'a, Vec<Finding>> {
+        Box::pin(async move {
+            let mut by_broker = vec![Traffic::default(); self.brokers.len()];
+            for (destination, bytes) in &traffic.largest {
+                if let Some(place) = self.place(destination) {
+                    by_broker[place].largest.push((destination.clone(), *bytes));
+                }
+            }
+            // Dead letters are on the broker of no route.
+            if let Some(place) = self.otherwise {
+                by_broker[place].letters.clone_from(&traffic.letters);
+            }
+            let inspections = self
+                .brokers
+                .iter()
+                .zip(&by_broker)
+                .map(|(broker, traffic)| broker.publisher.inspect(traffic));
+            join_all(inspections).await.into_iter().flatten().collect()
         })
     }
 }

@@ -78,7 +78,7 @@ fn routed(first: Result<bool, Scope>, second: Result<bool, Scope>) -> (RoutedPub
         ("audit".to_owned(), broker(Binding::Amqp, 1, second, 2)),
     ];
     let routes = [RouteConfig { destination: "audit.*".to_owned(), broker: "audit".to_owned() }];
-    (RoutedPublisher::new(brokers, &routes, Some("")), taken)
+    (RoutedPublisher::new(brokers, &routes, Some(""), 1 << 20), taken)
 }
 
 fn submit(publisher: &mut RoutedPublisher, ticket: u64, name: &str) -> Result<(), Refused> {
@@ -159,7 +159,7 @@ async fn a_silent_broker_holds_back_no_confirmation_of_another() {
 #[test]
 fn what_no_route_names_is_refused_where_there_is_no_other_broker() {
     let brokers = || -> Vec<(String, Box<dyn Publisher>)> { Vec::new() };
-    let mut publisher = RoutedPublisher::new(brokers(), &[], None);
+    let mut publisher = RoutedPublisher::new(brokers(), &[], None, 0);
     let Err(Refused::Failed(error)) = submit(&mut publisher, 1, "orders") else { panic!("refused") };
     assert_eq!((error.scope(), error.error().kind()), (Scope::Destination, FaultKind::Missing));
     assert_eq!(error.to_string(), "no route leads orders to a broker");

@@ -12,6 +12,7 @@ mod denied;
 mod drain;
 mod effects;
 mod event;
+mod grouped;
 mod growth;
 mod held;
 mod kafka;
@@ -128,5 +129,6 @@ async fn measure(bench: &mut Bench, part: Part) -> Outcome<()> {
             denied::run(bench).await
         }
         Part::Consumer => consumer::run(bench).await,
+        Part::Grouped => grouped::run(bench).await,
     }
 }

@@ -16,10 +16,18 @@ pub(crate) enum Part {
     Kills,
     Outage,
     Consumer,
+    Grouped,
+}
+
+impl Part {
+    /// Whether no relay is in it.
+    fn is_of_consumer(self) -> bool {
+        matches!(self, Self::Consumer | Self::Grouped)
+    }
 }
 
 /// The parts in the order in which they run: name and content.
-const PARTS: [(Part, &str, &str); 9] = [
+const PARTS: [(Part, &str, &str); 10] = [
     (Part::Drain, "drain", "a backlog into Kafka and RabbitMQ, beside the bare drivers"),
     (Part::Databases, "databases", "the same from MariaDB and SQLite, beside PostgreSQL"),
     (Part::Latency, "latency", "from commit to broker and to effect, under steady load and idle"),
@@ -29,6 +37,7 @@ const PARTS: [(Part, &str, &str); 9] = [
     (Part::Kills, "kills", "rows sent twice after SIGKILL and after SIGTERM"),
     (Part::Outage, "outage", "a broker that is away, one destination of ten that is denied"),
     (Part::Consumer, "consumer", "messages from Kafka, beside consumers written by hand"),
+    (Part::Grouped, "grouped", "the same with messages that share a transaction"),
 ];
 
 /// What is run, and in which numbers.
@@ -61,7 +70,7 @@ impl Options {
                 "--rate" => options.sizes.rate = number()?,
                 "--rounds" => options.sizes.rounds = number()?,
                 "--minutes" => options.sizes.set_outage(Duration::from_secs(60 * number()? as u64)),
-                "relay" => options.parts.extend(all().filter(|part| *part != Part::Consumer)),
+                "relay" => options.parts.extend(all().filter(|part| !part.is_of_consumer())),
                 name => options.parts.push(part(name)?),
             }
         }
@@ -89,7 +98,7 @@ fn usage() -> String {
     let parts = PARTS.map(|(_, name, content)| format!("  {name:<11} {content}\n")).concat();
     format!(
         "usage: cargo bench -p backstop-tests [-- [PART...] [OPTION...]]
-{parts}  relay       all of these but consumer
+{parts}  relay       all of these but consumer and grouped
   --short     small numbers: shows that the benches work, measures nothing
   --rows N    rows of every backlog
   --rate N    commits a second of the steady load

@@ -11,6 +11,8 @@ pub(crate) struct Sizes {
     pub(crate) backlog: usize,
     /// Messages that the consumer handles.
     pub(crate) messages: usize,
+    /// Messages that it handles in groups.
+    pub(crate) grouped: usize,
     /// Commits a second of the steady load.
     pub(crate) rate: usize,
     /// How long the steady load lasts.
@@ -42,6 +44,7 @@ pub(crate) const FULL: Sizes = Sizes {
     rounds: 3,
     backlog: 1_000_000,
     messages: 50_000,
+    grouped: 200_000,
     rate: 1_000,
     steady: Duration::from_secs(20),
     singles: 20,
@@ -61,6 +64,7 @@ pub(crate) const SHORT: Sizes = Sizes {
     rounds: 1,
     backlog: 10_000,
     messages: 5_000,
+    grouped: 5_000,
     rate: 200,
     steady: Duration::from_secs(2),
     singles: 2,
@@ -80,6 +84,7 @@ impl Sizes {
     pub(crate) fn set_rows(&mut self, rows: usize) {
         self.backlog = rows;
         self.messages = rows;
+        self.grouped = rows;
         self.churn = rows;
         self.pending = rows;
         self.watched = rows;

@@ -81,10 +81,23 @@ async fn relay_dies_after_promotion() {
 
 /// The consumer dies at that point again and again, and another one finishes the work.
 async fn consumer_dies(broker: Broker, point: &str) {
+    dies(broker, point, 1).await;
+}
+
+/// The same with messages that share transactions.
+async fn groups_die(broker: Broker, point: &str) {
+    dies(broker, point, 64).await;
+}
+
+async fn dies(broker: Broker, point: &str, shared: usize) {
     let database = Database::fresh("crash").await;
     let place = servers::unique("crash");
     workload::create_place(broker, &place, 2).await;
-    let config = ConsumerConfig::new(broker, &place, &servers::unique("group"), &database.schema);
+    let mut config = ConsumerConfig::new(broker, &place, &servers::unique("group"), &database.schema);
+    if shared > 1 {
+        // Few workers, so that messages wait for each other.
+        (config.shared, config.concurrency) = (shared, 2);
+    }
     let publisher = Publisher::new(broker);
     let events = workload::events(COUNT, 20, |n| match n % 40 {
         10 => Some(Fail::Transient(2)),
@@ -105,9 +118,30 @@ async fn consumer_dies(broker: Broker, point: &str) {
     .await;
     let letters = letters::read_distinct(&config, dead).await;
     assert_eq!(letters.len(), dead, "open letters are exactly what was injected");
-    run.stop().await;
+    let report = run.stop().await;
+    assert_eq!(report.grouped > 0, shared > 1, "{report:?}");
     database.assert_balanced_but_for(&config.group, &events, &letters).await;
     database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumer_dies_between_the_handlers_of_a_group_on_kafka() {
+    groups_die(Broker::Kafka, "consumer.group.handled").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumer_dies_between_the_handlers_of_a_group_on_rabbitmq() {
+    groups_die(Broker::RabbitMq, "consumer.group.handled").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumer_dies_after_a_shared_commit_before_settle() {
+    groups_die(Broker::Kafka, "consumer.committed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumer_dies_after_a_held_row_beside_groups() {
+    groups_die(Broker::Kafka, "consumer.held").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -141,13 +175,17 @@ async fn consumer_dies_after_quarantine_before_its_row_is_deleted_on_rabbitmq() 
 }
 
 /// The connection to the database is cut inside COMMIT, before or after the server has seen it.
-async fn cut_inside_commit(cut: Cut) {
+async fn cut_inside_commit(cut: Cut, shared: usize) {
     let database = Database::fresh("commit").await;
     let place = servers::unique("commit");
     workload::create_place(Broker::Kafka, &place, 4).await;
-    let proxy = CommitProxy::start(&servers::postgres_url(), cut, 15).await;
+    let (every, at_least) = if shared > 1 { (5, 3) } else { (15, 10) };
+    let proxy = CommitProxy::start(&servers::postgres_url(), cut, every).await;
     let mut config = ConsumerConfig::new(Broker::Kafka, &place, &servers::unique("group"), &database.schema);
     config.postgres_url = Some(proxy.url());
+    if shared > 1 {
+        (config.shared, config.concurrency) = (shared, 2);
+    }
     let publisher = Publisher::new(Broker::Kafka);
     let events = workload::events(COUNT, 20, |_| None);
     workload::publish(&database, &publisher, &place, &events).await;
@@ -156,18 +194,29 @@ async fn cut_inside_commit(cut: Cut) {
         database.applied(&config.group).await == COUNT as i64
     })
     .await;
-    run.stop().await;
-    assert!(proxy.cuts() >= 10, "{} commits were cut off", proxy.cuts());
+    let report = run.stop().await;
+    assert_eq!(report.grouped > 0, shared > 1, "{report:?}");
+    assert!(proxy.cuts() >= at_least, "{} commits were cut off", proxy.cuts());
     database.assert_balanced(&config.group).await;
     database.drop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connection_cut_before_the_server_sees_commit() {
-    cut_inside_commit(Cut::BeforeServer).await;
+    cut_inside_commit(Cut::BeforeServer, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connection_cut_after_the_server_saw_commit() {
-    cut_inside_commit(Cut::AfterServer).await;
+    cut_inside_commit(Cut::AfterServer, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connection_of_a_group_cut_before_the_server_sees_commit() {
+    cut_inside_commit(Cut::BeforeServer, 64).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connection_of_a_group_cut_after_the_server_saw_commit() {
+    cut_inside_commit(Cut::AfterServer, 64).await;
 }

@@ -76,12 +76,13 @@ fn odd(broker: Broker) -> Vec<(Envelope, &'static str)> {
     odd
 }
 
-async fn everything_ends_where_it_must(broker: Broker) {
+async fn everything_ends_where_it_must(broker: Broker, shared: usize) {
     let database = Database::fresh("failures").await;
     let place = servers::unique("failures");
     workload::create_place(broker, &place, 4).await;
     let mut config = ConsumerConfig::new(broker, &place, &servers::unique("group"), &database.schema);
     config.max_attempts = 4;
+    config.shared = shared;
     let publisher = Publisher::new(broker);
     let events = workload::events(350, 9, trouble);
     let odd = odd(broker);
@@ -141,12 +142,17 @@ fn check_letters(config: &ConsumerConfig, events: &[Placed], odd: &[(Envelope, &
 
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_ends_where_it_must_on_kafka() {
-    everything_ends_where_it_must(Broker::Kafka).await;
+    everything_ends_where_it_must(Broker::Kafka, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_ends_where_it_must_on_rabbitmq() {
-    everything_ends_where_it_must(Broker::RabbitMq).await;
+    everything_ends_where_it_must(Broker::RabbitMq, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_ends_where_it_must_in_groups() {
+    everything_ends_where_it_must(Broker::Kafka, 64).await;
 }
 
 /// The dead-letter destination fails while the consumer runs: what is given up waits in the database, others go on,

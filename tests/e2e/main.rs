@@ -4,6 +4,7 @@ mod crashes;
 mod duplicates;
 mod examples;
 mod failures;
+mod groups;
 mod handlers;
 mod readme;
 mod rebalance;

@@ -109,8 +109,9 @@ const DATABASE: &[Fault] = &[
         25,
         "PgBouncer in transaction mode",
         "leases and reads work without a session",
-        "`tests/servers` runs no PgBouncer. No lock or setting of a session is used, but statements are prepared by name: \
-         that needs PgBouncer 1.21 or later with `max_prepared_statements`.",
+        "that rows flow behind a PgBouncer that keeps prepared statements (1.21 or later with \
+         `max_prepared_statements`), because the tests run an older one. No lock or setting of a session is used; \
+         `check` tells a pooler that loses prepared statements.",
     ),
     shown(26, "a dump is restored, or the sequence starts over", "the reader starts over, too"),
     but(

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use backstop::{Consumer, ErrorClass, Json, MissingId, RetryPolicy, RunError, Snapshot, WithInbox};
+use backstop::{
+    Consumer, ErrorClass, GroupCommit, Json, MissingId, RetryPolicy, RunError, Snapshot, WithInbox,
+};
 use backstop_kafka::{KafkaDeadLetters, KafkaSettings, KafkaSource, RebalanceProtocol};
 use backstop_postgres::PgInbox;
 use backstop_rabbitmq::{RabbitDeadLetters, RabbitSettings, RabbitSource};
@@ -48,6 +50,8 @@ pub struct ConsumerConfig {
     pub schema: String,
     /// Messages at once.
     pub concurrency: usize,
+    /// Messages that may share a transaction.
+    pub shared: usize,
     /// Attempts before quarantine.
     pub max_attempts: u32,
     /// Milliseconds that each event takes.
@@ -63,7 +67,7 @@ pub struct ConsumerConfig {
 }
 
 impl ConsumerConfig {
-    /// Sixteen at once, three attempts, no work.
+    /// Sixteen at once, each in a transaction of its own, three attempts, no work.
     pub fn new(broker: Broker, place: &str, group: &str, schema: &str) -> Self {
         Self {
             broker,
@@ -71,6 +75,7 @@ impl ConsumerConfig {
             group: group.to_owned(),
             schema: schema.to_owned(),
             concurrency: 16,
+            shared: 1,
             max_attempts: 3,
             work_ms: 0,
             handler_timeout_ms: 5_000,
@@ -123,6 +128,7 @@ impl ConsumerConfig {
         let policy = RetryPolicy::exponential(Duration::from_millis(50)).max_attempts(self.max_attempts);
         consumer
             .concurrency(self.concurrency)
+            .group_commit(GroupCommit::up_to(self.shared))
             .retry(ErrorClass::Transient, policy)
             .handler_timeout(Duration::from_millis(self.handler_timeout_ms))
             .missing_id(if self.dead_letter_missing_id { MissingId::DeadLetter } else { MissingId::Stop })

@@ -282,8 +282,15 @@ impl Writers {
         Self { stop, task }
     }
 
-    async fn stop(self) {
+    async fn stop(mut self) {
         self.stop.store(true, Ordering::SeqCst);
-        self.task.await.expect("writing does not panic");
+        (&mut self.task).await.expect("writing does not panic");
+    }
+}
+
+impl Drop for Writers {
+    /// A soak that has failed ends: its runtime waits for this thread.
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
     }
 }

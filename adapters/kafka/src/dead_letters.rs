@@ -17,7 +17,7 @@ use crate::sink::KafkaSink;
 use crate::topics::{Limits, Presence, Steward, Wanted, check_name};
 
 /// Room for what a letter carries beside the message.
-const LETTER_HEADERS: u64 = 32 * 1024;
+pub(crate) const LETTER_HEADERS: u64 = 32 * 1024;
 /// The largest letter before compression. What the topic takes is for the brokers to say: they look at the compressed
 /// size, and a message that they took once must not be refused here for its plain one.
 const MAX_LETTER_BYTES: usize = 128 << 20;

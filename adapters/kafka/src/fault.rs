@@ -251,13 +251,22 @@ fn hint(code: Code) -> Option<&'static str> {
         }
         Code::InconsistentGroupProtocol => "give all members of the group the same rebalance protocol",
         Code::UnsupportedVersion | Code::UnsupportedFeature | Code::UnsupportedAssignor => {
-            "these brokers do not know it: choose another rebalance protocol"
+            "these brokers do not know it: upgrade them, or choose another rebalance protocol"
         }
         Code::FencedInstanceId | Code::UnreleasedInstanceId => {
             "give every running instance its own group.instance.id"
         }
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => {
             "raise max.message.bytes of the topic together with the publisher's limit, or send less"
+        }
+        Code::InvalidRecord => "give the message a key if the topic is compacted, or see the broker's log",
+        Code::InvalidTimestamp => {
+            "see message.timestamp.before.max.ms and message.timestamp.after.max.ms of the topic"
+        }
+        Code::InvalidTopic => "correct the name of the topic",
+        Code::UnsupportedCompressionType => "set compression.type to one that the topic's brokers know",
+        Code::NotEnoughReplicas | Code::NotEnoughReplicasAfterAppend => {
+            "bring the topic's replicas back, or lower its min.insync.replicas"
         }
         Code::PolicyViolation => "see the broker's create.topic.policy.class.name",
         code if kind_of(code) == FaultKind::Unreachable => {
@@ -273,6 +282,9 @@ fn bad_property(name: &str, description: &str) -> AdapterError {
         .with_hint("see librdkafka's CONFIGURATION.md for its name and its values");
     if is_secret(name) { error } else { error.with_source(description) }
 }
+
+#[cfg(test)]
+mod taxonomy;
 
 #[cfg(test)]
 mod tests {

@@ -18,6 +18,7 @@ mod dead_letters;
 mod decode;
 mod fault;
 mod group;
+mod inspection;
 mod line;
 #[cfg(feature = "mock")]
 mod mock;

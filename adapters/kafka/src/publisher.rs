@@ -6,13 +6,15 @@ use std::time::Duration;
 use backstop_core::AdapterError;
 use backstop_core::cloudevents::Binding;
 use backstop_core::message::{Destination, Envelope};
-use backstop_core::sink::{Confirmation, PublishError, Publisher, Refused, Scope};
+use backstop_core::schema::Finding;
+use backstop_core::sink::{Confirmation, PublishError, Publisher, Refused, Scope, Traffic};
 use futures_core::future::BoxFuture;
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio::sync::Notify;
 
 use crate::context::lock;
 use crate::fault::coded;
+use crate::inspection::inspect;
 use crate::line::{Line, LineOptions, Outbox, Unsent};
 use crate::settings::KafkaSettings;
 use crate::topics::{Presence, Steward, check_name};
@@ -149,6 +151,19 @@ impl Publisher for KafkaPublisher {
                     .with_source(error);
                 vec![PublishError::new(Scope::Broker, error)]
             })
+        })
+    }
+
+    fn inspect<'a>(&'a self, traffic: &'a Traffic) -> BoxFuture<'a, Vec<Finding>> {
+        Box::pin(async move {
+            let LineOptions { settings, max_message_bytes, .. } = self.line.options().clone();
+            let traffic = traffic.clone();
+            let work = move || match Steward::new(&settings) {
+                Ok(steward) => inspect(&steward, &traffic, max_message_bytes as u64),
+                // The probe meets the same error.
+                Err(_) => Vec::new(),
+            };
+            tokio::task::spawn_blocking(work).await.unwrap_or_default()
         })
     }
 }

@@ -119,6 +119,10 @@ impl Steward {
 
     /// Asks for a topic until an answer comes, at most as long as given.
     pub(crate) fn presence(&self, topic: &str, at_most: Duration) -> Result<Presence, AdapterError> {
+        self.ask(topic, at_most, &format!("Kafka does not answer about topic {topic}"))
+    }
+
+    fn ask(&self, topic: &str, at_most: Duration, silence: &str) -> Result<Presence, AdapterError> {
         let deadline = Instant::now() + at_most;
         loop {
             // Refusals show up only among the events, while the question itself just times out; and a token is
@@ -133,7 +137,7 @@ impl Steward {
                 Err(error) => error,
             };
             if left.is_zero() {
-                return Err(fault(format!("Kafka does not answer about topic {topic}"), &error));
+                return Err(fault(silence, &error));
             }
             std::thread::sleep(Duration::from_millis(20).min(left));
         }
@@ -142,7 +146,7 @@ impl Steward {
     /// Waits until any broker answers, at most as long as given.
     pub(crate) fn reach(&self, at_most: Duration) -> Result<(), AdapterError> {
         // The name is legal and means nothing; what counts is that there is an answer.
-        self.presence("backstop-probe", at_most).map(|_| ())
+        self.ask("backstop-probe", at_most, "Kafka does not answer").map(|_| ())
     }
 
     /// Waits until a topic that was just made can be seen, at most as long as given.

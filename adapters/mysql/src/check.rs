@@ -5,6 +5,7 @@
 
 use backstop_core::AdapterError;
 use backstop_core::schema::Finding;
+use chrono::{NaiveDateTime, Utc};
 use sqlx::{AssertSqlSafe, MySqlPool};
 
 use crate::failure::{errors, failed, number};
@@ -63,7 +64,7 @@ const TABLES: [(&str, Use); 7] = [
         "lease",
         Use {
             key: "name",
-            columns: "name, owner, token, expires_at",
+            columns: "name, owner, token, expires_at, report, reported_at",
             permissions: &["SELECT", "INSERT", "UPDATE"],
         },
     ),
@@ -74,7 +75,7 @@ pub(crate) async fn check(
     tables: &MySqlTables,
     applied: &[i64],
 ) -> Result<Vec<Finding>, AdapterError> {
-    let mut findings = vec![server(pool).await?, versions(applied)];
+    let mut findings = vec![server(pool).await?, clock(pool).await?, versions(applied)];
     for (table, needs) in TABLES {
         findings.push(check_table(pool, tables, table, needs).await?);
     }
@@ -103,6 +104,16 @@ async fn server(pool: &MySqlPool) -> Result<Finding, AdapterError> {
     } else {
         Finding::fine("server", detail)
     })
+}
+
+async fn clock(pool: &MySqlPool) -> Result<Finding, AdapterError> {
+    let mut connection = pool.acquire().await.map_err(failed("connect"))?;
+    let asked = Utc::now();
+    let theirs: NaiveDateTime = sqlx::query_scalar("SELECT UTC_TIMESTAMP(6)")
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(failed("ask for the server's time"))?;
+    Ok(Finding::clock(asked, theirs.and_utc(), Utc::now()))
 }
 
 fn versions(applied: &[i64]) -> Finding {

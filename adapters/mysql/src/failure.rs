@@ -56,6 +56,10 @@ pub(crate) mod errors {
     pub(crate) const NO_DEFAULT: u16 = 1364;
     /// There is no such column.
     pub(crate) const NO_COLUMN: u16 = 1054;
+    /// There is such a column already.
+    pub(crate) const COLUMN_EXISTS: u16 = 1060;
+    /// There is no such column to be dropped.
+    pub(crate) const NO_SUCH_COLUMN: u16 = 1091;
     /// No permission on a column.
     pub(crate) const COLUMN_DENIED: u16 = 1143;
     /// No permission on a table.

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backstop_core::inbox::{Admission, CommitError, Inbox, Limits, Unit};
+use backstop_core::inbox::{Admission, CommitError, GroupAdmission, Inbox, Limits, Unit};
 use backstop_core::{AdapterError, Explained, FaultKind, MessageKey};
 use sqlx::{AssertSqlSafe, MySqlPool};
 
@@ -138,13 +138,30 @@ impl MySqlInbox {
 impl InboxSql {
     /// Writes the inbox row, unless the message is handled (which is an error) or its key is held.
     fn insert_unless_held(&self, unit: Unit<'_>) -> String {
+        self.unless_held("INSERT", unit)
+    }
+
+    /// The same, where a handled message is no error.
+    pub(crate) fn insert_if_fresh(&self, unit: Unit<'_>) -> String {
+        self.unless_held("INSERT IGNORE", unit)
+    }
+
+    fn unless_held(&self, insert: &str, unit: Unit<'_>) -> String {
         let (consumer, message_key) = (unit.consumer.as_bytes(), unit.message_key.as_str().as_bytes());
         let (consumer, message_key) = (literal::bytes(consumer), literal::bytes(message_key));
         format!(
-            "INSERT INTO {} (consumer, message_key) SELECT {consumer}, {message_key} FROM DUAL WHERE NOT EXISTS \
-             (SELECT 1 FROM {} WHERE consumer = {consumer} AND place = {} AND digest = UNHEX(SHA2({}, 256)))",
+            "{insert} INTO {} (consumer, message_key) SELECT {consumer}, {message_key} FROM DUAL WHERE NOT {}",
             self.inbox,
+            self.key_is_held(unit)
+        )
+    }
+
+    /// Whether something of the unit's key is held, as an expression.
+    pub(crate) fn key_is_held(&self, unit: Unit<'_>) -> String {
+        format!(
+            "EXISTS (SELECT 1 FROM {} WHERE consumer = {} AND place = {} AND digest = UNHEX(SHA2({}, 256)))",
             self.held,
+            literal::bytes(unit.consumer.as_bytes()),
             literal::bytes(unit.place.as_bytes()),
             literal::bytes(unit.ordering_key),
         )
@@ -177,6 +194,27 @@ impl Inbox for MySqlInbox {
 
     async fn begin(&self, unit: Unit<'_>, limits: Limits) -> Result<Admission<MySqlTx>, AdapterError> {
         within("write the inbox row", Box::pin(self.admit(unit, limits))).await
+    }
+
+    async fn begin_group(
+        &self,
+        units: &[Unit<'_>],
+        limits: Limits,
+    ) -> Result<GroupAdmission<MySqlTx>, AdapterError> {
+        within("write the inbox rows of a group", Box::pin(self.admit_group(units, limits))).await
+    }
+
+    async fn withdraw(
+        &self,
+        tx: &mut MySqlTx,
+        consumer: &str,
+        message_keys: &[&MessageKey],
+    ) -> Result<(), AdapterError> {
+        const DOING: &str = "take messages out of a group";
+        let keys: Vec<Vec<u8>> = message_keys.iter().map(|key| key.as_str().as_bytes().to_vec()).collect();
+        let deleted = tx.scoped.run(self.sql.delete(consumer, &keys));
+        within(DOING, async { deleted.await.map_err(|stopped| failed(DOING)(stopped.error)) }).await?;
+        Ok(())
     }
 
     async fn commit(&self, tx: MySqlTx) -> Result<(), CommitError> {

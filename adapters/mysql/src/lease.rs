@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use backstop_core::AdapterError;
-use backstop_core::lease::{Holder, LONGEST, Lease};
+use backstop_core::lease::{Holder, LONGEST, Lease, OwnerReport};
 use sqlx::{AssertSqlSafe, MySqlPool};
 
 use crate::contest::contested;
@@ -46,8 +46,29 @@ const RELEASE: &str = "UPDATE {lease} SET owner = NULL, expires_at = UTC_TIMESTA
                        WHERE name = ? AND owner = ? AND token = ?";
 
 /// A lease that is held, and for how many microseconds more.
-const HOLDER: &str = "SELECT owner, token, TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), expires_at) FROM {lease} \
+const HOLDER: &str = "SELECT owner, token, TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), expires_at), report, \
+                      TIMESTAMPDIFF(MICROSECOND, reported_at, UTC_TIMESTAMP(6)) FROM {lease} \
                       WHERE name = ? AND owner IS NOT NULL AND expires_at > UTC_TIMESTAMP(6)";
+
+const REPORT: &str = "UPDATE {lease} SET report = ?, reported_at = UTC_TIMESTAMP(6) \
+                      WHERE name = ? AND owner = ? AND token = ?";
+
+pub(crate) async fn report(
+    pool: &MySqlPool,
+    tables: &MySqlTables,
+    lease: &Lease,
+    text: &str,
+) -> Result<(), AdapterError> {
+    sqlx::query(AssertSqlSafe(tables.fill(REPORT)))
+        .bind(text)
+        .bind(lease.name.as_bytes())
+        .bind(lease.owner.as_bytes())
+        .bind(lease.token)
+        .execute(pool)
+        .await
+        .map_err(failed("report beside the lease"))?;
+    Ok(())
+}
 
 pub(crate) async fn holder(
     pool: &MySqlPool,
@@ -55,16 +76,19 @@ pub(crate) async fn holder(
     name: &str,
 ) -> Result<Option<Holder>, AdapterError> {
     let doing = || failed("look for the holder of the lease");
-    let found: Option<(Vec<u8>, i64, i64)> = sqlx::query_as(AssertSqlSafe(tables.fill(HOLDER)))
+    type Found = (Vec<u8>, i64, i64, Option<String>, Option<i64>);
+    let found: Option<Found> = sqlx::query_as(AssertSqlSafe(tables.fill(HOLDER)))
         .bind(name.as_bytes())
         .fetch_optional(pool)
         .await
         .map_err(doing())?;
-    Ok(found.map(|(owner, token, remaining)| {
+    let micros = |number: i64| Duration::from_micros(number.try_into().unwrap_or_default());
+    Ok(found.map(|(owner, token, remaining, text, age)| {
         let owner = String::from_utf8_lossy(&owner).into_owned();
         Holder {
             lease: Lease { name: name.to_owned(), owner, token },
-            remaining: Duration::from_micros(remaining.try_into().unwrap_or_default()),
+            remaining: micros(remaining),
+            report: text.zip(age).map(|(text, age)| OwnerReport { text, age: micros(age) }),
         }
     }))
 }

@@ -29,6 +29,7 @@ mod dead_rows;
 mod explain;
 mod failure;
 mod gaps;
+mod group;
 mod held;
 mod held_row;
 mod held_sql;

@@ -24,11 +24,21 @@ macro_rules! migration {
     };
 }
 
-pub(crate) const MIGRATIONS: &[Migration] =
-    &[migration!(1, "outbox"), migration!(2, "inbox"), migration!(3, "lease"), migration!(4, "scheduled")];
+pub(crate) const MIGRATIONS: &[Migration] = &[
+    migration!(1, "outbox"),
+    migration!(2, "inbox"),
+    migration!(3, "lease"),
+    migration!(4, "scheduled"),
+    migration!(5, "lease_report"),
+];
 
 /// How long to wait for another who changes the tables.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How many seconds a step waits for a table: whoever comes after it waits as long.
+const TABLE_PATIENCE: u32 = 5;
+/// What to do when that was too short.
+const HELD: &str = "a transaction holds a table: see information_schema.INNODB_TRX, and run it again";
 
 /// The tables of one database and prefix.
 ///
@@ -60,6 +70,8 @@ impl MySqlSchema {
     async fn begin(&self) -> Result<Alone, AdapterError> {
         let doing = || failed("begin a change of the tables");
         let mut alone = Alone { connection: self.pool.acquire().await.map_err(doing())? };
+        let bound = format!("SET SESSION lock_wait_timeout = {TABLE_PATIENCE}");
+        alone.connection.execute(sqlx::raw_sql(AssertSqlSafe(bound))).await.map_err(doing())?;
         if let Some(schema) = self.tables.schema() {
             let there: i64 =
                 sqlx::query_scalar("SELECT COUNT(*) FROM information_schema.SCHEMATA WHERE SCHEMA_NAME = ?")
@@ -151,8 +163,17 @@ impl MySqlSchema {
     ) -> Result<(), AdapterError> {
         let script = self.tables.renamed(script);
         let doing = format!("run migration {} ({})", step.version, step.name);
-        connection.execute(sqlx::raw_sql(AssertSqlSafe(script))).await.map_err(failed(&doing))?;
-        Ok(())
+        match connection.execute(sqlx::raw_sql(AssertSqlSafe(script))).await {
+            Ok(_) => Ok(()),
+            // A step of one statement that was done, and not written down.
+            Err(error) if matches!(number(&error), Some(errors::COLUMN_EXISTS | errors::NO_SUCH_COLUMN)) => {
+                Ok(())
+            }
+            Err(error) if number(&error) == Some(errors::LOCK_TIMEOUT) => {
+                Err(failed(&doing)(error).with_hint(HELD))
+            }
+            Err(error) => Err(failed(&doing)(error)),
+        }
     }
 
     /// The steps that were taken; `None` where even the table for them is missing.

@@ -129,6 +129,10 @@ impl Leases for MySqlOutboxStore {
         Box::pin(lease::release(&self.pool, &self.tables, lease))
     }
 
+    fn report<'a>(&'a self, lease: &'a Lease, text: &'a str) -> BoxFuture<'a, Result<(), AdapterError>> {
+        Box::pin(lease::report(&self.pool, &self.tables, lease, text))
+    }
+
     fn holder<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Holder>, AdapterError>> {
         Box::pin(lease::holder(&self.pool, &self.tables, name))
     }

@@ -36,8 +36,8 @@ impl Chain {
     }
 
     /// Keeps a transaction that has just begun and in which nothing has happened.
-    pub(crate) fn keep(&self, mut transaction: Scoped) {
-        if transaction.turn() >= TURNS {
+    pub(crate) fn keep(&self, transaction: Scoped) {
+        if transaction.turns() >= TURNS {
             return transaction.release();
         }
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);

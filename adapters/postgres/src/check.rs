@@ -1,5 +1,11 @@
 //! Looks at tables, settings and permissions, and says what to do about them.
 
+mod clock;
+mod pooler;
+mod sequence;
+mod transactions;
+mod vacuum;
+
 use backstop_core::AdapterError;
 use backstop_core::schema::Finding;
 use sqlx::PgPool;
@@ -22,17 +28,25 @@ const TABLES: [(&str, &[&str]); 8] = [
 
 const OLDEST_SERVER: i32 = 130_000;
 
+/// Looks at the way to the server. What is asked after an error here fails at random.
+pub(crate) async fn way(pool: &PgPool) -> Result<Finding, AdapterError> {
+    pooler::check(pool).await
+}
+
+/// Looks at everything behind it.
 pub(crate) async fn check(
     pool: &PgPool,
     tables: &PgTables,
     applied: &[i64],
 ) -> Result<Vec<Finding>, AdapterError> {
-    let mut findings = vec![server(pool).await?, versions(applied)];
+    let mut findings = vec![server(pool).await?, clock::check(pool).await?, versions(applied)];
     for (table, permissions) in TABLES {
         findings.push(check_table(pool, tables, table, permissions).await?);
     }
-    findings.extend(sequence(pool, tables).await?);
-    findings.push(prepared(pool).await?);
+    findings.extend(sequence::check(pool, tables).await?);
+    findings.extend(vacuum::check(pool, tables).await?);
+    findings.push(transactions::oldest(pool).await?);
+    findings.push(transactions::prepared(pool).await?);
     Ok(findings)
 }
 
@@ -118,58 +132,4 @@ async fn is_the_relays(pool: &PgPool, tables: &PgTables) -> Result<bool, Adapter
         .fetch_one(pool)
         .await
         .map_err(failed("read the permissions on the outbox"))
-}
-
-/// Numbers must be given one by one: a session that reserves some ahead would commit them after later ones.
-async fn sequence(pool: &PgPool, tables: &PgTables) -> Result<Option<Finding>, AdapterError> {
-    let outbox = tables.outbox();
-    let found: Option<(String, i64, bool)> = sqlx::query_as(
-        "SELECT name, seqcache, has_sequence_privilege(name, 'SELECT') \
-         FROM pg_get_serial_sequence($1, 'seq') AS name JOIN pg_sequence ON seqrelid = name::regclass \
-         WHERE to_regclass($1) IS NOT NULL",
-    )
-    .bind(&outbox)
-    .fetch_optional(pool)
-    .await
-    .or_else(|error| match crate::failure::code(&error) {
-        Some("42P01" | "3F000") => Ok(None),
-        _ => Err(failed("look at the sequence of the outbox")(error)),
-    })?;
-    let Some((name, cache, readable)) = found else { return Ok(None) };
-    let subject = format!("sequence {}", name.replace('"', ""));
-    Ok(Some(if cache != 1 {
-        let remedy = format!("ALTER SEQUENCE {name} CACHE 1");
-        Finding::error(
-            subject,
-            format!("hands out {cache} numbers at once, so that rows lose their order"),
-            remedy,
-        )
-    } else if readable {
-        Finding::fine(subject, "hands out numbers one by one")
-    } else {
-        let detail =
-            "the user may not read it, so that a sequence that was set back goes unnoticed for a minute";
-        Finding::warning(subject, detail, format!("GRANT SELECT ON SEQUENCE {name} TO the relay's user"))
-    }))
-}
-
-/// A prepared transaction that was forgotten keeps gaps open and dead rows in place for ever.
-async fn prepared(pool: &PgPool) -> Result<Finding, AdapterError> {
-    let (old, limit): (i64, String) = sqlx::query_as(
-        "SELECT (SELECT count(*) FROM pg_prepared_xacts \
-         WHERE database = current_database() AND prepared < now() - interval '5 minutes'), \
-         current_setting('max_prepared_transactions')",
-    )
-    .fetch_one(pool)
-    .await
-    .map_err(failed("look for prepared transactions"))?;
-    Ok(if old > 0 {
-        Finding::warning(
-            "prepared transactions",
-            format!("{old} older than 5 minutes"),
-            "commit or roll back what pg_prepared_xacts shows",
-        )
-    } else {
-        Finding::fine("prepared transactions", format!("none is old (max_prepared_transactions = {limit})"))
-    })
 }

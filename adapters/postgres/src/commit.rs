@@ -1,8 +1,8 @@
 //! The proof of a commit.
 //!
 //! PostgreSQL answers COMMIT with a rollback when a statement before it failed, and sqlx takes that for success. So
-//! the string that commits first asks whether this very transaction is still alive and well: an error skips the rest
-//! of the string. It chains: a ROLLBACK ends the transaction that follows without the warning that one outside of a
+//! the string that commits first asks whether this very transaction is still alive and well ([`Proof`]): an error skips
+//! the rest of the string. It chains: a ROLLBACK ends the transaction that follows without the warning that one outside of a
 //! transaction would leave in the server's log, and sqlx's count of open transactions stays right. Three things can be
 //! wrong, and each has its own SQLSTATE.
 
@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use crate::failure::{code, database_error, failed};
 use crate::patience::{PATIENCE, silent};
+use crate::proof::Proof;
 use crate::scoped::Scoped;
 use crate::transaction::PgTx;
 
@@ -21,9 +22,14 @@ use crate::transaction::PgTx;
 /// happens unless the transaction is still the one that `tx` began. Returns the next transaction on the connection,
 /// which is empty.
 pub(crate) async fn commit(mut tx: PgTx, before: &str) -> Result<Scoped, CommitError> {
-    let sql = format!("{}; {before}COMMIT AND CHAIN", probe(&tx.xid));
+    let proof = tx.proof.statement();
+    let (after, limits) = tx.scoped.next_turn(&tx.proof);
+    let sql = format!("{proof}; {before}COMMIT AND CHAIN{after}");
     match timeout(PATIENCE, tx.scoped.execute(sqlx::raw_sql(AssertSqlSafe(sql)))).await {
-        Ok(Ok(_)) => Ok(tx.scoped),
+        Ok(Ok(_)) => {
+            tx.scoped.enforces(limits);
+            Ok(tx.scoped)
+        }
         Ok(Err(error)) => Err(judge(error, tx)),
         Err(_) => Err(CommitError::Unknown(silent("learn what became of the commit"))),
     }
@@ -32,11 +38,6 @@ pub(crate) async fn commit(mut tx: PgTx, before: &str) -> Result<Scoped, CommitE
 /// [`commit`], after which the connection goes back to its pool.
 pub(crate) async fn commit_and_release(tx: PgTx, before: &str) -> Result<(), CommitError> {
     commit(tx, before).await.map(Scoped::release)
-}
-
-/// Fails with 25P02 in an aborted transaction and with 22012 outside of the transaction `xid`.
-fn probe(xid: &str) -> String {
-    format!("SELECT 1/(pg_current_xact_id_if_assigned() IS NOT DISTINCT FROM '{xid}'::xid8)::int")
 }
 
 fn judge(error: sqlx::Error, tx: PgTx) -> CommitError {
@@ -54,7 +55,7 @@ fn judge(error: sqlx::Error, tx: PgTx) -> CommitError {
                 .with_source(error),
             )
         }
-        Some("22012") => CommitError::EndedByHandler(
+        code if Proof::is_refuted_by(code) => CommitError::EndedByHandler(
             AdapterError::new(
                 FaultKind::TransactionEnded,
                 "the handler ended the transaction that it was lent",

@@ -14,6 +14,7 @@ use crate::held_row::{Unreadable, read, seconds, via_name};
 use crate::held_sql::integer;
 use crate::inbox::{PgInbox, is_busy};
 use crate::patience::answer_within;
+use crate::proof::Proof;
 use crate::storable::storable;
 use crate::transaction::PgTx;
 
@@ -55,12 +56,14 @@ impl HeldMessages for PgInbox {
                 return Ok(None);
             };
             let (read, xid) = read(&row)?;
-            let mut tx = PgTx { scoped, xid };
+            let mut tx = PgTx { scoped, proof: Proof::Xid(xid) };
             let head = match read {
                 Ok(head) => head,
                 Err(Unreadable { n, error }) => {
                     tracing::error!(consumer, n, %error, hint = error.hint(), "a held message is put off for a minute");
-                    commit_and_release(tx, &self.held.put_off(n, 60)).await.map_err(into_adapter_error)?;
+                    commit_and_release(tx, &self.held.put_off(n, 60))
+                        .await
+                        .map_err(CommitError::into_error)?;
                     continue;
                 }
             };
@@ -68,7 +71,7 @@ impl HeldMessages for PgInbox {
                 return Ok(Some(ClaimedHead { tx, head, handled }));
             }
             let put_off = self.held.put_off(head.n, 1);
-            commit_and_release(tx, &put_off).await.map_err(into_adapter_error)?;
+            commit_and_release(tx, &put_off).await.map_err(CommitError::into_error)?;
         }
         Ok(None)
     }
@@ -93,7 +96,7 @@ impl HeldMessages for PgInbox {
         let error = storable(&failure.error);
         if let Some(tx) = tx {
             let before = self.held.update_head(head.n, failure, &error);
-            return commit_and_release(tx, &before).await.map_err(into_adapter_error);
+            return commit_and_release(tx, &before).await.map_err(CommitError::into_error);
         }
         let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.held.reschedule)))
             .bind(head.n)
@@ -114,7 +117,9 @@ impl HeldMessages for PgInbox {
         let doing = "delete a held message that is given up";
         let xid = answer_within(doing, query.fetch_one(&mut *scoped)).await?;
         let before = self.held.give_up(consumer, head);
-        commit_and_release(PgTx { scoped, xid }, &before).await.map_err(into_adapter_error)
+        commit_and_release(PgTx { scoped, proof: Proof::Xid(xid) }, &before)
+            .await
+            .map_err(CommitError::into_error)
     }
 
     async fn summary(&self, consumer: &str) -> Result<HeldSummary, AdapterError> {
@@ -179,12 +184,4 @@ fn bind<'q>(sql: &Arc<str>, message: &NewHeld<'q>) -> Result<Bound<'q>, AdapterE
         .bind(message.envelope.body.as_deref())
         .bind(origin)
         .bind(via_name(message.via)))
-}
-
-fn into_adapter_error(error: CommitError) -> AdapterError {
-    match error {
-        CommitError::RolledBack(error) | CommitError::EndedByHandler(error) | CommitError::Unknown(error) => {
-            error
-        }
-    }
 }

@@ -4,16 +4,20 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backstop_core::inbox::{Admission, CommitError, Inbox, Limits, Unit};
+use backstop_core::inbox::{Admission, CommitError, GroupAdmission, Inbox, Limits, Unit};
 use backstop_core::{AdapterError, Explained, FaultKind, MessageKey};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, PgPool, Postgres, Row};
+use tokio::time::timeout;
 
 use crate::chain::Chain;
 use crate::failure::{code, failed};
+use crate::group::GroupSql;
 use crate::held_sql::HeldSql;
+use crate::limits::{milliseconds, shown};
 use crate::patience::{answer_within, within};
+use crate::proof::{DECLARE, Proof};
 use crate::scoped::Scoped;
 use crate::tables::PgTables;
 use crate::transaction::PgTx;
@@ -30,8 +34,18 @@ const ADMIT: &str = "
         SELECT FROM {held} WHERE consumer = $1 AND place = $3 AND sha256(ordering_key) = sha256($4)
     )
     ON CONFLICT DO NOTHING
-    RETURNING pg_current_xact_id()::text,
-              set_config('lock_timeout', current_setting('backstop.lock_timeout'), true)";
+    RETURNING set_config('lock_timeout', current_setting('backstop.lock_timeout'), true)";
+
+/// The same where the session enforces the limits. A handler may have changed that for its session: then there is no
+/// row. The wait for another instance is not limited here.
+const ADMIT_NEXT: &str = "
+    INSERT INTO {inbox} (consumer, message_key)
+    SELECT $1, $2
+    WHERE current_setting('statement_timeout') = $5 AND current_setting('idle_in_transaction_session_timeout') = $5
+      AND NOT EXISTS (
+        SELECT FROM {held} WHERE consumer = $1 AND place = $3 AND sha256(ordering_key) = sha256($4)
+    )
+    ON CONFLICT DO NOTHING";
 
 /// Why there was nothing to insert.
 const REFUSAL: &str = "
@@ -41,7 +55,7 @@ const REFUSAL: &str = "
 /// Begins the transaction of a live message, and keeps the session's own lock timeout aside for it and those that are
 /// chained to it.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
-     SELECT set_config('backstop.lock_timeout', current_setting('lock_timeout'), false)";
+     SELECT set_config('backstop.lock_timeout', current_setting('lock_timeout'), false); ";
 
 /// Opens the transactions of a transactional consumer, and keeps its failures.
 ///
@@ -54,12 +68,14 @@ pub struct PgInbox {
     pub(crate) tables: PgTables,
     pub(crate) sql: Arc<InboxSql>,
     pub(crate) held: Arc<HeldSql>,
+    pub(crate) group: Arc<GroupSql>,
     chain: Chain,
 }
 
 #[derive(Debug)]
 pub(crate) struct InboxSql {
     admit: Arc<str>,
+    admit_next: Arc<str>,
     refusal: Arc<str>,
     is_handled: Arc<str>,
     prune: Arc<str>,
@@ -78,6 +94,7 @@ impl PgInbox {
         let fill = |statement: &str| Arc::<str>::from(tables.fill(statement));
         let sql = Arc::new(InboxSql {
             admit: fill(ADMIT),
+            admit_next: fill(ADMIT_NEXT),
             refusal: fill(REFUSAL),
             is_handled: fill("SELECT EXISTS (SELECT FROM {inbox} WHERE consumer = $1 AND message_key = $2)"),
             prune: fill(
@@ -93,7 +110,8 @@ impl PgInbox {
             ),
         });
         let held = Arc::new(HeldSql::new(&tables));
-        Self { pool, tables, sql, held, chain: Chain::default() }
+        let group = Arc::new(GroupSql::new(&tables));
+        Self { pool, tables, sql, held, group, chain: Chain::default() }
     }
 
     /// A statement about one message.
@@ -105,21 +123,27 @@ impl PgInbox {
             .bind(unit.ordering_key)
     }
 
+    /// Writes the inbox row, waiting for `lock` at most.
     async fn admit(
         &self,
         mut scoped: Scoped,
         unit: Unit<'_>,
         limits: Limits,
+        lock: Duration,
     ) -> Result<Admission<PgTx>, AdapterError> {
         let admitted = self
             .about(&self.sql.admit, unit)
-            .bind(milliseconds(limits.lock).to_string())
+            .bind(milliseconds(lock).to_string())
             .bind(milliseconds(limits.handler).to_string())
             .fetch_optional(&mut *scoped)
             .await;
-        match admitted.and_then(|row| row.map(|row| row.try_get(0)).transpose()) {
-            Ok(Some(xid)) => Ok(Admission::Fresh(PgTx { scoped, xid })),
-            Ok(None) => self.refusal(unit, scoped).await,
+        match admitted {
+            Ok(Some(_)) => Ok(Admission::Fresh(PgTx { scoped, proof: Proof::Cursor(limits) })),
+            Ok(None) => {
+                // A key that was released in between counts as held: whoever then appends to it is told that it is
+                // free.
+                Ok(self.refusal(unit, scoped).await?.unwrap_or(Admission::Held))
+            }
             Err(error) if is_busy(&error) => {
                 scoped.release();
                 Ok(Admission::Busy)
@@ -128,13 +152,45 @@ impl PgInbox {
         }
     }
 
-    async fn refusal(&self, unit: Unit<'_>, mut scoped: Scoped) -> Result<Admission<PgTx>, AdapterError> {
+    /// Writes the inbox row in a transaction that the commit before it has begun; `None` when that says nothing about
+    /// the message: the transaction may have become read-only by its predecessor's will, or lost its server.
+    async fn admit_chained(
+        &self,
+        mut scoped: Scoped,
+        unit: Unit<'_>,
+        limits: Limits,
+    ) -> Option<Admission<PgTx>> {
+        if scoped.limits() != Some(limits) {
+            return within("write the inbox row", self.admit(scoped, unit, limits, limits.lock)).await.ok();
+        }
+        let insert = self.about(&self.sql.admit_next, unit).bind(shown(limits.handler));
+        // Whoever waits in vain is closed, and begins anew where the server knows why it waits.
+        let inserted = timeout(limits.lock / 2, insert.execute(&mut *scoped)).await.ok()?.ok()?;
+        if inserted.rows_affected() == 1 {
+            return Some(Admission::Fresh(PgTx { scoped, proof: Proof::Cursor(limits) }));
+        }
+        within("write the inbox row", self.refusal(unit, scoped)).await.ok().flatten()
+    }
+
+    /// Why the message was not admitted; `None` when there is no reason any more.
+    async fn refusal(
+        &self,
+        unit: Unit<'_>,
+        mut scoped: Scoped,
+    ) -> Result<Option<Admission<PgTx>>, AdapterError> {
         let row = self.about(&self.sql.refusal, unit).fetch_one(&mut *scoped).await;
         let read = |row: PgRow| Ok::<(bool, bool), sqlx::Error>((row.try_get(0)?, row.try_get(1)?));
         let (held, handled) = row.and_then(read).map_err(failed("read why the message was not admitted"))?;
         scoped.release();
-        // A key that was released in between counts as held: whoever then appends to it is told that it is free.
-        Ok(if handled && !held { Admission::Duplicate } else { Admission::Held })
+        Ok(match (held, handled) {
+            (true, _) => Some(Admission::Held),
+            (false, true) => Some(Admission::Duplicate),
+            (false, false) => None,
+        })
+    }
+
+    async fn begin_live(&self) -> Result<Scoped, sqlx::Error> {
+        Scoped::begin(&self.pool, format!("{BEGIN}{DECLARE}")).await
     }
 
     pub(crate) async fn begin_scoped(&self, limits: Limits) -> Result<Scoped, AdapterError> {
@@ -153,11 +209,6 @@ fn begin(limits: Limits) -> String {
     )
 }
 
-/// Whole milliseconds, at least 1: PostgreSQL takes 0 for "no limit".
-fn milliseconds(limit: Duration) -> i32 {
-    i32::try_from(limit.as_millis()).unwrap_or(i32::MAX).max(1)
-}
-
 /// Whether another instance was at it: the wait for its lock was cut short, or broken as a deadlock.
 pub(crate) fn is_busy(error: &sqlx::Error) -> bool {
     matches!(code(error), Some("55P03" | "40P01"))
@@ -167,18 +218,45 @@ impl Inbox for PgInbox {
     type Tx = PgTx;
 
     async fn begin(&self, unit: Unit<'_>, limits: Limits) -> Result<Admission<PgTx>, AdapterError> {
-        // A chained transaction may have become read-only by its predecessor's will, or lost its server: that says
-        // nothing about this message.
+        let mut lock = limits.lock;
+        if let Some(chained) = self.chain.take() {
+            if let Some(admission) = self.admit_chained(chained, unit, limits).await {
+                return Ok(admission);
+            }
+            lock /= 2;
+        }
+        within("write the inbox row", async {
+            let begun = self.begin_live().await.map_err(failed("begin a transaction"))?;
+            self.admit(begun, unit, limits, lock).await
+        })
+        .await
+    }
+
+    async fn begin_group(
+        &self,
+        units: &[Unit<'_>],
+        limits: Limits,
+    ) -> Result<GroupAdmission<PgTx>, AdapterError> {
+        let doing = "write the inbox rows of a group";
         if let Some(chained) = self.chain.take()
-            && let Ok(admission) = within("write the inbox row", self.admit(chained, unit, limits)).await
+            && let Ok(admission) = within(doing, self.admit_group(chained, units, limits)).await
         {
             return Ok(admission);
         }
-        within("write the inbox row", async {
-            let begun = Scoped::begin(&self.pool, BEGIN.to_owned()).await;
-            self.admit(begun.map_err(failed("begin a transaction"))?, unit, limits).await
+        within(doing, async {
+            let begun = self.begin_live().await.map_err(failed("begin a transaction"))?;
+            self.admit_group(begun, units, limits).await
         })
         .await
+    }
+
+    async fn withdraw(
+        &self,
+        tx: &mut PgTx,
+        consumer: &str,
+        message_keys: &[&MessageKey],
+    ) -> Result<(), AdapterError> {
+        self.withdraw_from(tx, consumer, message_keys).await
     }
 
     async fn commit(&self, tx: PgTx) -> Result<(), CommitError> {

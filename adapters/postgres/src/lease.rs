@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use backstop_core::AdapterError;
-use backstop_core::lease::{Holder, LONGEST, Lease};
+use backstop_core::lease::{Holder, LONGEST, Lease, OwnerReport};
 use sqlx::{AssertSqlSafe, PgPool, Row};
 
 use crate::failure::failed;
 use crate::held_row::seconds;
 use crate::hex::hex;
 use crate::seat::Seat;
+use crate::storable::storable;
 use crate::tables::PgTables;
 use crate::time;
 
@@ -34,8 +35,30 @@ const RELEASE: &str = "
     UPDATE {lease} SET owner = NULL, expires_at = clock_timestamp() WHERE name = $1 AND owner = $2 AND token = $3";
 
 const HOLDER: &str = "
-    SELECT owner, token, extract(epoch FROM {expires_at} - clock_timestamp())::float8 FROM {lease}
+    SELECT owner, token, extract(epoch FROM {expires_at} - clock_timestamp())::float8, report,
+           extract(epoch FROM clock_timestamp() - reported_at)::float8
+    FROM {lease}
     WHERE name = $1 AND owner IS NOT NULL AND expires_at > clock_timestamp()";
+
+const REPORT: &str = "
+    UPDATE {lease} SET report = $4, reported_at = clock_timestamp() WHERE name = $1 AND owner = $2 AND token = $3";
+
+pub(crate) async fn report(
+    pool: &PgPool,
+    tables: &PgTables,
+    lease: &Lease,
+    text: &str,
+) -> Result<(), AdapterError> {
+    sqlx::query(AssertSqlSafe(tables.fill(REPORT)))
+        .bind(&lease.name)
+        .bind(&lease.owner)
+        .bind(lease.token)
+        .bind(storable(text))
+        .execute(pool)
+        .await
+        .map_err(failed("report beside the lease"))?;
+    Ok(())
+}
 
 pub(crate) async fn holder(
     pool: &PgPool,
@@ -43,14 +66,16 @@ pub(crate) async fn holder(
     name: &str,
 ) -> Result<Option<Holder>, AdapterError> {
     let sql = HOLDER.replace("{expires_at}", &time::clamped("expires_at"));
-    let found: Option<(String, i64, f64)> = sqlx::query_as(AssertSqlSafe(tables.fill(&sql)))
+    type Found = (String, i64, f64, Option<String>, Option<f64>);
+    let found: Option<Found> = sqlx::query_as(AssertSqlSafe(tables.fill(&sql)))
         .bind(name)
         .fetch_optional(pool)
         .await
         .map_err(failed("look for the holder of the lease"))?;
-    Ok(found.map(|(owner, token, remaining)| Holder {
+    Ok(found.map(|(owner, token, remaining, text, age)| Holder {
         lease: Lease { name: name.to_owned(), owner, token },
         remaining: seconds(remaining),
+        report: text.zip(age).map(|(text, age)| OwnerReport { text, age: seconds(age) }),
     }))
 }
 

@@ -1,13 +1,13 @@
 //! Makes the tables, step by step.
 
-use backstop_core::schema::{Finding, Migration, Schema};
+use backstop_core::schema::{Finding, Migration, Schema, Severity};
 use backstop_core::{AdapterError, FaultKind};
 use futures_core::future::BoxFuture;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Executor, PgPool, Postgres, Transaction};
 
 use crate::check;
-use crate::failure::failed;
+use crate::failure::{code, failed};
 use crate::tables::PgTables;
 
 macro_rules! migration {
@@ -28,7 +28,13 @@ pub(crate) const MIGRATIONS: &[Migration] = &[
     migration!(4, "ledger"),
     migration!(5, "scheduled"),
     migration!(6, "dead_origin"),
+    migration!(7, "lease_report"),
 ];
+
+/// How long a step waits for a table: whoever comes after it waits as long.
+const PATIENCE: &str = "5s";
+/// What to do when that was too short.
+const HELD: &str = "a transaction holds a table: see the oldest in pg_stat_activity, and run it again";
 
 /// The tables of one schema and prefix.
 ///
@@ -124,8 +130,12 @@ impl PgSchema {
 
     async fn run(&self, tx: &mut PgConnection, step: &Migration, script: &str) -> Result<(), AdapterError> {
         let script = script.replace("backstop_", &format!("{}_", self.tables.prefix()));
+        let script = format!("SET LOCAL lock_timeout = '{PATIENCE}';\n{script}");
         let doing = format!("run migration {} ({})", step.version, step.name);
-        tx.execute(sqlx::raw_sql(AssertSqlSafe(script))).await.map_err(failed(&doing))?;
+        tx.execute(sqlx::raw_sql(AssertSqlSafe(script))).await.map_err(|error| match code(&error) {
+            Some("55P03") => failed(&doing)(error).with_hint(HELD),
+            _ => failed(&doing)(error),
+        })?;
         Ok(())
     }
 
@@ -185,8 +195,12 @@ impl Schema for PgSchema {
 
     fn check(&self) -> BoxFuture<'_, Result<Vec<Finding>, AdapterError>> {
         Box::pin(async move {
-            let applied = self.read_applied().await?;
-            check::check(&self.pool, &self.tables, &applied).await
+            let mut findings = vec![check::way(&self.pool).await?];
+            if findings[0].severity != Severity::Error {
+                let applied = self.read_applied().await?;
+                findings.extend(check::check(&self.pool, &self.tables, &applied).await?);
+            }
+            Ok(findings)
         })
     }
 }

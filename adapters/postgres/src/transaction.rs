@@ -5,6 +5,7 @@ use std::ops::{Deref, DerefMut};
 
 use sqlx::{PgConnection, Postgres, Transaction};
 
+use crate::proof::Proof;
 use crate::scoped::Scoped;
 
 /// The transaction in which one message is handled.
@@ -14,8 +15,8 @@ use crate::scoped::Scoped;
 /// is closed.
 pub struct PgTx {
     pub(crate) scoped: Scoped,
-    /// Proves at the commit that this is still the transaction that wrote the inbox row.
-    pub(crate) xid: String,
+    /// Shows at the commit that this is still the transaction that wrote the inbox row.
+    pub(crate) proof: Proof,
 }
 
 impl Deref for PgTx {
@@ -34,7 +35,7 @@ impl DerefMut for PgTx {
 
 impl fmt::Debug for PgTx {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PgTx").field("xid", &self.xid).finish_non_exhaustive()
+        f.debug_struct("PgTx").field("proof", &self.proof).finish_non_exhaustive()
     }
 }
 

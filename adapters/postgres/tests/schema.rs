@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::time::{Duration, Instant};
+
 use backstop_core::FaultKind;
 use backstop_core::lease::Lease;
 use backstop_core::outbox::OutboxStore;
@@ -21,15 +23,15 @@ async fn up_twice_at_once_and_down_and_up() {
     let (first, second) = tokio::join!(one.migrate(), two.migrate());
     let mut taken = [first.expect("migrated"), second.expect("migrated")].concat();
     taken.sort_unstable();
-    assert_eq!(taken, [1, 2, 3, 4, 5, 6], "each step was taken once");
+    assert_eq!(taken, [1, 2, 3, 4, 5, 6, 7], "each step was taken once");
     assert_eq!(one.migrate().await.expect("nothing to do"), Vec::<i64>::new());
-    assert_eq!(one.revert(2).await.expect("reverted"), [6, 5, 4, 3]);
+    assert_eq!(one.revert(2).await.expect("reverted"), [7, 6, 5, 4, 3]);
     assert_eq!(one.applied().await.expect("asked"), [1, 2]);
     assert_eq!(one.revert(0).await.expect("reverted"), [2, 1]);
     let tables =
         "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace";
     assert_eq!(db.number(tables).await, 1, "only the table of migrations is left");
-    assert_eq!(one.migrate().await.expect("migrated"), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(one.migrate().await.expect("migrated"), [1, 2, 3, 4, 5, 6, 7]);
     db.drop().await;
 }
 
@@ -56,7 +58,7 @@ async fn a_prefix_keeps_two_sets_of_tables_apart() {
     let db = Db::new().await;
     let tables = db.tables.clone().with_prefix("other").expect("a name");
     let other = PgSchema::new(db.pool.clone(), tables.clone());
-    assert_eq!(other.migrate().await.expect("migrated"), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(other.migrate().await.expect("migrated"), [1, 2, 3, 4, 5, 6, 7]);
     let mut tx = fresh(&PgInbox::with_tables(db.pool.clone(), tables.clone()), "1").await;
     let outgoing = backstop_core::Outgoing::to("orders", backstop_core::Message::new("a"));
     PgOutbox::with_tables(&tables).enqueue(&mut tx, outgoing).await.expect("written");
@@ -135,5 +137,40 @@ async fn names_are_refused_and_missing_tables_named() {
     let error = PgOutbox::with_tables(&wrong).enqueue(&mut tx, outgoing).await.expect_err("no such table");
     assert_eq!(error.kind(), FaultKind::Missing);
     tx.rollback().await.expect("rolled back");
+    db.drop().await;
+}
+
+/// A step that must wait for a table gives up, so that nobody waits behind it for long; then it can be run again.
+#[tokio::test]
+async fn a_step_waits_five_seconds_for_a_table_and_no_longer() {
+    let db = Db::new().await;
+    for (table, back_to) in [("backstop_lease", 6), ("backstop_outbox", 0)] {
+        let mut holder = db.pool.begin().await.expect("begun");
+        let hold = format!("LOCK TABLE {table} IN ROW EXCLUSIVE MODE");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(hold)).execute(&mut *holder).await.expect("held");
+        let begun = Instant::now();
+        let error = schema(&db).revert(back_to).await.expect_err("the table is held");
+        assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+        assert_eq!(error.kind(), FaultKind::Conflict, "{error:?}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("run it again")), "{error:?}");
+        holder.rollback().await.expect("let go");
+        schema(&db).revert(back_to).await.expect("run again");
+    }
+    db.drop().await;
+}
+
+/// Going up past tables that are in use takes no lock that a writer would feel.
+#[tokio::test]
+async fn writers_go_on_while_steps_are_taken() {
+    let db = Db::new().await;
+    schema(&db).revert(4).await.expect("reverted");
+    let mut writer = db.pool.begin().await.expect("begun");
+    let outgoing = || backstop_core::Outgoing::to("orders", backstop_core::Message::new("a"));
+    let outbox = PgOutbox::with_tables(&db.tables);
+    outbox.enqueue(&mut writer, outgoing()).await.expect("written");
+    assert_eq!(schema(&db).migrate().await.expect("migrated beside an open writer"), [5, 6, 7]);
+    outbox.enqueue(&mut writer, outgoing()).await.expect("written");
+    writer.commit().await.expect("committed");
+    assert_eq!(db.number("SELECT count(*) FROM backstop_outbox").await, 2);
     db.drop().await;
 }

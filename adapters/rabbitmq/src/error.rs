@@ -167,3 +167,6 @@ impl Failure {
         PublishError::new(self.scope, error)
     }
 }
+
+#[cfg(test)]
+mod taxonomy;

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backstop_core::inbox::{Admission, CommitError, Inbox, Limits, Unit};
+use backstop_core::inbox::{Admission, CommitError, GroupAdmission, Inbox, Limits, Standing, Unit};
 use backstop_core::{AdapterError, Explained, FaultKind, MessageKey};
 use sqlx::{AssertSqlSafe, SqliteConnection, SqlitePool};
 
@@ -33,6 +33,7 @@ pub(crate) struct Statements {
     key_is_held: Arc<str>,
     insert: Arc<str>,
     is_handled: Arc<str>,
+    withdraw: Arc<str>,
 }
 
 impl SqliteInbox {
@@ -58,6 +59,7 @@ impl SqliteInbox {
                 "SELECT EXISTS (SELECT 1 FROM {inbox} WHERE consumer = ? AND message_key = ?)"
             )
             .into(),
+            withdraw: format!("DELETE FROM {inbox} WHERE consumer = ? AND message_key = ?").into(),
         };
         Self { database: Arc::new(Database::new(pool, tables)), statements: Arc::new(statements) }
     }
@@ -199,6 +201,43 @@ impl Inbox for SqliteInbox {
             Refusal::Held => Admission::Held,
             Refusal::Duplicate => Admission::Duplicate,
         })
+    }
+
+    async fn begin_group(
+        &self,
+        units: &[Unit<'_>],
+        limits: Limits,
+    ) -> Result<GroupAdmission<SqliteTx>, AdapterError> {
+        let Some(mut tx) = self.database.lend(limits).await? else {
+            return Ok(GroupAdmission::Apart);
+        };
+        // One statement each: there is no network between, and the commit is what costs.
+        let mut standings = Vec::with_capacity(units.len());
+        for unit in units {
+            standings.push(match self.admit(&mut tx, *unit).await? {
+                None => Standing::Fresh,
+                Some(Refusal::Held) => Standing::Held,
+                Some(Refusal::Duplicate) => Standing::Duplicate,
+            });
+        }
+        Ok(GroupAdmission::Shared { tx, standings })
+    }
+
+    async fn withdraw(
+        &self,
+        tx: &mut SqliteTx,
+        consumer: &str,
+        message_keys: &[&MessageKey],
+    ) -> Result<(), AdapterError> {
+        for message_key in message_keys {
+            sqlx::query(AssertSqlSafe(self.statements.withdraw.clone()))
+                .bind(consumer)
+                .bind(message_key.as_str())
+                .execute(&mut **tx)
+                .await
+                .map_err(|error| adapter("cannot take a message out of its group", error))?;
+        }
+        Ok(())
     }
 
     async fn commit(&self, mut tx: SqliteTx) -> Result<(), CommitError> {

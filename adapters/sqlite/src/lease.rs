@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use backstop_core::AdapterError;
-use backstop_core::lease::{Holder, LONGEST, Lease};
+use backstop_core::lease::{Holder, LONGEST, Lease, OwnerReport};
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use crate::commit::commit;
@@ -59,18 +59,40 @@ pub(crate) async fn acquire(
 /// Who holds the lease.
 pub(crate) async fn holder(database: &Database, name: &str) -> Result<Option<Holder>, AdapterError> {
     let table = database.tables.lease();
-    let sql =
-        format!("SELECT owner, token, expires_at - {NOW} FROM {table} WHERE name = ? AND expires_at > {NOW}");
+    let sql = format!(
+        "SELECT owner, token, expires_at - {NOW}, report, {NOW} - reported_at FROM {table} \
+                 WHERE name = ? AND expires_at > {NOW}"
+    );
     let mut connection = database.connection().await?;
-    let found: Option<(String, i64, i64)> = sqlx::query_as(AssertSqlSafe(sql))
+    type Found = (String, i64, i64, Option<String>, Option<i64>);
+    let found: Option<Found> = sqlx::query_as(AssertSqlSafe(sql))
         .bind(name)
         .fetch_optional(&mut *connection)
         .await
         .map_err(|error| adapter(format!("cannot look for the holder of the lease {name:?}"), error))?;
-    Ok(found.map(|(owner, token, remaining)| Holder {
+    Ok(found.map(|(owner, token, remaining, text, age)| Holder {
         lease: Lease { name: name.to_owned(), owner, token },
         remaining: duration(remaining),
+        report: text.zip(age).map(|(text, age)| OwnerReport { text, age: duration(age) }),
     }))
+}
+
+/// Keeps what the owner tells, if the lease is still the one that was granted.
+pub(crate) async fn report(database: &Database, lease: &Lease, text: &str) -> Result<(), AdapterError> {
+    let table = database.tables.lease();
+    let sql = format!(
+        "UPDATE {table} SET report = ?, reported_at = {NOW} WHERE name = ? AND owner = ? AND token = ?"
+    );
+    let mut tx = database.write("cannot report beside the lease").await?;
+    sqlx::query(AssertSqlSafe(sql))
+        .bind(text)
+        .bind(&lease.name)
+        .bind(&lease.owner)
+        .bind(lease.token)
+        .execute(&mut *tx)
+        .await
+        .map_err(|error| adapter(format!("cannot report beside the lease {:?}", lease.name), error))?;
+    commit(tx).await.map_err(plain)
 }
 
 /// Ends the lease, if it is still the one that was granted. Its row stays, so that tokens go on growing.

@@ -29,6 +29,7 @@ const MIGRATIONS: &[Migration] = &[
     migration!(3, "leases", "0003_lease"),
     migration!(4, "dead-letter ledger", "0004_ledger"),
     migration!(5, "scheduled rows of the outbox", "0005_scheduled"),
+    migration!(6, "what owners of leases report", "0006_lease_report"),
 ];
 
 /// The schema of one file.
@@ -113,9 +114,9 @@ impl SqliteSchema {
         let applied = self.read_applied().await?;
         let missing = MIGRATIONS.iter().filter(|migration| !applied.contains(&migration.version)).count();
         findings.push(if missing == 0 {
-            Finding::fine("schema", format!("version {}", MIGRATIONS.len()))
+            Finding::fine("migrations", format!("all {} applied", MIGRATIONS.len()))
         } else {
-            Finding::error("schema", format!("{missing} migrations are not applied"), MIGRATE)
+            Finding::error("migrations", format!("{missing} not applied"), MIGRATE)
         });
         findings.push(match self.database.write("cannot write").await {
             Ok(tx) => {
@@ -141,7 +142,7 @@ async fn table_finding(connection: &mut SqliteConnection, table: &str) -> Result
     let subject = format!("table {}", table.trim_matches('"'));
     let sql = format!("SELECT 1 FROM {table} LIMIT 0");
     match sqlx::query(AssertSqlSafe(sql)).fetch_optional(connection).await {
-        Ok(_) => Ok(Finding::fine(subject, "is there")),
+        Ok(_) => Ok(Finding::fine(subject, "usable")),
         Err(error) if is_missing(&error) => Ok(Finding::error(subject, "does not exist", MIGRATE)),
         Err(error) => Err(adapter(format!("cannot read {subject}"), error)),
     }

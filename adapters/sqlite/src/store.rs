@@ -144,6 +144,10 @@ impl Leases for SqliteOutboxStore {
         Box::pin(lease::release(&self.database, lease))
     }
 
+    fn report<'a>(&'a self, lease: &'a Lease, text: &'a str) -> BoxFuture<'a, Result<(), AdapterError>> {
+        Box::pin(lease::report(&self.database, lease, text))
+    }
+
     fn holder<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Holder>, AdapterError>> {
         Box::pin(lease::holder(&self.database, name))
     }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
-use crate::adapter_error::AdapterError;
+use crate::adapter_error::{AdapterError, FaultKind};
 use crate::classify::Explained;
 use crate::identity::MessageKey;
 
@@ -51,6 +51,31 @@ pub enum Admission<Tx> {
     Busy,
 }
 
+/// What the inbox answers when several messages are to share a transaction.
+#[derive(Debug)]
+pub enum GroupAdmission<Tx> {
+    /// The transaction is open.
+    Shared {
+        /// Lent to one handler after another.
+        tx: Tx,
+        /// What the inbox says of each message, in the order in which they were given.
+        standings: Vec<Standing>,
+    },
+    /// They cannot share one now: begin each by itself. Nothing is written.
+    Apart,
+}
+
+/// What the inbox says of one message of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Not handled yet; its inbox row is written in the group's transaction.
+    Fresh,
+    /// Handled before, or the same message stands earlier in the group: when the group is committed, settle it.
+    Duplicate,
+    /// An earlier message of its key waits in the held table: begin it by itself after the group.
+    Held,
+}
+
 /// A commit that did not simply succeed.
 #[derive(Debug)]
 pub enum CommitError {
@@ -65,6 +90,13 @@ pub enum CommitError {
 impl CommitError {
     /// What the database said.
     pub fn error(&self) -> &AdapterError {
+        match self {
+            Self::RolledBack(error) | Self::EndedByHandler(error) | Self::Unknown(error) => error,
+        }
+    }
+
+    /// [`error`](CommitError::error), taken out.
+    pub fn into_error(self) -> AdapterError {
         match self {
             Self::RolledBack(error) | Self::EndedByHandler(error) | Self::Unknown(error) => error,
         }
@@ -103,6 +135,41 @@ pub trait Inbox: Send + Sync + 'static {
         unit: Unit<'_>,
         limits: Limits,
     ) -> impl Future<Output = Result<Admission<Self::Tx>, AdapterError>> + Send;
+
+    /// Begins a transaction that several messages of one consumer share, and writes the inbox rows of those that are
+    /// neither handled nor of a held key, in one statement.
+    ///
+    /// Of messages with one identity only the first is fresh. An inbox whose transactions cannot be shared says
+    /// [`GroupAdmission::Apart`], as does one that finds another instance at one of the messages.
+    ///
+    /// # Errors
+    /// When the database cannot be asked. Nothing is written then.
+    fn begin_group(
+        &self,
+        units: &[Unit<'_>],
+        limits: Limits,
+    ) -> impl Future<Output = Result<GroupAdmission<Self::Tx>, AdapterError>> + Send {
+        let _ = (units, limits);
+        std::future::ready(Ok(GroupAdmission::Apart))
+    }
+
+    /// Takes the inbox rows of messages that were fresh back out of the transaction that they share: they do not
+    /// commit with it, and are fresh again after it.
+    ///
+    /// # Errors
+    /// When the transaction cannot be used any more, or never was shared.
+    fn withdraw(
+        &self,
+        tx: &mut Self::Tx,
+        consumer: &str,
+        message_keys: &[&MessageKey],
+    ) -> impl Future<Output = Result<(), AdapterError>> + Send {
+        let _ = (tx, consumer, message_keys);
+        std::future::ready(Err(AdapterError::new(
+            FaultKind::Other,
+            "this inbox has no transactions that messages share",
+        )))
+    }
 
     /// Commits, and proves that it was this transaction that committed.
     ///

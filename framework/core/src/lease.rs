@@ -28,6 +28,17 @@ pub struct Holder {
     pub lease: Lease,
     /// How long it lasts unless it is renewed, by the database's clock.
     pub remaining: Duration,
+    /// What an owner of the lease told of itself last, which may have been another one; `None` where none ever did.
+    pub report: Option<OwnerReport>,
+}
+
+/// What an owner tells of itself, in its own words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnerReport {
+    /// Opaque; the token of its author belongs into it.
+    pub text: String,
+    /// How old it is, by the database's clock.
+    pub age: Duration,
 }
 
 /// Grants leases. Object-safe: the relay's configuration chooses the database.
@@ -51,6 +62,15 @@ pub trait Leases: Send + Sync {
     /// # Errors
     /// When the database cannot be asked.
     fn release<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<(), AdapterError>>;
+
+    /// Keeps what the owner tells of itself beside its lease, for whoever asks for the [`holder`](Leases::holder).
+    /// Nothing is kept of one whose lease it no longer is, nor, as by default, where nobody asks.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    fn report<'a>(&'a self, _lease: &'a Lease, _text: &'a str) -> BoxFuture<'a, Result<(), AdapterError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 
     /// Who holds the lease `name`; `None` while nobody does. Changes nothing.
     ///

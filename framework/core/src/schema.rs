@@ -1,5 +1,6 @@
 //! Tables: what must be there, what is there, and what to do about the difference.
 
+use chrono::{DateTime, TimeDelta, Utc};
 use futures_core::future::BoxFuture;
 
 use crate::adapter_error::AdapterError;
@@ -68,6 +69,24 @@ impl Finding {
     }
 }
 
+impl Finding {
+    /// A server's clock, read as `theirs` between two looks at the own one.
+    ///
+    /// Leases and due times go by the server's clock alone; ages and times that people compare go by both.
+    pub fn clock(asked: DateTime<Utc>, theirs: DateTime<Utc>, answered: DateTime<Utc>) -> Self {
+        let (subject, ahead, behind) = ("clock", theirs - answered, asked - theirs);
+        let (apart, word) = if ahead > behind { (ahead, "ahead of") } else { (behind, "behind") };
+        if apart <= FAR_APART {
+            return Self::fine(subject, "agrees with this machine's");
+        }
+        let detail = format!("{:.1} s {word} this machine's", apart.as_seconds_f64());
+        Self::warning(subject, detail, "let NTP set the clocks of both machines")
+    }
+}
+
+/// What clocks under NTP never differ by.
+const FAR_APART: TimeDelta = TimeDelta::seconds(2);
+
 /// The schema of a database. Object-safe: the relay's configuration chooses the database.
 pub trait Schema: Send + Sync {
     /// Every step there is, in order.
@@ -97,4 +116,18 @@ pub trait Schema: Send + Sync {
     /// # Errors
     /// When the database cannot be asked at all.
     fn check(&self) -> BoxFuture<'_, Result<Vec<Finding>, AdapterError>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_answer_is_no_difference_between_clocks() {
+        let at = |seconds: i64| DateTime::from_timestamp(1_000 + seconds, 0).expect("a time");
+        assert_eq!(Finding::clock(at(0), at(9), at(10)).severity, Severity::Fine);
+        assert_eq!(Finding::clock(at(0), at(12), at(10)).severity, Severity::Fine);
+        assert_eq!(Finding::clock(at(0), at(13), at(10)).detail, "3.0 s ahead of this machine's");
+        assert_eq!(Finding::clock(at(0), at(-3), at(10)).detail, "3.0 s behind this machine's");
+    }
 }

@@ -8,6 +8,7 @@ use futures_core::future::BoxFuture;
 use crate::adapter_error::AdapterError;
 use crate::cloudevents::Binding;
 use crate::message::{Destination, Envelope};
+use crate::schema::Finding;
 
 /// How far a publishing error reaches, which decides what may be charged for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -142,4 +143,19 @@ pub trait Publisher: Send + Sync {
     /// Whether the broker can be reached now and, where it can be asked, whether these destinations exist and may be
     /// written to. One error for each that cannot.
     fn probe<'a>(&'a self, destinations: &'a [Destination]) -> BoxFuture<'a, Vec<PublishError>>;
+
+    /// What the broker's own settings mean for what is to be sent, such as limits of size and retention. Nothing where
+    /// the broker does not tell, as by default, or cannot be reached, which [`probe`](Publisher::probe) says.
+    fn inspect<'a>(&'a self, _traffic: &'a Traffic) -> BoxFuture<'a, Vec<Finding>> {
+        Box::pin(std::future::ready(Vec::new()))
+    }
+}
+
+/// What goes through a broker, as far as an operator who has it inspected knows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Destinations, each with the size in bytes of the largest message that waits for it.
+    pub largest: Vec<(Destination, usize)>,
+    /// Where dead letters are.
+    pub letters: Vec<Destination>,
 }

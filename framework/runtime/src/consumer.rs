@@ -1,6 +1,8 @@
 //! Building a consumer.
 
 mod context;
+mod group;
+mod group_size;
 mod held_work;
 mod invoke;
 mod lanes;
@@ -22,9 +24,10 @@ use backstop_core::{AdapterError, Classifier, Codec, DeadLetters, ErrorClass, Ha
 use tokio_util::sync::CancellationToken;
 
 use crate::run_error::RunError;
-use crate::settings::MissingId;
+use crate::settings::{GroupCommit, MissingId};
 use crate::stats::{Snapshot, Stats};
 use context::{Context, Redact};
+use group_size::GroupSize;
 use plain::PlainWork;
 use policy::Policies;
 use run::LoopSettings;
@@ -57,6 +60,7 @@ struct Options {
     redact: Redact,
     limits: Limits,
     concurrency: usize,
+    group_commit: GroupCommit,
     drain: Duration,
     retention: Duration,
     in_place_max: Duration,
@@ -74,6 +78,7 @@ impl Default for Options {
             redact: Arc::new(str::to_owned),
             limits: Limits::default(),
             concurrency: 16,
+            group_commit: GroupCommit::up_to(1),
             drain: Duration::from_secs(30),
             retention: Duration::from_secs(7 * 24 * 60 * 60),
             in_place_max: Duration::from_secs(60),
@@ -176,6 +181,19 @@ impl<S, M, H, C, D> Consumer<S, M, H, C, D> {
         self
     }
 
+    /// Lets messages that wait share a transaction: one set of inbox rows and one commit for all of them, while the
+    /// handler is called for one after another. Off by default. Without effect on a consumer without a database.
+    ///
+    /// Nobody waits for company: as long as a worker is idle, messages are handled beside each other, each in a
+    /// transaction of its own. When one of a group fails, its transaction is rolled back, nobody is charged, the
+    /// failing message is handled by itself and the others again: what their handlers do outside of the database (HTTP,
+    /// e-mail) is repeated. Rows stay locked until the whole group commits, so handlers of different keys that write
+    /// the same rows wait for each other longer; deadlocks make groups smaller.
+    pub fn group_commit(mut self, groups: GroupCommit) -> Self {
+        self.options.group_commit = groups;
+        self
+    }
+
     /// How long the handler may take for one message. Defaults to 30 s; then the transaction's connection is closed
     /// and the attempt counts as a transient failure.
     pub fn handler_timeout(mut self, limit: Duration) -> Self {
@@ -256,6 +274,11 @@ impl<S, M, H, C, D> Consumer<S, M, H, C, D> {
         if self.options.concurrency == 0 {
             return Err(RunError::setting(format!("concurrency of consumer \"{name}\" must be at least 1")));
         }
+        if self.options.group_commit.messages() == 0 {
+            return Err(RunError::setting(format!(
+                "groups of consumer \"{name}\" must hold at least 1 message"
+            )));
+        }
         Ok(())
     }
 }
@@ -277,8 +300,16 @@ impl<S: Source, I, H, C, D> Consumer<S, WithInbox<I>, H, C, D> {
     {
         self.check()?;
         let (name, stats, settings) = (self.name, self.stats.clone(), self.options.loop_settings());
-        let Options { limits, missing_id, unordered, continue_trace, retention, concurrency, .. } =
-            self.options;
+        let Options {
+            limits,
+            missing_id,
+            unordered,
+            continue_trace,
+            retention,
+            concurrency,
+            group_commit,
+            ..
+        } = self.options;
         let info = self.source.describe();
         let context = context(name, info.group.clone(), self.dead_letters, self.stats, self.options);
         let work = Arc::new(Transactional {
@@ -291,6 +322,8 @@ impl<S: Source, I, H, C, D> Consumer<S, WithInbox<I>, H, C, D> {
             unordered,
             continue_trace,
             retention,
+            group_size: GroupSize::new(group_commit),
+            group_age: group_commit.age(),
             held_work: held_work::HeldWork::default(),
             held_workers: concurrency.div_ceil(4).min(4),
         });

@@ -34,7 +34,7 @@ pub use backstop_core::*;
 
 pub use crate::consumer::{Consumer, Unset, WithInbox, WithoutInbox};
 pub use crate::run_error::RunError;
-pub use crate::settings::MissingId;
+pub use crate::settings::{GroupCommit, MissingId};
 pub use crate::shutdown::shutdown_signal;
 pub use crate::stats::{Snapshot, Stats};
 pub use crate::stop_partition::StopPartition;

@@ -31,6 +31,10 @@ counters! {
     handled,
     /// Messages that the inbox knew already.
     duplicates,
+    /// Messages that committed in a transaction which they shared.
+    grouped,
+    /// Shared transactions that did not commit; their messages were handled again, uncharged.
+    regrouped,
     /// Failed attempts, of whatever class.
     failures,
     /// Messages that were put into the held table after a failure.
@@ -46,5 +50,9 @@ counters! {
 }
 
 pub(crate) fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
+    count_all(counter, 1);
+}
+
+pub(crate) fn count_all(counter: &AtomicU64, events: usize) {
+    counter.fetch_add(events as u64, Ordering::Relaxed);
 }

@@ -14,3 +14,5 @@ pub mod conformance;
 pub mod fault;
 pub mod memory;
 pub mod oracle;
+#[doc(hidden)]
+pub mod page;

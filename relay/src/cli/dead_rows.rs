@@ -1,5 +1,7 @@
 //! `outbox dead …` on the command line.
 
+use std::fmt;
+
 use backstop_core::dead_rows::DeadRowFilter;
 use clap::{ArgGroup, Args, Subcommand};
 
@@ -32,16 +34,33 @@ pub enum OutboxDeadCommand {
     /// Move rows back into the outbox, with new numbers and the same ids, once the cause is mended.
     ///
     /// They are published after what waits there now.
-    Retry(DeadRowChange),
+    Retry {
+        /// Which ones, and how.
+        #[command(flatten)]
+        change: DeadRowChange,
+        /// What was mended; goes to the audit log.
+        #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+        because: Option<String>,
+    },
     /// Delete rows for good.
     Discard {
         /// Which ones, and how.
         #[command(flatten)]
         change: DeadRowChange,
-        /// Why they are not needed; goes to the log and to the output.
+        /// Why they are not needed; goes to the audit log and to the output.
         #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
         because: String,
     },
+}
+
+impl OutboxDeadCommand {
+    /// The outbox that was named.
+    pub fn outbox(&self) -> Option<&str> {
+        match self {
+            Self::List { outbox, .. } | Self::Show { outbox, .. } => outbox.as_deref(),
+            Self::Retry { change, .. } | Self::Discard { change, .. } => change.outbox.as_deref(),
+        }
+    }
 }
 
 /// Which dead rows are meant. Every option narrows the choice.
@@ -56,6 +75,17 @@ pub struct DeadRowChoice {
     /// Rows that died for this reason, such as `too-large`.
     #[arg(long, value_name = "REASON")]
     pub reason: Option<String>,
+}
+
+/// As the audit log tells it.
+impl fmt::Display for DeadRowChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seqs = self.seq.iter().map(|seq| format!("seq={seq}"));
+        let destination = self.destination.iter().map(|name| format!("destination={name:?}"));
+        let reason = self.reason.iter().map(|reason| format!("reason={reason:?}"));
+        let all: Vec<String> = seqs.chain(destination).chain(reason).collect();
+        if all.is_empty() { f.write_str("all") } else { f.write_str(&all.join(" ")) }
+    }
 }
 
 impl DeadRowChoice {

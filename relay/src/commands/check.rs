@@ -1,13 +1,13 @@
 //! `check`
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use backstop_core::lease::Holder;
-use backstop_core::outbox::{OutboxStatus, OutboxStore};
+use backstop_core::outbox::{OutboxRow, OutboxStatus, OutboxStore};
 use backstop_core::schema::{Finding, Severity};
-use backstop_core::sink::Publisher;
+use backstop_core::sink::{Publisher, Scope, Traffic};
 use backstop_core::{AdapterError, Destination};
 use chrono::Utc;
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ use crate::commands::outbox::{in_words, time};
 use crate::config::{Config, DatabaseConfig, OutboxConfig};
 use crate::database::Database;
 use crate::exit::{Exit, Failure, with_cause};
-use crate::output::{self, or_dash};
+use crate::output::{self, counted};
 
 /// Pending rows whose destinations are looked at.
 const SAMPLE_ROWS: usize = 1_000;
@@ -40,11 +40,11 @@ pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
     let usable = |wanted: &DatabaseConfig| {
         opened.iter().find(|(config, _)| *config == wanted).map(|(_, database)| database)
     };
-    let mut destinations = BTreeSet::new();
+    let mut waiting = BTreeMap::new();
     for outbox in config.outbox.iter().filter(|outbox| outbox.enabled) {
         if let Some(database) = usable(config.database_of(outbox)) {
             if let Some(store) = outbox_store(&mut findings, database, outbox).await {
-                destinations.extend(look_at_outbox(&mut findings, &outbox.name, &*store).await);
+                waiting.extend(look_at_outbox(&mut findings, &outbox.name, &*store).await);
             }
             lease(&mut findings, database, &outbox.name).await;
         }
@@ -55,7 +55,7 @@ pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
         }
         lease(&mut findings, database, &config.dead_letters.name).await;
     }
-    look_at_brokers(&mut findings, config, destinations).await;
+    look_at_brokers(&mut findings, config, waiting).await;
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     print(context, &findings)?;
     let failed = findings.iter().any(|finding| finding.severity == Severity::Error);
@@ -115,12 +115,9 @@ async fn outbox_store(
     store.map_err(|error| findings.push(failed(&outbox.name, &error))).ok()
 }
 
-/// What waits in the outbox and what can never be sent; the destinations of what waits.
-async fn look_at_outbox(
-    findings: &mut Vec<Finding>,
-    name: &str,
-    outbox: &dyn OutboxStore,
-) -> BTreeSet<Destination> {
+/// What waits in the outbox and what can never be sent; the destinations of what waits, with the size of the largest
+/// row for each.
+async fn look_at_outbox(findings: &mut Vec<Finding>, name: &str, outbox: &dyn OutboxStore) -> Waiting {
     let subject = &if name == "outbox" { name.to_owned() } else { format!("outbox {name}") };
     match outbox.status().await {
         Err(error) => findings.push(failed(subject, &error)),
@@ -128,6 +125,7 @@ async fn look_at_outbox(
             let oldest = status.oldest.unwrap_or_default();
             let detail = match status.pending {
                 0 => "no rows wait".to_owned(),
+                1 => format!("1 row waits, for {}", in_words(oldest)),
                 rows => format!("{rows} rows wait, the oldest for {}", in_words(oldest)),
             };
             findings.push(if oldest > OLD {
@@ -137,18 +135,31 @@ async fn look_at_outbox(
             });
             findings.extend(scheduled(name, &status));
             if status.dead > 0 {
-                let detail = format!("{} rows can never be sent", status.dead);
+                let detail = format!("{} can never be sent", counted(status.dead, "row"));
                 findings.push(Finding::warning("dead rows", detail, "see `backstop-relay outbox dead list`"));
             }
         }
     }
     match outbox.reader().read(SAMPLE_ROWS, SAMPLE_BYTES).await {
-        Ok(claimed) => claimed.rows.into_iter().map(|row| row.destination).collect(),
+        Ok(claimed) => largest(claimed.rows),
         Err(error) => {
             findings.push(failed(subject, &error));
-            BTreeSet::new()
+            Waiting::new()
         }
     }
+}
+
+/// Destinations, each with the size of the largest row that waits for it.
+type Waiting = BTreeMap<Destination, usize>;
+
+fn largest(rows: Vec<OutboxRow>) -> Waiting {
+    let mut waiting = Waiting::new();
+    for row in rows {
+        let bytes = row.size();
+        let most = waiting.entry(row.destination).or_default();
+        *most = (*most).max(bytes);
+    }
+    waiting
 }
 
 /// Rows whose time has not come, or has come and nobody moved them.
@@ -169,7 +180,7 @@ fn scheduled(name: &str, status: &OutboxStatus) -> Option<Finding> {
 async fn lease(findings: &mut Vec<Finding>, database: &Database, name: &str) {
     let subject = format!("lease {name}");
     findings.push(match database.outbox.holder(name).await {
-        Ok(Some(Holder { lease, remaining })) => {
+        Ok(Some(Holder { lease, remaining, .. })) => {
             let detail =
                 format!("relay {} holds it, for {} unless renewed", lease.owner, in_words(remaining));
             Finding::fine(subject, detail)
@@ -186,26 +197,24 @@ fn named_sources(config: &Config) -> impl Iterator<Item = Destination> {
 }
 
 /// The brokers of outboxes and the one of dead letters, which are mostly the same.
-async fn look_at_brokers(
-    findings: &mut Vec<Finding>,
-    config: &Config,
-    mut destinations: BTreeSet<Destination>,
-) {
+async fn look_at_brokers(findings: &mut Vec<Finding>, config: &Config, waiting: Waiting) {
+    let letters = named_sources(config).collect();
+    let mut traffic = Traffic { largest: waiting.into_iter().collect(), ..Traffic::default() };
     if config.brokers.is_empty() {
-        destinations.extend(named_sources(config));
+        traffic.letters = letters;
     } else if let Some(broker) = config.broker.as_ref().filter(|_| config.dead_letters.enabled) {
         let publisher = broker::publisher(broker).map(Some);
-        look_at_broker(findings, "broker of dead letters", publisher, named_sources(config).collect()).await;
+        let traffic = Traffic { letters, ..Traffic::default() };
+        look_at_broker(findings, "broker of dead letters", publisher, traffic).await;
     }
-    let destinations = destinations.into_iter().collect();
-    look_at_broker(findings, "broker", broker::pipeline(config), destinations).await;
+    look_at_broker(findings, "broker", broker::pipeline(config), traffic).await;
 }
 
 async fn look_at_broker(
     findings: &mut Vec<Finding>,
     subject: &str,
     publisher: Result<Option<Box<dyn Publisher>>, AdapterError>,
-    destinations: Vec<Destination>,
+    traffic: Traffic,
 ) {
     let publisher = match publisher {
         Ok(Some(publisher)) => publisher,
@@ -215,6 +224,9 @@ async fn look_at_broker(
         }
         Err(error) => return findings.push(failed(subject, &error)),
     };
+    let waiting = traffic.largest.iter().map(|(destination, _)| destination);
+    let destinations: BTreeSet<_> = waiting.chain(&traffic.letters).cloned().collect();
+    let destinations: Vec<_> = destinations.into_iter().collect();
     let Ok(faults) = tokio::time::timeout(PATIENCE, publisher.probe(&destinations)).await else {
         let detail = format!("no answer within {} s", PATIENCE.as_secs());
         return findings.push(Finding::error(subject, detail, "check address, port and firewall"));
@@ -222,11 +234,16 @@ async fn look_at_broker(
     if faults.is_empty() {
         let detail = match destinations.len() {
             0 => "answers".to_owned(),
+            1 => "answers; 1 destination is there".to_owned(),
             count => format!("answers; {count} destinations are there"),
         };
-        return findings.push(Finding::fine(subject, detail));
+        findings.push(Finding::fine(subject, detail));
     }
+    let unreachable = faults.iter().any(|fault| fault.scope() == Scope::Broker);
     findings.extend(faults.iter().map(|fault| failed(subject, fault.error())));
+    if !unreachable && let Ok(found) = tokio::time::timeout(PATIENCE, publisher.inspect(&traffic)).await {
+        findings.extend(found);
+    }
 }
 
 fn failed(subject: &str, error: &backstop_core::AdapterError) -> Finding {
@@ -235,7 +252,7 @@ fn failed(subject: &str, error: &backstop_core::AdapterError) -> Finding {
 }
 
 fn print(context: &Context, findings: &[Finding]) -> Result<(), Failure> {
-    let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
+    let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count() as u64;
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
     let scrub = |text: &str| context.scrubber.scrub(text);
     if context.is_json() {
@@ -250,21 +267,34 @@ fn print(context: &Context, findings: &[Finding]) -> Result<(), Failure> {
         let findings: Vec<Value> = findings.iter().map(document).collect();
         return Ok(output::json(&json!({ "findings": findings, "errors": errors, "warnings": warnings }))?);
     }
-    let row = |finding: &Finding| {
-        vec![
-            word(finding.severity).to_owned(),
-            finding.subject.clone(),
-            scrub(&finding.detail),
-            or_dash(finding.remedy.as_deref()),
-        ]
-    };
-    output::table(&["", "WHAT", "FOUND", "REMEDY"], findings.iter().map(row))?;
+    let blank = String::new;
+    let rows = grouped(findings).into_iter().flat_map(|finding| {
+        let row = vec![word(finding.severity).to_owned(), finding.subject, scrub(&finding.detail)];
+        let remedy = finding.remedy.map(|remedy| vec![blank(), blank(), format!("mend: {remedy}")]);
+        std::iter::once(row).chain(remedy)
+    });
+    output::table(&["", "WHAT", "FOUND"], rows)?;
     output::line(format!("\n{}, {}", counted(errors, "error"), counted(warnings, "warning")))?;
     Ok(())
 }
 
-fn counted(count: usize, what: &str) -> String {
-    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+/// The findings for one screen: things of one sort of which all the same is well share a line.
+fn grouped(findings: &[Finding]) -> Vec<Finding> {
+    let sort = |finding: &Finding| finding.subject.split(' ').next().unwrap_or_default().to_owned();
+    let fine = |finding: &&Finding| finding.severity == Severity::Fine;
+    let mut lines: Vec<Finding> = findings.iter().filter(|finding| !fine(finding)).cloned().collect();
+    let mut told = BTreeSet::new();
+    for finding in findings.iter().filter(fine) {
+        let alike = |other: &&Finding| sort(other) == sort(finding) && other.detail == finding.detail;
+        match findings.iter().filter(fine).filter(alike).count() as u64 {
+            1 => lines.push(finding.clone()),
+            count if told.insert((sort(finding), &finding.detail)) => {
+                lines.push(Finding::fine(counted(count, &sort(finding)), &finding.detail));
+            }
+            _ => {}
+        }
+    }
+    lines
 }
 
 fn word(severity: Severity) -> &'static str {

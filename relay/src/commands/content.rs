@@ -5,15 +5,15 @@ use backstop_core::report::escaped;
 use serde_json::{Value, json};
 
 use crate::exit::Failure;
-use crate::output;
+use crate::output::{self, counted};
 
 /// Prints headers, key and body, or how much is hidden of them.
 pub(super) fn print(envelope: &Envelope, reveal: bool) -> Result<(), Failure> {
     let bytes = envelope.body.as_ref().map_or(0, |body| body.len());
     if !reveal {
-        let headers = envelope.headers.len();
-        let line =
-            format!("\ncontent         {headers} headers and {bytes} bytes, hidden; --reveal shows them");
+        let headers = counted(envelope.headers.len() as u64, "header");
+        let bytes = counted(bytes as u64, "byte");
+        let line = format!("\ncontent         {headers} and {bytes}, hidden; --reveal shows them");
         return Ok(output::line(line)?);
     }
     if let Some(key) = &envelope.key {

@@ -26,6 +26,8 @@ pub(super) async fn run(context: &Context, migrate: Migrate) -> Result<Exit, Fai
     for config in context.config.databases() {
         let opened = match direction {
             MigrateCommand::Up if !migrate.dry_run => Database::create(config).await,
+            _ if migrate.dry_run => Database::look(config).await,
+            MigrateCommand::Status => Database::look(config).await,
             _ => Database::open(config).await,
         };
         let opened = opened.map_err(database)?;

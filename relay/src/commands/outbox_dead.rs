@@ -5,40 +5,54 @@ use backstop_core::dead_rows::{BuriedRow, DeadGroup, DeadRowFilter};
 use backstop_core::outbox::OutboxStore;
 use backstop_core::report::escaped;
 use serde_json::{Value, json};
-use tracing::info;
 
+use crate::audit::Action;
 use crate::cli::{DeadRowChange, OutboxDeadCommand};
 use crate::commands::outbox::{named, time};
 use crate::commands::{Context, confirm, content, database};
+use crate::config::OutboxConfig;
 use crate::exit::{Exit, Failure};
-use crate::output;
+use crate::output::{self, counted};
 
 /// Rows that one statement moves or deletes.
 const AT_ONCE: u32 = 5_000;
 
 pub(super) async fn run(context: &Context, command: OutboxDeadCommand) -> Result<Exit, Failure> {
-    let store = |outbox: Option<String>| async move {
-        Ok::<_, Failure>(context.outbox(named(context, outbox.as_deref())?).await?.outbox)
-    };
+    let outbox = named(context, command.outbox())?;
+    let store = context.outbox(outbox).await?.outbox;
     match command {
-        OutboxDeadCommand::List { choice, limit, outbox } => {
-            let filter = choice.filter();
-            list(context, &store(outbox).await?.buried(&filter, limit).await.map_err(database)?)
+        OutboxDeadCommand::List { choice, limit, .. } => {
+            list(context, &store.buried(&choice.filter(), limit).await.map_err(database)?)
         }
-        OutboxDeadCommand::Show { seq, reveal, outbox } => {
-            show(context, &*store(outbox).await?, seq, reveal).await
+        OutboxDeadCommand::Show { seq, reveal, .. } => {
+            if reveal {
+                let choice = format!("seq={seq}");
+                let what = "outbox dead show --reveal";
+                Action { what, outbox: &outbox.name, choice: &choice, because: None }.begins(1);
+            }
+            show(context, &*store, seq, reveal).await
         }
-        OutboxDeadCommand::Retry(change) => {
-            let store = store(change.outbox.clone()).await?;
-            let altered = alter(context, &*store, &change, What::Retry).await?;
-            report(context, &altered, What::Retry, None)
+        OutboxDeadCommand::Retry { change, because } => {
+            change_rows(context, outbox, &*store, What::Retry, &change, because.as_deref()).await
         }
         OutboxDeadCommand::Discard { change, because } => {
-            let store = store(change.outbox.clone()).await?;
-            let altered = alter(context, &*store, &change, What::Discard).await?;
-            report(context, &altered, What::Discard, Some(&because))
+            change_rows(context, outbox, &*store, What::Discard, &change, Some(&because)).await
         }
     }
+}
+
+async fn change_rows(
+    context: &Context,
+    outbox: &OutboxConfig,
+    store: &dyn OutboxStore,
+    what: What,
+    change: &DeadRowChange,
+    because: Option<&str>,
+) -> Result<Exit, Failure> {
+    let choice = change.choice.to_string();
+    let action = Action { what: what.command(), outbox: &outbox.name, choice: &choice, because };
+    let altered = alter(context, store, change, what, action).await?;
+    report(context, &altered, what, because)
 }
 
 fn list(context: &Context, rows: &[BuriedRow]) -> Result<Exit, Failure> {
@@ -128,6 +142,13 @@ enum What {
 }
 
 impl What {
+    fn command(self) -> &'static str {
+        match self {
+            Self::Retry => "outbox dead retry",
+            Self::Discard => "outbox dead discard",
+        }
+    }
+
     fn question(self) -> &'static str {
         match self {
             Self::Retry => "move back into the outbox:",
@@ -163,6 +184,7 @@ async fn alter(
     store: &dyn OutboxStore,
     change: &DeadRowChange,
     what: What,
+    action: Action<'_>,
 ) -> Result<Altered, Failure> {
     let filter = change.choice.filter();
     let plan = store.buried_groups(&filter).await.map_err(database)?;
@@ -174,16 +196,21 @@ async fn alter(
         return Ok(Altered { plan, rows: None });
     }
     if !change.yes {
-        confirm(&format!("{} {planned} rows?", what.question()), "nothing was changed")?;
+        confirm(&format!("{} {}?", what.question(), counted(planned, "row")), "nothing was changed")?;
     }
     // What dies from now on, a row that was moved back included, is not part of the plan.
     let filter = DeadRowFilter { up_to: plan.iter().map(|group| group.last).max(), ..filter };
     let mut rows = 0;
+    action.begins(planned);
     loop {
         match what.step(store, &filter).await {
-            Ok(0) => return Ok(Altered { plan, rows: Some(rows) }),
+            Ok(0) => {
+                action.ended(rows);
+                return Ok(Altered { plan, rows: Some(rows) });
+            }
             Ok(more) => rows += more,
             Err(error) => {
+                action.failed(rows, &error.to_string());
                 let mut failure = Failure::database(&error);
                 if rows > 0 {
                     failure.add(
@@ -212,9 +239,6 @@ fn report(
     what: What,
     because: Option<&str>,
 ) -> Result<Exit, Failure> {
-    if let Some(rows) = rows {
-        info!(rows, because, "dead rows {}", what.done());
-    }
     if context.is_json() {
         let group = |group: &DeadGroup| json!({ "rows": group.rows, "destination": group.destination, "reason": group.reason });
         let plan: Vec<Value> = plan.iter().map(group).collect();
@@ -224,7 +248,7 @@ fn report(
         }
         output::json(&document)?;
     } else if let Some(rows) = rows {
-        output::line(format!("{rows} rows {}", what.done()))?;
+        output::line(format!("{} {}", counted(*rows, "row"), what.done()))?;
     }
     Ok(Exit::Ok)
 }

@@ -10,7 +10,7 @@ use crate::broker;
 use crate::cli::{Redrive, Status};
 use crate::commands::{Context, confirm, database};
 use crate::exit::{Exit, Failure};
-use crate::output::{self, or_dash};
+use crate::output::{self, counted, or_dash};
 use crate::redrive::{Plan, RedriveError, Summary, redrive};
 use crate::supervise::until_signalled;
 
@@ -31,7 +31,7 @@ pub(super) async fn run(context: &Context, args: Redrive) -> Result<Exit, Failur
         print_plan(&plan)?;
     }
     if !args.yes {
-        confirm(&format!("redrive {} letters?", plan.len()), "nothing was redriven")?;
+        confirm(&format!("redrive {}?", counted(plan.len() as u64, "letter")), "nothing was redriven")?;
     }
     let sink = broker::sink(broker).map_err(|error| Failure::broker(&error))?;
     let stop = CancellationToken::new();
@@ -102,7 +102,7 @@ fn report(context: &Context, plan: &Plan, summary: Summary) -> io::Result<()> {
     if context.is_json() {
         return output::json(&json!({ "plan": plan, "summary": summary }));
     }
-    let mut text = format!("{} letters sent", summary.sent);
+    let mut text = format!("{} sent", counted(summary.sent, "letter"));
     for (count, what) in [
         (summary.taken, "taken by somebody else meanwhile"),
         (summary.put_back, "put back"),

@@ -117,7 +117,7 @@ async fn pump(context: &Context, outbox: &OutboxConfig, jobs: &Jobs) -> Result<P
     let brokers = config.brokers.len() + usize::from(config.broker.is_some());
     let publisher = answering(context.pipeline()?, brokers).await?;
     let pump = Pump::new(store.clone(), publisher, pump_settings(outbox));
-    jobs.started(&outbox.name, store, pump.status());
+    jobs.started(&outbox.name, store, pump.status(), pump.traffic());
     Ok(pump)
 }
 

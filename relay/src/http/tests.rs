@@ -4,7 +4,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::config::{Config, Environment};
-use crate::pump::{PumpState, PumpStatus};
+use crate::pump::{PumpState, PumpStatus, Trouble};
 
 const TOKEN: &str = "S3cret-S3cret-S3cret";
 
@@ -29,7 +29,7 @@ async fn serve(more: &str) -> Running {
     database.schema.migrate().await.expect("tables");
     let (sender, receiver) = watch::channel(PumpStatus::default());
     let jobs = Jobs::new(["outbox".to_owned()]);
-    jobs.started("outbox", database.outbox.clone(), receiver);
+    jobs.started("outbox", database.outbox.clone(), receiver, Arc::default());
     let server = Server::bind(config.http.as_ref().expect("given"), jobs).await.expect("listens");
     let (address, stop) = (server.address().expect("an address"), CancellationToken::new());
     tokio::spawn(server.run(stop.clone()));
@@ -72,6 +72,22 @@ async fn ready_follows_the_pump_and_live_does_not() {
         assert_eq!(status(&answer), expected, "{answer}");
         assert!(answer.contains(word), "{answer}");
         assert_eq!(status(&get_with(&server, "/live", "\r\nHost: pod").await), "200");
+    }
+}
+
+/// F11: a relay that runs and gets nothing done, or stands by and could not take over, is not ready.
+#[tokio::test]
+async fn ready_tells_what_keeps_a_pump_from_its_work() {
+    let server = serve("").await;
+    for (state, trouble, word) in [
+        (PumpState::Standby, Trouble::Lease, "lease"),
+        (PumpState::Running, Trouble::Broker, "broker"),
+        (PumpState::Running, Trouble::Deletes, "deletes"),
+    ] {
+        server.status.send_modify(|status| (status.state, status.trouble) = (state, Some(trouble)));
+        let answer = get_with(&server, "/ready", "\r\nHost: pod").await;
+        assert_eq!(status(&answer), "503", "{answer}");
+        assert!(answer.contains(&format!("\"trouble\":\"{word}\"")), "{answer}");
     }
 }
 

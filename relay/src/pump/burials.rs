@@ -18,10 +18,16 @@ use super::settling::guarded;
 /// Rows that may wait for their burial. More are forgotten, and read again when burials work.
 const MOST: usize = 10_000;
 
+/// Rows of the first burial.
+const FIRST: usize = 100;
+/// Burials that take longer become smaller, and quicker ones larger: the lease cannot be renewed while rows move.
+const QUICK: Duration = Duration::from_millis(500);
+
 /// A burial that has ended.
 #[derive(Debug)]
 pub(super) struct Buried {
     pub(super) rows: Vec<DeadRow>,
+    pub(super) took: Duration,
     /// Of the lease under which it began.
     pub(super) token: i64,
     /// Whether the lease was still ours.
@@ -40,8 +46,8 @@ pub(super) struct Burials {
     /// Rows were forgotten because too many waited.
     overflowed: bool,
     not_before: Instant,
-    /// Rows that one burial takes: fewer after one that failed, so that a row which cannot be buried keeps no other
-    /// from it.
+    /// Rows that one burial takes: fewer after one that took long, and after one that failed, so that a row which cannot
+    /// be buried keeps no other from it.
     at_once: usize,
     outage: Outage,
     task: JoinSet<Buried>,
@@ -56,7 +62,7 @@ impl Burials {
             gone: Vec::new(),
             overflowed: false,
             not_before: Instant::now(),
-            at_once: MOST,
+            at_once: FIRST,
             outage: Outage::new("moving rows to the dead", settings.retry_min, settings.retry_max),
             task: JoinSet::new(),
         }
@@ -99,8 +105,9 @@ impl Burials {
         let rows: Vec<DeadRow> = self.dead.drain(..self.dead.len().min(self.at_once)).collect();
         let (store, lease) = (self.store.clone(), lease.clone());
         self.task.spawn(async move {
+            let begun = Instant::now();
             let result = guarded(limit, "burying", store.bury(&lease, &rows)).await;
-            Buried { rows, token: lease.token, result }
+            Buried { rows, took: begun.elapsed(), token: lease.token, result }
         });
     }
 
@@ -113,9 +120,9 @@ impl Burials {
     }
 
     /// These rows are dead; `true` when others were forgotten, must be read again, and have room.
-    pub(super) fn succeeded(&mut self, rows: &[DeadRow]) -> bool {
+    pub(super) fn succeeded(&mut self, rows: &[DeadRow], took: Duration) -> bool {
         self.outage.works();
-        self.at_once = (self.at_once * 2).min(MOST);
+        self.at_once = if took > QUICK { rows.len() / 2 } else { self.at_once * 2 }.clamp(1, MOST);
         self.gone.extend(rows.iter().map(name));
         self.dead.len() < MOST / 2 && std::mem::take(&mut self.overflowed)
     }

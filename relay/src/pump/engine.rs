@@ -23,7 +23,8 @@ use super::settling::{Deleted, Settling};
 use super::silence::Silence;
 use super::status::{BlockedKey, Board, LISTED, PausedDestination, PumpError, PumpReport, PumpState};
 use super::submit::Ready;
-use crate::owner::Tenure;
+use super::traffic::Traffic;
+use crate::owner::{Owner, Tenure};
 
 /// How long a publisher that says it is full, with nothing under way, is left alone.
 const FULL_RETRY: Duration = Duration::from_millis(5);
@@ -65,6 +66,7 @@ pub(super) struct Engine {
     pub(super) settings: PumpSettings,
     pub(super) board: Board,
     tenures: watch::Receiver<Option<Tenure>>,
+    pub(super) lease_errors: watch::Receiver<Option<Arc<AdapterError>>>,
     pub(super) term: Option<Lease>,
     pub(super) term_until: Instant,
     /// A token that the database refused, and until when we believed in it: what is granted for longer is a new answer,
@@ -89,7 +91,12 @@ pub(super) struct Engine {
     pub(super) reads: Outage,
     pub(super) writes: Outage,
     pub(super) progress: Instant,
+    /// When the broker confirmed something last, or this term began.
+    pub(super) last_published: Instant,
+    /// When a destination may be probed next.
+    pub(super) next_probe: Instant,
     pub(super) silence: Silence,
+    pub(super) traffic: Arc<Traffic>,
     /// When everything under way was given up; until it has settled.
     pub(super) abandoned: Option<Instant>,
     /// The database may be another one by now, with other rows under the same numbers: what is confirmed before
@@ -105,14 +112,15 @@ impl Engine {
         publisher: Box<dyn Publisher>,
         settings: PumpSettings,
         board: Board,
-        tenures: watch::Receiver<Option<Tenure>>,
+        owner: &Owner,
     ) -> Self {
         let now = Instant::now();
         let outage = |what| Outage::new(what, settings.retry_min, settings.retry_max);
         Self {
             publisher,
             board,
-            tenures,
+            tenures: owner.tenures(),
+            lease_errors: owner.errors(),
             term: None,
             term_until: now,
             refused: None,
@@ -135,7 +143,10 @@ impl Engine {
             reads: outage("reading the outbox"),
             writes: outage("writing to the outbox"),
             progress: now,
+            last_published: now,
+            next_probe: now,
             silence: Silence::new(settings.stall_after, now),
+            traffic: Arc::default(),
             abandoned: None,
             forget: false,
             stop: None,
@@ -185,6 +196,7 @@ impl Engine {
             biased;
             () = shutdown.cancelled(), if self.stop.is_none() => Event::Shutdown,
             changed = self.tenures.changed(), if self.failure.is_none() => Event::Lease(changed.is_ok()),
+            changed = self.lease_errors.changed(), if self.failure.is_none() => Event::Lease(changed.is_ok()),
             done = self.intake.done() => Event::Read(done),
             deleted = self.settling.done() => Event::Deleted(deleted),
             buried = self.burials.done() => Event::Buried(buried),
@@ -221,7 +233,7 @@ impl Engine {
             self.settling.due(flush, &self.settings),
             self.burials.due().filter(|_| self.phase == Phase::Running),
             self.intake.due(&self.settings).filter(|_| running && !self.intake.is_reading()),
-            self.pauses.due().filter(|_| running),
+            self.pauses.due().map(|due| due.max(self.next_probe)).filter(|_| running),
             self.promotions.due().filter(|_| running),
             self.term.is_some().then_some(self.term_until),
             self.stall_due(),
@@ -265,6 +277,7 @@ impl Engine {
         self.board.status.token = Some(tenure.lease.token);
         self.term = Some(tenure.lease);
         self.term_until = tenure.until;
+        self.last_published = self.now;
         self.pauses.clear();
         self.begin();
     }
@@ -373,7 +386,9 @@ impl Engine {
         if self.board.due().is_none_or(|due| due > self.now) {
             return;
         }
+        let trouble = self.trouble();
         let status = &mut self.board.status;
+        status.trouble = trouble;
         status.state = match self.phase {
             _ if self.stop.is_some() => PumpState::Draining,
             Phase::Standby => PumpState::Standby,

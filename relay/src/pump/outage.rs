@@ -72,6 +72,11 @@ impl Outage {
         self.down.is_some()
     }
 
+    /// Since when it fails.
+    pub(super) fn since(&self) -> Option<Instant> {
+        self.down.as_ref().map(|(since, _)| *since)
+    }
+
     /// It works.
     pub(super) fn works(&mut self) {
         if let Some((since, _)) = self.down.take() {

@@ -23,6 +23,8 @@ impl Engine {
     pub(super) fn confirmed(&mut self) {
         self.progress = self.now;
         self.full_until = None;
+        let traffic = self.traffic.clone();
+        let mut book = traffic.open();
         let mut confirmations = std::mem::take(&mut self.confirmations);
         for confirmation in confirmations.drain(..) {
             let Some(entry) = self.flight.land(confirmation.ticket) else {
@@ -30,9 +32,16 @@ impl Engine {
                 continue;
             };
             self.silence.heard(&entry.destination);
+            let binding = self.publisher.binding(&entry.destination);
             match confirmation.result {
-                Ok(()) => self.published(entry),
-                Err(error) => self.failed(entry, error),
+                Ok(()) => {
+                    book.published(&entry.destination, binding, self.now.duration_since(entry.since));
+                    self.published(entry);
+                }
+                Err(error) => {
+                    book.failed(&entry.destination, binding, error.scope());
+                    self.failed(entry, error);
+                }
             }
         }
         self.confirmations = confirmations;
@@ -41,6 +50,7 @@ impl Engine {
     fn published(&mut self, entry: Entry) {
         crash_point!("relay.published");
         self.board.status.published += 1;
+        self.last_published = self.now;
         self.broker.works();
         if self.forget {
             self.pauses.settled(&entry);
@@ -206,12 +216,12 @@ impl Engine {
 
     /// Takes in a burial that has ended. Its failure, of whatever kind, is the business of its rows alone: a database
     /// that is gone shows in reads as well.
-    pub(super) fn buried(&mut self, Buried { rows, token, result }: Buried) {
+    pub(super) fn buried(&mut self, Buried { rows, took, token, result }: Buried) {
         let running = self.phase == Phase::Running;
         match result {
             Ok(true) => {
                 self.tell_of_dead(&rows);
-                if self.burials.succeeded(&rows) {
+                if self.burials.succeeded(&rows, took) {
                     self.begin_again_after(Duration::ZERO);
                 }
             }

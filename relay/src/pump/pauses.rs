@@ -305,17 +305,17 @@ impl Pauses {
         }
     }
 
-    /// A pause that may be tried now. Keys of a paused destination wait for it.
-    pub(super) fn ready(&self, now: Instant) -> Option<PauseId> {
-        let destination =
-            self.destinations.values().filter(|pause| pause.is_ready(now)).min_by_key(|p| p.until);
+    /// A pause that may be tried now; without a probe unless one may be sent. Keys of a paused destination wait for it.
+    pub(super) fn ready(&self, now: Instant, may_probe: bool) -> Option<PauseId> {
+        let is_ready = |pause: &&Pause| pause.is_ready(now) && (may_probe || pause.wants_probe().is_none());
+        let destination = self.destinations.values().filter(is_ready).min_by_key(|pause| pause.until);
         if let Some(pause) = destination {
             return Some(PauseId::Destination(pause.destination.clone()));
         }
         let keys = self
             .keys
             .iter()
-            .filter(|(_, pause)| pause.is_ready(now) && !self.destinations.contains_key(&pause.destination));
+            .filter(|(_, pause)| is_ready(pause) && !self.destinations.contains_key(&pause.destination));
         keys.min_by_key(|(_, pause)| pause.until).map(|(order, _)| PauseId::Key(*order))
     }
 

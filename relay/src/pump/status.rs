@@ -23,6 +23,41 @@ pub enum PumpState {
     Draining,
 }
 
+impl PumpState {
+    /// As people and programs read it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Standby => "standby",
+            Self::Running => "running",
+            Self::Waiting => "waiting",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// Why rows do not flow, or pile up, although the pump runs or stands by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// The database cannot be asked for the lease: this relay could not take over.
+    Lease,
+    /// A broker cannot be reached or confirms nothing, and nothing else was confirmed for
+    /// [`stall_after`](super::PumpSettings::stall_after).
+    Broker,
+    /// Published rows could not be deleted for as long: they would be published again by another owner.
+    Deletes,
+}
+
+impl Trouble {
+    /// In one word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Lease => "lease",
+            Self::Broker => "broker",
+            Self::Deletes => "deletes",
+        }
+    }
+}
+
 /// An error as it is shown: its one line, its remedy, and since when.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
@@ -76,6 +111,8 @@ pub struct BlockedKey {
 pub struct PumpStatus {
     /// What it does.
     pub state: PumpState,
+    /// What keeps it from that.
+    pub trouble: Option<Trouble>,
     /// The fencing token while this relay owns the outbox.
     pub token: Option<i64>,
     /// Messages that the broker confirmed, duplicates included.

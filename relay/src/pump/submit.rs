@@ -146,6 +146,8 @@ impl Engine {
     }
 
     fn refused(&mut self, row: Alone, destination: &Arc<Destination>, error: PublishError) {
+        let binding = self.publisher.binding(destination);
+        self.traffic.open().failed(destination, binding, error.scope());
         match error.scope() {
             Scope::Broker => self.broker_failed(&error),
             Scope::Destination => self.pause(destination, row.seq, &error),

@@ -33,7 +33,8 @@ async fn fill(relay: &Relay) {
     assert!(store.bury(&lease, &dead).await.expect("buried"));
 }
 
-fn relay() -> Relay {
+/// A directory with such a file.
+pub(crate) fn with_dead_rows() -> Relay {
     let relay = Relay::new("[database]\nurl = \"sqlite:x.db?mode=rwc\"\n");
     assert_eq!(relay.run("migrate").code, 0);
     tokio::runtime::Runtime::new().expect("a runtime").block_on(fill(&relay));
@@ -53,10 +54,10 @@ fn prints(ran: &Ran, expected: &str) {
 
 #[test]
 fn a_dead_row_is_shown_and_its_content_only_on_demand() {
-    let relay = relay();
+    let relay = with_dead_rows();
     let hidden = relay.run("outbox dead show 1").stdout;
     assert!(
-        hidden.contains("reason          too-large") && hidden.contains("1 headers and 9 bytes, hidden"),
+        hidden.contains("reason          too-large") && hidden.contains("1 header and 9 bytes, hidden"),
         "{hidden}"
     );
     let shown = relay.run("outbox dead show 1 --reveal").stdout;
@@ -80,14 +81,14 @@ fn a_dead_row_is_shown_and_its_content_only_on_demand() {
 
 #[test]
 fn retry_plans_asks_and_moves_once() {
-    let relay = relay();
+    let relay = with_dead_rows();
     let plan = "ROWS  DESTINATION  REASON\n1     orders       too-large\n";
     prints(&relay.run("outbox dead retry --destination orders --dry-run"), plan);
     let unasked = relay.run("outbox dead retry --destination orders");
     assert_eq!((unasked.code, unasked.stdout.as_str()), (10, plan), "{}", unasked.stderr);
     assert_eq!(dead(&relay), [1, 2], "nothing moved yet");
     let moved = relay.run("outbox dead retry --destination orders --yes");
-    prints(&moved, &format!("{plan}1 rows moved back into the outbox\n"));
+    assert_eq!((moved.stdout, moved.code), (format!("{plan}1 row moved back into the outbox\n"), 0));
     prints(&relay.run("outbox dead retry --seq 1 --yes"), "no dead rows\n");
     assert_eq!(dead(&relay), [2]);
     let rest = relay.run("outbox dead retry --all --yes --output json").json();
@@ -97,7 +98,7 @@ fn retry_plans_asks_and_moves_once() {
 
 #[test]
 fn discard_wants_a_choice_and_a_cause() {
-    let relay = relay();
+    let relay = with_dead_rows();
     for args in [
         "discard --seq 1 --yes",
         "discard --because tested --yes",
@@ -110,8 +111,57 @@ fn discard_wants_a_choice_and_a_cause() {
     assert_eq!(dead(&relay), [1, 2]);
     let gone = relay.run("outbox dead discard --seq 2 --seq 7 --because tested --yes --output json");
     assert_eq!((&gone.json()["rows"], &gone.json()["because"]), (&1.into(), &"tested".into()));
-    let logged = relay.run("outbox dead discard --reason too-large --because tested --yes --log info");
-    assert!(logged.stdout.ends_with("1 rows deleted for good\n"), "{}", logged.stdout);
-    assert!(logged.stderr.contains("because=\"tested\""), "{}", logged.stderr);
+    let last = relay.run("outbox dead discard --reason too-large --because tested --yes");
+    assert!(last.stdout.ends_with("1 row deleted for good\n"), "{}", last.stdout);
     assert_eq!(relay.run("outbox status --output json").json()[0]["pending"], 1);
+}
+
+/// What the audit log says of a run.
+fn audited(ran: &Ran) -> Vec<serde_json::Value> {
+    let lines = ran.stderr.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+    lines.filter(|line| line["target"] == "audit").collect()
+}
+
+#[test]
+fn who_did_what_and_why_is_logged_whatever_the_filter() {
+    let relay = with_dead_rows().with_env("LOGNAME", "al\"ice\n");
+    let run = |args: &str| relay.run(&format!("outbox dead {args} --log-format json"));
+    assert!(audited(&run("retry --all --dry-run")).is_empty());
+    assert!(audited(&run("retry --seq 77 --yes")).is_empty(), "nothing was to be done");
+    assert!(audited(&run("show 1")).is_empty());
+    let unasked = run("discard --seq 1 --because x");
+    assert!(unasked.code == 10 && unasked.stderr.starts_with("error"), "{}", unasked.stderr);
+    let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").expect("Linux"));
+    for (args, what, choice, because, steps) in [
+        ("show 1 --reveal --log off", "outbox dead show --reveal", "seq=1", None, vec![("begins", 1)]),
+        (
+            "retry --seq 1 --because fixed --yes --log off",
+            "outbox dead retry",
+            "seq=1",
+            Some("fixed"),
+            vec![("begins", 1), ("ended", 1)],
+        ),
+        (
+            "discard --all --because tested --yes --log audit=off",
+            "outbox dead discard",
+            "all",
+            Some("tested"),
+            vec![("begins", 1), ("ended", 1)],
+        ),
+    ] {
+        let ran = run(args);
+        let told = audited(&ran);
+        assert_eq!((told.len(), ran.code), (steps.len(), 0), "{}", ran.stderr);
+        for (line, (step, rows)) in told.iter().zip(steps) {
+            assert_eq!(
+                (&line["what"], &line["choice"], &line["step"]),
+                (&what.into(), &choice.into(), &step.into())
+            );
+            assert_eq!(
+                (&line["rows"], &line["uid"], &line["user"]),
+                (&rows.into(), &owner.into(), &"al\"ice\n".into())
+            );
+            assert_eq!((line["because"].as_str(), &line["outbox"]), (because, &"outbox".into()));
+        }
+    }
 }

@@ -225,3 +225,21 @@ async fn more_rows_than_may_wait_are_forgotten_and_read_again() {
     pump.stop().await;
     check(&store, &broker, &seqs.into_iter().collect());
 }
+
+/// A burial keeps the lease from its renewal, so it must not take long.
+#[tokio::test(start_paused = true)]
+async fn slow_burials_become_small_and_quick_ones_large() {
+    for (each, largest) in [(Duration::from_millis(10), 1..=100), (Duration::from_micros(10), 1_000..=10_000)]
+    {
+        let (store, broker) = (Store::default(), Broker::new(10));
+        store.slow_burials_each(each);
+        let seqs = fill(&store, "orders", 6_000);
+        broker.change(|rules| rules.invalid.extend(&seqs));
+        let settings = PumpSettings { read_rows: 1_000, buffer_rows: 2_000, ..settings("a") };
+        let mut pump = Running::start(&store, &broker, settings);
+        pump.until("burials", |status| status.dead == 6_000).await;
+        assert!(largest.contains(&store.largest_burial()), "{} rows, {each:?} each", store.largest_burial());
+        pump.stop().await;
+        check(&store, &broker, &seqs.into_iter().collect());
+    }
+}

@@ -185,7 +185,7 @@ async fn stop_ends_the_run_with_the_row() {
         }
         assert!(store.is_pending(seqs[40]) && store.dead().is_empty());
         assert_eq!(store.holder(), None, "the lease is given back");
-        assert_eq!(store.deleted_unpublished(&broker), Vec::<i64>::new());
+        assert_eq!(store.deleted_unpublished(&broker.log()), Vec::<i64>::new());
     }
 }
 

@@ -5,5 +5,7 @@ mod flow;
 mod lease;
 mod model;
 mod promotions;
+mod routes;
 mod stall;
 mod support;
+mod trouble;

@@ -1,7 +1,7 @@
 //! Tables: made, checked, taken back.
 
 use backstop_core::inbox::Inbox;
-use backstop_core::schema::{Schema, Severity};
+use backstop_core::schema::{Finding, Schema, Severity};
 use backstop_core::{FaultKind, Message, Outgoing};
 use backstop_mysql::{MySqlInbox, MySqlOutbox, MySqlSchema, MySqlTables};
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
@@ -22,13 +22,13 @@ async fn up_twice_at_once_and_down_and_up() {
     let (first, second) = tokio::join!(one.migrate(), two.migrate());
     let mut taken = [first.expect("migrated"), second.expect("migrated")].concat();
     taken.sort_unstable();
-    assert_eq!(taken, [1, 2, 3, 4], "each step was taken once");
+    assert_eq!(taken, [1, 2, 3, 4, 5], "each step was taken once");
     assert_eq!(one.migrate().await.expect("nothing to do"), Vec::<i64>::new());
-    assert_eq!(one.revert(1).await.expect("reverted"), [4, 3, 2]);
+    assert_eq!(one.revert(1).await.expect("reverted"), [5, 4, 3, 2]);
     assert_eq!(one.applied().await.expect("asked"), [1]);
     assert_eq!(one.revert(0).await.expect("reverted"), [1]);
     assert_eq!(db.number(TABLES).await, 1, "only the table of migrations is left");
-    assert_eq!(one.migrate().await.expect("migrated"), [1, 2, 3, 4]);
+    assert_eq!(one.migrate().await.expect("migrated"), [1, 2, 3, 4, 5]);
     db.drop().await;
 }
 
@@ -40,7 +40,7 @@ async fn a_step_that_fails_is_named_and_can_be_taken_again() {
     assert_eq!(error.to_string(), "cannot run migration 2 (inbox)");
     assert_eq!(schema(&db).applied().await.expect("asked"), [1], "those before it stay");
     db.run("DROP VIEW backstop_held_gate").await;
-    assert_eq!(schema(&db).migrate().await.expect("migrated"), [2, 3, 4]);
+    assert_eq!(schema(&db).migrate().await.expect("migrated"), [2, 3, 4, 5]);
     db.inbox().ready().await.expect("ready");
     db.drop().await;
 }
@@ -62,7 +62,7 @@ async fn a_prefix_keeps_two_sets_of_tables_apart() {
     let db = Db::new().await;
     let tables = db.tables.clone().with_prefix("other").expect("a name");
     let other = MySqlSchema::new(db.pool.clone(), tables.clone());
-    assert_eq!(other.migrate().await.expect("migrated"), [1, 2, 3, 4]);
+    assert_eq!(other.migrate().await.expect("migrated"), [1, 2, 3, 4, 5]);
     let mut tx = fresh(&MySqlInbox::with_tables(db.pool.clone(), tables.clone()), "1").await;
     let outgoing = Outgoing::to("orders", Message::new("a"));
     MySqlOutbox::with_tables(&tables).enqueue(&mut tx, outgoing).await.expect("written");
@@ -133,5 +133,60 @@ async fn names_are_refused_and_missing_tables_named() {
     let error = MySqlOutbox::with_tables(&wrong).enqueue(&mut tx, outgoing).await.expect_err("no such table");
     assert_eq!(error.kind(), FaultKind::Missing);
     tx.rollback().await.expect("rolled back");
+    db.drop().await;
+}
+
+/// The tests' server keeps our time; a session that sets its own does not.
+#[tokio::test]
+async fn clocks_that_differ() {
+    let db = Db::new().await;
+    let about =
+        |findings: Vec<Finding>| findings.into_iter().find(|it| it.subject == "clock").expect("looked at");
+    let findings = MySqlSchema::new(db.pool.clone(), db.tables.clone()).check().await.expect("checked");
+    assert_eq!(about(findings).severity, Severity::Fine);
+    let options: MySqlConnectOptions = url().parse().expect("a URL");
+    let early = MySqlPoolOptions::new().after_connect(|connection, _| {
+        Box::pin(async move {
+            sqlx::raw_sql("SET timestamp = UNIX_TIMESTAMP() - 600").execute(connection).await.map(drop)
+        })
+    });
+    let pool = early.connect_with(options.database(&db.schema)).await.expect("connected");
+    let findings = MySqlSchema::new(pool.clone(), db.tables.clone()).check().await.expect("checked");
+    let clock = about(findings);
+    assert!(
+        clock.severity == Severity::Warning && clock.detail.contains("s behind this machine's"),
+        "{clock:?}"
+    );
+    pool.close().await;
+    db.drop().await;
+}
+
+/// A step that must wait for a table gives up, so that nobody waits behind it for long; then it can be run again.
+#[tokio::test]
+async fn a_step_waits_five_seconds_for_a_table_and_no_longer() {
+    let db = Db::new().await;
+    for (table, back_to) in [("backstop_lease", 4), ("backstop_outbox", 0)] {
+        let mut holder = db.pool.begin().await.expect("begun");
+        let look = format!("SELECT COUNT(*) FROM {table}");
+        sqlx::query(sqlx::AssertSqlSafe(look)).execute(&mut *holder).await.expect("held");
+        let begun = std::time::Instant::now();
+        let error = schema(&db).revert(back_to).await.expect_err("the table is held");
+        assert!(begun.elapsed() < std::time::Duration::from_secs(15), "{:?}", begun.elapsed());
+        assert_eq!(error.kind(), FaultKind::Conflict, "{error:?}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("run it again")), "{error:?}");
+        holder.rollback().await.expect("let go");
+        schema(&db).revert(back_to).await.expect("run again");
+    }
+    db.drop().await;
+}
+
+/// A step of one statement that was done and not written down, as by a lost connection, is taken for done.
+#[tokio::test]
+async fn a_step_that_was_done_and_not_written_down_can_be_taken_again() {
+    let db = Db::new().await;
+    db.run("DELETE FROM backstop_migrations WHERE version = 5").await;
+    assert_eq!(schema(&db).migrate().await.expect("migrated"), [5]);
+    db.run("ALTER TABLE backstop_lease DROP COLUMN report, DROP COLUMN reported_at").await;
+    assert_eq!(schema(&db).revert(4).await.expect("reverted"), [5]);
     db.drop().await;
 }

@@ -5,6 +5,7 @@
 mod alarm;
 mod dead_letters;
 mod logged;
+mod permissions;
 mod publisher;
 mod recovery;
 mod silence;

@@ -176,26 +176,32 @@ pub(crate) async fn cut_connections(name: &str) {
 }
 
 fn cut_those_there(name: &str) -> usize {
-    let listed: serde_json::Value = serde_json::from_str(&http("GET", "/api/connections")).unwrap();
+    let listed: serde_json::Value = serde_json::from_str(&ask("GET", "/api/connections", "")).unwrap();
     let of_ours =
         |connection: &&serde_json::Value| connection["client_properties"]["connection_name"] == name;
     let ours: Vec<_> = listed.as_array().unwrap().iter().filter(of_ours).collect();
     for connection in &ours {
         let name = connection["name"].as_str().unwrap();
         let escaped: String = name.bytes().map(|byte| format!("%{byte:02X}")).collect();
-        http("DELETE", &format!("/api/connections/{escaped}"));
+        ask("DELETE", &format!("/api/connections/{escaped}"), "");
     }
     ours.len()
 }
 
 /// A request to the management API; answers the body.
-fn http(method: &str, path: &str) -> String {
+pub(crate) fn ask(method: &str, path: &str, body: &str) -> String {
     let api = variable("BACKSTOP_TEST_RABBITMQ_API");
     let host = api.trim_start_matches("http://").trim_end_matches('/');
     let mut stream = TcpStream::connect(host).unwrap();
     let login = "Authorization: Basic Z3Vlc3Q6Z3Vlc3Q=";
-    write!(stream, "{method} {path} HTTP/1.0\r\nHost: {host}\r\n{login}\r\n\r\n").unwrap();
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.0\r\nHost: {host}\r\n{login}\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+    .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.split(' ').nth(1).is_some_and(|code| code.starts_with('2')), "{method} {path}: {answer}");
     answer.split_once("\r\n\r\n").unwrap_or_default().1.to_owned()
 }

@@ -121,7 +121,7 @@ where
         self.attempts(unit, &delivery).await
     }
 
-    async fn attempts(&self, unit: Unit<'_>, delivery: &Delivery<H::Message>) -> bool {
+    pub(crate) async fn attempts(&self, unit: Unit<'_>, delivery: &Delivery<H::Message>) -> bool {
         let (mut outages, mut conflicts) = (0, 0);
         loop {
             match self.attempt(unit, delivery).await {
@@ -178,6 +178,7 @@ where
         match self.inbox.commit(tx).await {
             Ok(()) => {
                 crash_point!("consumer.committed");
+                self.group_size.committed(1);
                 Try::Handled
             }
             Err(error) => self.uncertain(unit, error).await,
@@ -186,8 +187,10 @@ where
 
     /// What a commit that did not simply succeed comes to: where nobody knows, the inbox does.
     async fn uncertain(&self, unit: Unit<'_>, error: CommitError) -> Try {
-        if let CommitError::RolledBack(_) = error {
-            return Try::Failed(HandlerError::from(error));
+        match error {
+            CommitError::RolledBack(_) => return Try::Failed(HandlerError::from(error)),
+            CommitError::EndedByHandler(_) => self.found_out(),
+            CommitError::Unknown(_) => {}
         }
         match self.outcome(unit.message_key).await {
             Err(outage) => Try::Outage(outage),

@@ -36,14 +36,13 @@ where
         self.unordered
     }
 
-    async fn process(&self, received: Received<S>) {
-        let Received { message, identity, origin, via, mut settlement } = received;
-        if !settlement.begin() {
-            return;
-        }
-        let received = Received { message, identity, origin, via, settlement: () };
-        if self.attempts(&received).await {
-            settlement.settle();
+    fn at_once(&self) -> usize {
+        1
+    }
+
+    async fn process(&self, received: Vec<Received<S>>) {
+        for received in received {
+            self.receive(received).await;
         }
     }
 
@@ -60,6 +59,17 @@ where
     C: Codec<H::Message>,
     D: DeadLetters,
 {
+    async fn receive<S: Settlement>(&self, received: Received<S>) {
+        let Received { message, identity, origin, via, mut settlement } = received;
+        if !settlement.begin() {
+            return;
+        }
+        let received = Received { message, identity, origin, via, settlement: () };
+        if self.attempts(&received).await {
+            settlement.settle();
+        }
+    }
+
     /// Tries until the message is handled or quarantined; `false` when the consumer stops before.
     async fn attempts(&self, received: &Received<()>) -> bool {
         let began = Instant::now();

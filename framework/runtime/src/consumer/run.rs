@@ -16,8 +16,11 @@ pub(crate) trait Process<S: Settlement>: Send + Sync + 'static {
     /// Whether messages without a key may overtake each other.
     fn unordered(&self) -> bool;
 
-    /// Handles one message to its end.
-    fn process(&self, received: Received<S>) -> impl Future<Output = ()> + Send;
+    /// How many messages a worker takes at once, at most.
+    fn at_once(&self) -> usize;
+
+    /// Handles messages to their end; those of one key are in their order.
+    fn process(&self, received: Vec<Received<S>>) -> impl Future<Output = ()> + Send;
 
     /// How many tasks run beside the workers.
     fn background_tasks(&self) -> usize;
@@ -128,7 +131,7 @@ fn lane_of<T>(received: &Received<T>, lanes: &Lanes<Received<T>>, unordered: boo
 }
 
 async fn work<S: Source, P: Process<S::Settlement>>(lanes: Arc<Queue<S>>, process: Arc<P>) {
-    while let Some((turn, received)) = lanes.next().await {
+    while let Some((turn, received)) = lanes.next(process.at_once()).await {
         process.process(received).await;
         drop(turn);
     }

@@ -9,6 +9,7 @@ use backstop_core::source::{Received, Settlement};
 use backstop_core::{Codec, DeadLetters, Handler};
 
 use crate::consumer::context::Context;
+use crate::consumer::group_size::GroupSize;
 use crate::consumer::held_work::HeldWork;
 use crate::consumer::invoke::Invocation;
 use crate::consumer::run::Process;
@@ -31,6 +32,8 @@ pub(crate) struct Transactional<I, H, C, D> {
     pub(crate) unordered: bool,
     pub(crate) continue_trace: bool,
     pub(crate) retention: Duration,
+    pub(crate) group_size: GroupSize,
+    pub(crate) group_age: Duration,
     pub(crate) held_work: HeldWork,
     pub(crate) held_workers: usize,
 }
@@ -58,8 +61,17 @@ where
         self.unordered
     }
 
-    async fn process(&self, received: Received<S>) {
-        self.receive(received).await;
+    fn at_once(&self) -> usize {
+        self.group_size.now()
+    }
+
+    async fn process(&self, received: Vec<Received<S>>) {
+        if self.group_size.is_on() {
+            return self.receive_group(received).await;
+        }
+        for received in received {
+            self.receive(received).await;
+        }
     }
 
     fn background_tasks(&self) -> usize {

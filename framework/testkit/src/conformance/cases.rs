@@ -56,6 +56,21 @@ macro_rules! store_conformance {
                 an_instance_steps_aside,
                 eight_instances_apply_it_once,
             ],
+            group: [
+                a_group_commits_together,
+                a_group_rolls_back_together,
+                a_dropped_group_leaves_nothing,
+                duplicates_of_a_group_are_told,
+                held_keys_of_a_group_are_told,
+                a_group_of_duplicates,
+                groups_of_consumers_are_apart,
+                withdrawn_messages_are_fresh_again,
+                handled_messages_can_be_withdrawn,
+                a_group_steps_aside,
+                instances_with_the_same_groups_apply_them_once,
+                a_swallowed_failure_dooms_the_group,
+                a_raw_commit_in_a_group_is_found_out,
+            ],
             held: [
                 hold_holds_the_key,
                 held_wins_over_duplicate,
@@ -163,6 +178,7 @@ macro_rules! store_conformance {
             ],
             lease: [
                 the_holder_is_told,
+                the_owner_is_heard,
                 one_owner,
                 renewal_keeps_the_token,
                 renewal_prolongs,
@@ -287,6 +303,7 @@ mod tests {
         let files = [
             include_str!("store/inbox.rs"),
             include_str!("store/inbox_instances.rs"),
+            include_str!("store/group.rs"),
             include_str!("store/held.rs"),
             include_str!("store/held_attempts.rs"),
             include_str!("store/import.rs"),

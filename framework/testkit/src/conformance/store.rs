@@ -1,6 +1,7 @@
 //! The suite for databases: inbox, held messages, outbox, leases, ledger and schema.
 
 pub mod envelopes;
+pub mod group;
 pub mod held;
 pub mod held_attempts;
 pub mod import;

@@ -90,6 +90,8 @@ pub(super) struct LeaseRow {
     pub(super) owner: String,
     pub(super) token: i64,
     pub(super) expires: Instant,
+    /// What its owner told of itself, and when.
+    pub(super) report: Option<(Instant, String)>,
 }
 
 impl Data {

@@ -116,7 +116,7 @@ impl HeldMessages for Store {
             Ok::<_, AdapterError>(data.due_head(consumer).and_then(|n| data.lock_head(n)))
         })?;
         Ok(locked.map(|(tx, key, head, handled)| {
-            let inbox = (!handled).then_some(key);
+            let inbox = (!handled).then_some(key).into_iter().collect();
             ClaimedHead { tx: MemoryTx::new(self.shared.clone(), tx, inbox), head, handled }
         }))
     }

@@ -3,11 +3,11 @@
 use std::error::Error;
 use std::time::Duration;
 
-use backstop_core::inbox::{Admission, CommitError, Inbox, Limits, Unit};
+use backstop_core::inbox::{Admission, CommitError, GroupAdmission, Inbox, Limits, Standing, Unit};
 use backstop_core::{AdapterError, Disposition, ErrorClass, Explained, FaultKind, MessageKey};
 use tokio::time::{Instant, timeout_at};
 
-use super::data::{Data, TxId, unreachable};
+use super::data::{Data, InboxKey, TxId, unreachable};
 use super::store::Store;
 use super::transaction::MemoryTx;
 
@@ -23,7 +23,7 @@ enum Answer {
 impl Data {
     fn admit(&mut self, unit: Unit<'_>) -> Result<Answer, AdapterError> {
         self.may_begin()?;
-        let key = (unit.consumer.to_owned(), unit.message_key.clone());
+        let key = key_of(unit);
         if !self.held_of(unit.consumer, unit.place, unit.ordering_key).is_empty() {
             return Ok(Answer::Held);
         }
@@ -38,6 +38,28 @@ impl Data {
         Ok(Answer::Fresh(tx))
     }
 
+    /// What the tables say of each message of a group; `None` when another transaction is at one of them.
+    fn admit_group(&mut self, units: &[Unit<'_>]) -> Result<Option<(TxId, Vec<Standing>)>, AdapterError> {
+        self.may_begin()?;
+        if units.iter().any(|unit| self.working.contains_key(&key_of(*unit))) {
+            return Ok(None);
+        }
+        let tx = self.next_number().unsigned_abs();
+        let standings = units.iter().map(|unit| {
+            let key = key_of(*unit);
+            if !self.held_of(unit.consumer, unit.place, unit.ordering_key).is_empty() {
+                Standing::Held
+            } else if self.inbox.contains_key(&key) || self.working.contains_key(&key) {
+                Standing::Duplicate
+            } else {
+                self.working.insert(key, tx);
+                Standing::Fresh
+            }
+        });
+        let standings = standings.collect();
+        Ok(Some((tx, standings)))
+    }
+
     pub(super) fn may_begin(&mut self) -> Result<(), AdapterError> {
         self.reachable()?;
         if self.faults.begins > 0 {
@@ -46,6 +68,10 @@ impl Data {
         }
         Ok(())
     }
+}
+
+fn key_of(unit: Unit<'_>) -> InboxKey {
+    (unit.consumer.to_owned(), unit.message_key.clone())
 }
 
 impl Inbox for Store {
@@ -58,8 +84,8 @@ impl Inbox for Store {
             changes.borrow_and_update();
             match self.shared.look(|data| data.admit(unit))? {
                 Answer::Fresh(tx) => {
-                    let key = (unit.consumer.to_owned(), unit.message_key.clone());
-                    return Ok(Admission::Fresh(MemoryTx::new(self.shared.clone(), tx, Some(key))));
+                    let key = key_of(unit);
+                    return Ok(Admission::Fresh(MemoryTx::new(self.shared.clone(), tx, vec![key])));
                 }
                 Answer::Duplicate => return Ok(Admission::Duplicate),
                 Answer::Held => return Ok(Admission::Held),
@@ -69,6 +95,29 @@ impl Inbox for Store {
                 Answer::Locked => {}
             }
         }
+    }
+
+    async fn begin_group(
+        &self,
+        units: &[Unit<'_>],
+        _: Limits,
+    ) -> Result<GroupAdmission<MemoryTx>, AdapterError> {
+        let Some((tx, standings)) = self.shared.look(|data| data.admit_group(units))? else {
+            return Ok(GroupAdmission::Apart);
+        };
+        let fresh = units.iter().zip(&standings).filter(|(_, standing)| **standing == Standing::Fresh);
+        let keys = fresh.map(|(unit, _)| key_of(*unit)).collect();
+        Ok(GroupAdmission::Shared { tx: MemoryTx::new(self.shared.clone(), tx, keys), standings })
+    }
+
+    async fn withdraw(
+        &self,
+        tx: &mut MemoryTx,
+        consumer: &str,
+        message_keys: &[&MessageKey],
+    ) -> Result<(), AdapterError> {
+        tx.withdraw(message_keys.iter().map(|key| (consumer.to_owned(), (*key).clone())).collect());
+        Ok(())
     }
 
     async fn commit(&self, tx: MemoryTx) -> Result<(), CommitError> {

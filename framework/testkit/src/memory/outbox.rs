@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use backstop_core::AdapterError;
 use backstop_core::dead_rows::BuriedRow;
-use backstop_core::lease::{Holder, Lease, Leases};
+use backstop_core::lease::{Holder, Lease, Leases, OwnerReport};
 use backstop_core::outbox::{Claimed, DeadRow, OutboxReader, OutboxStatus, OutboxStore, Reread, RowId};
 use chrono::Utc;
 use futures_core::future::BoxFuture;
@@ -28,6 +28,7 @@ impl Data {
             owner: String::new(),
             token: 0,
             expires: now,
+            report: None,
         });
         let expired = row.expires <= now;
         if row.owner != owner && !expired {
@@ -99,6 +100,19 @@ impl Leases for Store {
         }))
     }
 
+    fn report<'a>(&'a self, lease: &'a Lease, text: &'a str) -> BoxFuture<'a, Result<(), AdapterError>> {
+        now(self.shared.look(|data| {
+            data.reachable()?;
+            let now = data.now();
+            if data.is_current(lease)
+                && let Some(row) = data.leases.get_mut(&lease.name)
+            {
+                row.report = Some((now, text.to_owned()));
+            }
+            Ok(())
+        }))
+    }
+
     fn holder<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Holder>, AdapterError>> {
         now(self.shared.look(|data| {
             data.reachable()?;
@@ -107,6 +121,7 @@ impl Leases for Store {
             Ok(row.map(|row| Holder {
                 lease: Lease { name: name.to_owned(), owner: row.owner.clone(), token: row.token },
                 remaining: row.expires - now,
+                report: row.report.clone().map(|(at, text)| OwnerReport { text, age: now - at }),
             }))
         }))
     }

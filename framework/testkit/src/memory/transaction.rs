@@ -24,7 +24,8 @@ pub struct MemoryTx {
 
 #[derive(Debug, Default)]
 struct Writes {
-    inbox: Option<InboxKey>,
+    inbox: Vec<InboxKey>,
+    deleted: Vec<InboxKey>,
     values: BTreeMap<String, String>,
     applied: Vec<String>,
     outbox: Vec<OutboxRow>,
@@ -32,7 +33,7 @@ struct Writes {
 }
 
 impl MemoryTx {
-    pub(super) fn new(shared: Arc<Shared>, id: TxId, inbox: Option<InboxKey>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, id: TxId, inbox: Vec<InboxKey>) -> Self {
         let writes = Writes { inbox, ..Writes::default() };
         Self { shared, id, writes, poisoned: false, ended: false }
     }
@@ -104,6 +105,24 @@ impl MemoryTx {
         });
     }
 
+    /// Deletes inbox rows, this transaction's own and others.
+    pub(super) fn withdraw(&mut self, keys: Vec<InboxKey>) {
+        self.writes.inbox.retain(|key| !keys.contains(key));
+        let ended = self.ended;
+        let deleted = self.shared.change(|data| {
+            for key in &keys {
+                data.working.remove(key);
+            }
+            if ended {
+                // After the end each statement commits by itself.
+                data.inbox.retain(|key, _| !keys.contains(key));
+                return Vec::new();
+            }
+            keys
+        });
+        self.writes.deleted.extend(deleted);
+    }
+
     /// Takes back what was written, the inbox row included, and keeps the locks.
     pub(super) fn undo(&mut self) -> Result<(), AdapterError> {
         if self.ended {
@@ -151,9 +170,10 @@ impl Drop for MemoryTx {
 impl Writes {
     fn store(self, data: &mut Data) {
         let now = data.now();
-        if let Some(key) = self.inbox {
-            data.inbox.insert(key, now);
+        for key in &self.deleted {
+            data.inbox.remove(key);
         }
+        data.inbox.extend(self.inbox.into_iter().map(|key| (key, now)));
         data.values.extend(self.values);
         data.applied.extend(self.applied);
         for row in self.outbox {

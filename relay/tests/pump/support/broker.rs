@@ -44,6 +44,8 @@ pub(crate) struct Rules {
     pub(crate) queue: usize,
     /// Whether probes tell the truth; otherwise they find nothing wrong.
     pub(crate) probes: bool,
+    /// Probes of these destinations are not answered.
+    pub(crate) hanging: HashSet<String>,
 }
 
 struct InFlight {
@@ -84,6 +86,7 @@ impl Broker {
             window: 50,
             queue: 1_000,
             probes: true,
+            hanging: HashSet::new(),
         };
         let random = fastrand::Rng::with_seed(seed);
         let data = Data {
@@ -280,6 +283,9 @@ impl Publisher for FakePublisher {
 
     fn probe<'a>(&'a self, destinations: &'a [Destination]) -> BoxFuture<'a, Vec<PublishError>> {
         let data = self.broker.data();
+        if destinations.iter().any(|destination| data.rules.hanging.contains(&destination.name)) {
+            return Box::pin(std::future::pending());
+        }
         let missing = |destination: &&Destination| data.rules.missing.contains(&destination.name);
         let failing = destinations.iter().filter(missing).filter(|_| data.rules.probes);
         let errors = failing.map(|_| error(Scope::Destination)).collect();

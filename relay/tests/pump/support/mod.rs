@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backstop_core::FaultKind;
+use backstop_core::sink::Publisher;
 use backstop_relay::owner::OwnerSettings;
 use backstop_relay::pump::{Pump, PumpError, PumpReport, PumpSettings, PumpStatus};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use broker::Broker;
+pub(crate) use broker::{Broker, Record};
 pub(crate) use store::Store;
 
 /// A settings that suits tests: small batches, so that all the ways are gone.
@@ -37,7 +38,11 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(store: &Store, broker: &Broker, settings: PumpSettings) -> Self {
-        let pump = Pump::new(Arc::new(store.clone()), Box::new(broker.publisher()), settings);
+        Self::publishing(store, Box::new(broker.publisher()), settings)
+    }
+
+    pub(crate) fn publishing(store: &Store, publisher: Box<dyn Publisher>, settings: PumpSettings) -> Self {
+        let pump = Pump::new(Arc::new(store.clone()), publisher, settings);
         let status = pump.status();
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(pump.run(shutdown.clone()));
@@ -67,8 +72,12 @@ impl Running {
 
 /// What must hold of any run that ended with an empty outbox.
 pub(crate) fn check(store: &Store, broker: &Broker, dead: &BTreeSet<i64>) {
+    check_log(store, &broker.log(), dead);
+}
+
+/// The same of what several brokers have stored, one after another.
+pub(crate) fn check_log(store: &Store, log: &[Record], dead: &BTreeSet<i64>) {
     let committed = store.committed();
-    let log = broker.log();
     let first: BTreeMap<i64, usize> =
         log.iter().enumerate().rev().map(|(place, record)| (record.seq, place)).collect();
     let buried: Vec<i64> = store.dead().iter().map(|row| row.seq).collect();
@@ -87,7 +96,7 @@ pub(crate) fn check(store: &Store, broker: &Broker, dead: &BTreeSet<i64>) {
             assert!(earlier < *place, "row {seq} was first published before row {before} of its key");
         }
     }
-    assert_eq!(store.deleted_unpublished(broker), Vec::<i64>::new(), "deleted only after confirmation");
+    assert_eq!(store.deleted_unpublished(log), Vec::<i64>::new(), "deleted only after confirmation");
     assert_eq!(store.pending(), 0, "nothing is left");
 }
 

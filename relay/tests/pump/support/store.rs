@@ -14,7 +14,7 @@ use backstop_core::{AdapterError, Destination, FaultKind, Message};
 use futures_core::future::BoxFuture;
 use tokio::time::{Instant, sleep};
 
-use super::Broker;
+use super::Record;
 
 /// Destination and key of a row.
 pub(crate) type Address = (String, Option<Vec<u8>>);
@@ -37,6 +37,8 @@ struct Data {
     burial_fault: Option<FaultKind>,
     unburiable: BTreeSet<i64>,
     burial_delay: Duration,
+    burial_delay_each: Duration,
+    largest_burial: usize,
     lease_down: bool,
     refused_burials: u32,
     delete_delay: Duration,
@@ -125,8 +127,8 @@ impl Store {
         self.data().dead.clone()
     }
 
-    pub(crate) fn deleted_unpublished(&self, broker: &Broker) -> Vec<i64> {
-        let published: BTreeSet<i64> = broker.log().iter().map(|record| record.seq).collect();
+    pub(crate) fn deleted_unpublished(&self, log: &[Record]) -> Vec<i64> {
+        let published: BTreeSet<i64> = log.iter().map(|record| record.seq).collect();
         self.data().deleted.iter().copied().filter(|seq| !published.contains(seq)).collect()
     }
 
@@ -146,6 +148,16 @@ impl Store {
     /// Lets every burial fail in which this row is.
     pub(crate) fn refuse_to_bury(&self, seq: i64) {
         self.data().unburiable.insert(seq);
+    }
+
+    /// Lets a burial take so long for each of its rows.
+    pub(crate) fn slow_burials_each(&self, delay: Duration) {
+        self.data().burial_delay_each = delay;
+    }
+
+    /// Rows of the largest burial.
+    pub(crate) fn largest_burial(&self) -> usize {
+        self.data().largest_burial
     }
 
     pub(crate) fn slow_burials(&self, delay: Duration) {
@@ -255,9 +267,13 @@ impl OutboxStore for Store {
         rows: &'a [DeadRow],
     ) -> BoxFuture<'a, Result<bool, AdapterError>> {
         Box::pin(async move {
-            let delay = self.data().burial_delay;
+            let delay = {
+                let data = self.data();
+                data.burial_delay + data.burial_delay_each * rows.len() as u32
+            };
             sleep(delay + Duration::from_millis(1)).await;
             let mut data = self.data();
+            data.largest_burial = data.largest_burial.max(rows.len());
             let refused = rows.iter().any(|row| data.unburiable.contains(&row.seq));
             fault(data.burial_fault.or(refused.then_some(FaultKind::Invalid)))?;
             fault(data.write_faults.pop_front())?;

@@ -37,6 +37,26 @@ pub async fn the_holder_is_told<H: StoreHarness>(harness: &H) {
     assert_eq!(holder().await, None);
 }
 
+/// What the owner tells of itself is there for whoever asks who it is; a stale owner is not heard.
+pub async fn the_owner_is_heard<H: StoreHarness>(harness: &H) {
+    let outbox = harness.outbox();
+    let heard = async || {
+        let holder = outbox.holder("relay").await.expect("the database answers").expect("it is held");
+        holder.report.map(|report| (report.text, report.age < LONG))
+    };
+    let first = acquire(&*outbox, "a", SHORT).await.expect("it is free");
+    let second = eventually(|| acquire(&*outbox, "b", LONG)).await;
+    outbox.report(&first, "stale").await.expect("nothing to do");
+    assert_eq!(heard().await, None);
+    for text in ["{\"rate\": 7}", "a \u{1f4e6} and \"quotes\""] {
+        outbox.report(&second, text).await.expect("kept");
+        outbox.report(&first, "stale").await.expect("nothing to do");
+        assert_eq!(heard().await, Some((text.to_owned(), true)));
+    }
+    acquire(&*outbox, "b", LONG).await.expect("renewed");
+    assert!(heard().await.is_some(), "a renewal keeps it");
+}
+
 /// The owner renews its lease and keeps its token.
 pub async fn renewal_keeps_the_token<H: StoreHarness>(harness: &H) {
     let outbox = harness.outbox();

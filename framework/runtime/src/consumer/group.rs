@@ -1,0 +1,329 @@
+//! Messages that share a transaction: one after another on one connection, committed together.
+//!
+//! What is promised of a message holds as if it were alone. Where anything goes wrong the shared transaction is rolled
+//! back, nobody is charged, and whoever is to blame is handled by itself: its attempts are counted there.
+
+use std::time::Instant;
+
+use backstop_core::held::{HeldMessages, ordering_key};
+use backstop_core::inbox::{CommitError, GroupAdmission, Standing, Unit};
+use backstop_core::source::{Received, Settlement};
+use backstop_core::{
+    AdapterError, Codec, DeadLetters, Delivery, Disposition, Handler, HandlerError, Identity, MessageKey,
+    Via, crash_point,
+};
+
+use crate::consumer::invoke::decode;
+use crate::consumer::transactional::Transactional;
+use crate::stats::{count, count_all};
+
+/// A message that may share a transaction: a live one, with an identity, that could be read.
+struct Member<M> {
+    delivery: Delivery<M>,
+    ordering: Vec<u8>,
+}
+
+/// Whether a message may share a transaction.
+enum Joined<M, S> {
+    As(Member<M>, S),
+    Not(Received<S>),
+}
+
+/// What one shared transaction came to.
+enum Ended {
+    /// It is committed; what the inbox said of each message that it got to, from the first on.
+    Committed(Vec<Standing>),
+    /// The handler of this message failed.
+    Failed(usize),
+    /// Some other transaction was in the way.
+    Conflict,
+    /// They cannot share one.
+    Apart,
+}
+
+/// What is still to be done of a batch, and in how large groups.
+struct Rest<S, M> {
+    members: Vec<Member<M>>,
+    /// One for each member, and apart from them: they cannot be shared between threads.
+    settlements: Vec<S>,
+    /// Messages of the next groups, at most.
+    at_most: usize,
+    /// So many messages stand before one that has failed, which is then handled by itself.
+    before_failed: Option<usize>,
+}
+
+impl<I, H, C, D> Transactional<I, H, C, D>
+where
+    I: HeldMessages,
+    H: Handler<I::Tx>,
+    C: Codec<H::Message>,
+    D: DeadLetters,
+{
+    /// Handles messages in their order, as many in one transaction as can be.
+    pub(crate) async fn receive_group<S: Settlement>(&self, batch: Vec<Received<S>>) {
+        let mut members = Vec::with_capacity(batch.len());
+        for received in batch {
+            match self.join(received) {
+                Joined::As(member, settlement) => members.push((member, settlement)),
+                Joined::Not(odd) => {
+                    // It must not overtake those of its key that came before it.
+                    self.share(std::mem::take(&mut members)).await;
+                    self.receive(odd).await;
+                }
+            }
+        }
+        self.share(members).await;
+    }
+
+    /// The message as a member of a group, or as it was.
+    fn join<S>(&self, received: Received<S>) -> Joined<H::Message, S> {
+        let key = match &received.identity {
+            Identity::Declared(key) | Identity::Coordinates(key) if received.via == Via::Live => key.clone(),
+            _ => return Joined::Not(received),
+        };
+        let Ok(body) = decode(&self.codec, &received.message) else { return Joined::Not(received) };
+        let Received { message, identity, origin, via, settlement } = received;
+        if matches!(identity, Identity::Coordinates(_)) {
+            count(&self.context.stats.without_id);
+        }
+        let ordering = ordering_key(&message, &key, &origin, self.unordered);
+        let delivery = Delivery::new(body, message, key, origin, via, 1);
+        Joined::As(Member { delivery, ordering }, settlement)
+    }
+
+    async fn share<S: Settlement>(&self, mut members: Vec<(Member<H::Message>, S)>) {
+        members.retain_mut(|(_, settlement)| settlement.begin());
+        let (members, settlements): (Vec<_>, Vec<_>) = members.into_iter().unzip();
+        let mut rest = Rest { at_most: members.len(), members, settlements, before_failed: None };
+        while !rest.members.is_empty() && !self.context.stop.is_cancelled() {
+            match rest.next_size() {
+                1 => {
+                    for (member, settlement) in rest.take(1) {
+                        self.alone(member, settlement).await;
+                    }
+                }
+                size => {
+                    let ended = self.attempt_group(&rest.members[..size]).await;
+                    self.follow_up(&mut rest, size, ended).await;
+                }
+            }
+        }
+    }
+
+    /// Handles one message in a transaction of its own.
+    async fn alone<S: Settlement>(&self, member: Member<H::Message>, settlement: S) {
+        if self.attempts(member.unit(&self.context.consumer), &member.delivery).await {
+            settlement.settle();
+        }
+    }
+
+    async fn follow_up<S: Settlement>(&self, rest: &mut Rest<S, H::Message>, size: usize, ended: Ended) {
+        if let Ended::Committed(standings) = ended {
+            return self.settle(rest.take(standings.len()), standings).await;
+        }
+        count(&self.context.stats.regrouped);
+        match ended {
+            Ended::Failed(at) => {
+                self.group_size.failed();
+                rest.at_most = self.group_size.now();
+                rest.before_failed = Some(at);
+            }
+            Ended::Conflict => {
+                self.group_size.met_others();
+                rest.at_most = size / 2;
+            }
+            Ended::Committed(_) | Ended::Apart => rest.at_most = 1,
+        }
+    }
+
+    /// After the commit.
+    async fn settle<S: Settlement>(&self, members: Vec<(Member<H::Message>, S)>, standings: Vec<Standing>) {
+        let stats = &self.context.stats;
+        let fresh = standings.iter().filter(|standing| **standing == Standing::Fresh).count();
+        self.group_size.committed(members.len());
+        count_all(&stats.handled, fresh);
+        count_all(&stats.grouped, fresh);
+        let mut of_held_keys = Vec::new();
+        for ((member, settlement), standing) in members.into_iter().zip(standings) {
+            match standing {
+                Standing::Fresh => settlement.settle(),
+                Standing::Duplicate => {
+                    count(&stats.duplicates);
+                    settlement.settle();
+                }
+                Standing::Held => of_held_keys.push((member, settlement)),
+            }
+        }
+        for (member, settlement) in of_held_keys {
+            self.alone(member, settlement).await;
+        }
+    }
+
+    /// Begin, one handler after another, proven commit.
+    async fn attempt_group(&self, members: &[Member<H::Message>]) -> Ended {
+        let consumer = &self.context.consumer;
+        let units: Vec<Unit<'_>> = members.iter().map(|member| member.unit(consumer)).collect();
+        let (mut tx, mut standings) = match self.inbox.begin_group(&units, self.limits).await {
+            Ok(GroupAdmission::Shared { tx, standings }) => (tx, standings),
+            Ok(GroupAdmission::Apart) => return Ended::Apart,
+            // The first of them, by itself, waits until the database answers.
+            Err(error) => {
+                tracing::debug!(%consumer, %error, "messages cannot share a transaction");
+                return Ended::Apart;
+            }
+        };
+        let began = Instant::now();
+        for (at, member) in members.iter().enumerate() {
+            if standings[at] != Standing::Fresh {
+                continue;
+            }
+            if at > 0 && began.elapsed() >= self.group_age {
+                if let Err(error) = self.leave_out(&mut tx, &units[at..], &standings[at..]).await {
+                    tracing::debug!(%consumer, %error, "a shared transaction is lost");
+                    return Ended::Apart;
+                }
+                standings.truncate(at);
+                self.group_size.had_time_for(at);
+                break;
+            }
+            if let Err(failed) = self.invocation().run(&self.handler, &member.delivery, &mut tx).await {
+                if failed.tx_is_sound {
+                    self.inbox.rollback(tx).await;
+                }
+                return self.failed_in_group(&units, &standings, at, &failed.error).await;
+            }
+            crash_point!("consumer.group.handled");
+        }
+        self.commit_group(tx, &units, standings).await
+    }
+
+    /// Takes messages that are not begun out of the transaction.
+    async fn leave_out(
+        &self,
+        tx: &mut I::Tx,
+        units: &[Unit<'_>],
+        standings: &[Standing],
+    ) -> Result<(), AdapterError> {
+        self.inbox.withdraw(tx, &self.context.consumer, &fresh_keys(units, standings)).await
+    }
+
+    async fn failed_in_group(
+        &self,
+        units: &[Unit<'_>],
+        standings: &[Standing],
+        at: usize,
+        error: &HandlerError,
+    ) -> Ended {
+        let judged = self.judge(error);
+        tracing::debug!(consumer = self.context.consumer, error = %judged.report.message, "a shared transaction is rolled back");
+        if self.was_ended(units, standings, at).await {
+            return Ended::Apart;
+        }
+        if judged.disposition == Disposition::Conflict { Ended::Conflict } else { Ended::Failed(at) }
+    }
+
+    /// Whether a handler has committed the transaction that was to be rolled back. Then the inbox knows messages
+    /// whose handlers have not run: from the one that failed on they are taken out of it.
+    async fn was_ended(&self, units: &[Unit<'_>], standings: &[Standing], failed: usize) -> bool {
+        let Some(first) = fresh_keys(units, standings).first().copied() else { return false };
+        if !matches!(self.outcome(first).await, Ok(true)) {
+            return false;
+        }
+        self.found_out();
+        let mut tries = 0;
+        while let Err(error) = self.forget(&units[failed..], &standings[failed..]).await {
+            self.report_outage(&error, tries);
+            tries += 1;
+            if !self.context.wait(tries).await {
+                break;
+            }
+        }
+        true
+    }
+
+    /// Takes messages out of the inbox in a transaction of its own.
+    async fn forget(&self, units: &[Unit<'_>], standings: &[Standing]) -> Result<(), AdapterError> {
+        let GroupAdmission::Shared { mut tx, .. } = self.inbox.begin_group(units, self.limits).await? else {
+            return Ok(());
+        };
+        self.leave_out(&mut tx, units, standings).await?;
+        self.inbox.commit(tx).await.map_err(CommitError::into_error)
+    }
+
+    async fn commit_group(&self, tx: I::Tx, units: &[Unit<'_>], standings: Vec<Standing>) -> Ended {
+        let Some(first) = fresh_keys(units, &standings).first().copied() else {
+            self.inbox.rollback(tx).await;
+            return Ended::Committed(standings);
+        };
+        let error = match self.inbox.commit(tx).await {
+            Ok(()) => {
+                crash_point!("consumer.committed");
+                return Ended::Committed(standings);
+            }
+            Err(error) => error,
+        };
+        let consumer = &self.context.consumer;
+        tracing::warn!(%consumer, %error, "a shared transaction did not simply commit");
+        match error {
+            CommitError::RolledBack(_) => {
+                self.group_size.failed();
+                return Ended::Apart;
+            }
+            CommitError::EndedByHandler(_) => self.found_out(),
+            CommitError::Unknown(_) => {}
+        }
+        // All of them are in the inbox, or none.
+        match self.outcome(first).await {
+            Ok(true) => Ended::Committed(standings),
+            Ok(false) | Err(_) => Ended::Apart,
+        }
+    }
+
+    /// A handler ended a transaction that it shared with others.
+    pub(crate) fn found_out(&self) {
+        if self.group_size.is_on() {
+            self.group_size.switch_off();
+            let hint = "leave COMMIT and ROLLBACK to the consumer";
+            tracing::error!(
+                consumer = self.context.consumer,
+                hint,
+                "the handler ends its transactions; group commit is off from now on"
+            );
+        }
+    }
+}
+
+impl<M> Member<M> {
+    fn unit<'a>(&'a self, consumer: &'a str) -> Unit<'a> {
+        Unit {
+            consumer,
+            place: self.delivery.origin().place(),
+            ordering_key: &self.ordering,
+            message_key: self.delivery.message_key(),
+        }
+    }
+}
+
+impl<S, M> Rest<S, M> {
+    /// How many messages come next.
+    fn next_size(&self) -> usize {
+        let size = self.before_failed.unwrap_or(self.at_most).min(self.at_most);
+        size.clamp(1, self.members.len())
+    }
+
+    fn take(&mut self, count: usize) -> Vec<(Member<M>, S)> {
+        let count = count.min(self.members.len());
+        // The failed one itself was the last to be counted.
+        self.before_failed = match self.before_failed {
+            Some(before) if before >= count => Some(before - count),
+            _ => None,
+        };
+        self.members.drain(..count).zip(self.settlements.drain(..count)).collect()
+    }
+}
+
+/// The identities of fresh messages.
+fn fresh_keys<'a>(units: &[Unit<'a>], standings: &[Standing]) -> Vec<&'a MessageKey> {
+    let fresh = units.iter().zip(standings).filter(|(_, standing)| **standing == Standing::Fresh);
+    fresh.map(|(unit, _)| unit.message_key).collect()
+}

@@ -1,0 +1,240 @@
+//! Group commit against the in-memory broker and database: what is promised of a message holds in company too.
+
+mod common;
+
+use std::cell::Cell;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use backstop::{GroupCommit, Message, Snapshot, names};
+use backstop_testkit::memory::CommitFault;
+use common::{Scene, Trouble};
+
+/// Orders after which groups are large.
+const WARM: usize = 100;
+
+fn scene() -> Scene {
+    Scene { groups: GroupCommit::up_to(64).max_age(Duration::from_secs(3)), concurrency: 1, ..Scene::new() }
+}
+
+/// Runs the consumer until groups are large, publishes what is tested, and goes on until `done` says so.
+async fn run(scene: &Scene, publish: impl Fn(&Scene), done: impl Fn(&Scene, &[String]) -> bool) -> Snapshot {
+    for n in 0..WARM {
+        scene.publish("warm", &format!("w{n}"), Trouble::None);
+    }
+    let published = Cell::new(false);
+    scene
+        .run_until(|scene| {
+            if scene.store.applied().len() == WARM && !published.replace(true) {
+                publish(scene);
+            }
+            published.get() && scene.settled() && done(scene, &applied(scene))
+        })
+        .await
+}
+
+/// What was applied after the beginning.
+fn applied(scene: &Scene) -> Vec<String> {
+    scene.store.applied().split_off(WARM)
+}
+
+/// Messages of two keys, of which one is in trouble.
+fn publish_around(trouble: Trouble) -> impl Fn(&Scene) {
+    move |scene| {
+        for n in 0..5 {
+            scene.publish("a", &format!("a{n}"), if n == 2 { trouble } else { Trouble::None });
+            scene.publish("b", &format!("b{n}"), Trouble::None);
+        }
+    }
+}
+
+/// What was applied of one key, in its order.
+fn of_key<'a>(applied: &'a [String], key: &str) -> Vec<&'a str> {
+    applied.iter().map(String::as_str).filter(|name| name.starts_with(key)).collect()
+}
+
+const ALL_OF_A: [&str; 5] = ["a0", "a1", "a2", "a3", "a4"];
+const ALL_OF_B: [&str; 5] = ["b0", "b1", "b2", "b3", "b4"];
+
+#[tokio::test(start_paused = true)]
+async fn messages_share_a_transaction_and_keep_their_order() {
+    let scene = scene();
+    let report = run(&scene, publish_around(Trouble::None), |_, applied| applied.len() == 10).await;
+    let applied = applied(&scene);
+    assert_eq!((of_key(&applied, "a"), of_key(&applied, "b")), (ALL_OF_A.into(), ALL_OF_B.into()));
+    assert!(report.grouped > 100, "{report:?}");
+    assert_eq!((report.handled, report.regrouped), (110, 0));
+    assert_eq!(scene.handler.0.load(Ordering::SeqCst), 110, "nobody is handled twice");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_fails_in_a_group_is_charged_alone_and_keeps_its_key_in_order() {
+    let scene = scene();
+    let report = run(&scene, publish_around(Trouble::Transient(2)), |_, applied| applied.len() == 10).await;
+    let applied = applied(&scene);
+    assert_eq!((of_key(&applied, "a"), of_key(&applied, "b")), (ALL_OF_A.into(), ALL_OF_B.into()));
+    assert_eq!((report.failures, report.held, report.quarantined), (2, 1, 0), "{report:?}");
+    assert!(report.regrouped > 0, "{report:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_given_up_in_a_group_is_a_letter_and_its_neighbours_are_applied() {
+    for trouble in [Trouble::Permanent, Trouble::Panic, Trouble::Slow(9), Trouble::Swallow(9)] {
+        let scene = scene();
+        let others = |scene: &Scene, applied: &[String]| applied.len() == 9 && scene.letters().len() == 1;
+        let report = run(&scene, publish_around(trouble), others).await;
+        let applied = applied(&scene);
+        assert_eq!(of_key(&applied, "a"), ["a0", "a1", "a3", "a4"], "{trouble:?}");
+        assert_eq!(of_key(&applied, "b"), ALL_OF_B, "{trouble:?}");
+        let attempts = if trouble == Trouble::Permanent { "1" } else { "3" };
+        assert_eq!(scene.letters()[0].headers.get_str(names::ATTEMPTS), Some(attempts), "{trouble:?}");
+        assert_eq!(report.quarantined, 1, "{trouble:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn several_failures_in_one_group_harm_nobody_else() {
+    let scene = scene();
+    let publish = |scene: &Scene| {
+        for n in 0..40 {
+            let trouble = match n % 8 {
+                3 => Trouble::Permanent,
+                5 => Trouble::Transient(1),
+                _ => Trouble::None,
+            };
+            scene.publish(&format!("k{}", n % 5), &format!("{}-{n:02}", n % 5), trouble);
+        }
+    };
+    let report = run(&scene, publish, |_, applied| applied.len() == 35).await;
+    for key in 0..5 {
+        let of_key: Vec<_> =
+            applied(&scene).into_iter().filter(|name| name.starts_with(&key.to_string())).collect();
+        assert!(of_key.is_sorted(), "{of_key:?}");
+    }
+    assert_eq!((report.failures, report.quarantined), (10, 5), "{report:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn duplicates_inside_a_group_are_applied_once() {
+    let scene = scene();
+    let publish = |scene: &Scene| {
+        for n in 0..3 {
+            for _ in 0..3 {
+                scene.publish("a", &format!("a{n}"), Trouble::None);
+            }
+        }
+        scene.publish("warm", "w1", Trouble::None);
+    };
+    let report = run(&scene, publish, |_, applied| applied.len() == 3).await;
+    assert_eq!(applied(&scene), ["a0", "a1", "a2"]);
+    assert_eq!((report.handled, report.duplicates), (103, 7));
+}
+
+/// The first of two equal messages fails with its group: the second must not be settled for it.
+#[tokio::test(start_paused = true)]
+async fn a_duplicate_of_a_message_that_was_rolled_back_is_not_lost() {
+    let scene = scene();
+    let publish = |scene: &Scene| {
+        scene.publish("a", "a0", Trouble::None);
+        scene.publish("a", "a1", Trouble::Transient(1));
+        scene.publish("a", "a1", Trouble::Transient(1));
+        scene.publish("a", "a2", Trouble::None);
+    };
+    run(&scene, publish, |_, applied| applied.len() == 3).await;
+    assert_eq!(applied(&scene), ["a0", "a1", "a2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadlock_makes_groups_smaller_and_charges_nobody() {
+    let scene = scene();
+    let calls = scene.handler.0.clone();
+    let publish = |scene: &Scene| {
+        let until = calls.load(Ordering::SeqCst) + 6;
+        publish_around(Trouble::Conflict(until))(scene);
+    };
+    let report = run(&scene, publish, |_, applied| applied.len() == 10).await;
+    assert_eq!(of_key(&applied(&scene), "a"), ALL_OF_A);
+    assert_eq!((report.failures, report.held), (0, 0), "{report:?}");
+    assert!(report.regrouped > 0, "{report:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shared_commit_nobody_knows_of_is_looked_up() {
+    for fault in [
+        CommitFault::Unknown { committed: true },
+        CommitFault::Unknown { committed: false },
+        CommitFault::RolledBack,
+    ] {
+        let scene = scene();
+        let publish = |scene: &Scene| {
+            publish_around(Trouble::None)(scene);
+            scene.store.fail_next_commit(fault);
+        };
+        let report = run(&scene, publish, |_, applied| applied.len() == 10).await;
+        assert_eq!(of_key(&applied(&scene), "a"), ALL_OF_A, "{fault:?}");
+        assert_eq!((report.handled, report.failures), (110, 0), "{fault:?}");
+    }
+}
+
+/// A handler that commits by itself commits the inbox rows of those that come after it.
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_commits_by_itself_loses_nothing_of_its_neighbours() {
+    let scene = scene();
+    let publish = |scene: &Scene| {
+        scene.publish("a", "a0", Trouble::None);
+        scene.publish("a", "a1", Trouble::RawCommit);
+        scene.publish("a", "a2", Trouble::Permanent);
+        scene.publish("a", "a3", Trouble::None);
+        scene.publish("a", "a4", Trouble::None);
+    };
+    let done = |scene: &Scene, applied: &[String]| applied.len() == 4 && scene.letters().len() == 1;
+    let report = run(&scene, publish, done).await;
+    assert_eq!(applied(&scene), ["a0", "a1", "a3", "a4"]);
+    assert_eq!(report.quarantined, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_database_that_is_down_is_waited_for_by_groups() {
+    let scene = scene();
+    let publish = |scene: &Scene| {
+        publish_around(Trouble::None)(scene);
+        scene.store.fail_begins(25);
+    };
+    let report = run(&scene, publish, |_, applied| applied.len() == 10).await;
+    assert_eq!((report.failures, report.held), (0, 0));
+}
+
+/// What is too late for its transaction goes into the next, and is handled once all the same.
+#[tokio::test]
+async fn an_old_transaction_begins_nothing_more() {
+    let scene = Scene { groups: GroupCommit::up_to(64).max_age(Duration::ZERO), ..scene() };
+    let report = run(&scene, publish_around(Trouble::None), |_, applied| applied.len() == 10).await;
+    assert_eq!(of_key(&applied(&scene), "a"), ALL_OF_A);
+    assert_eq!((report.handled, report.regrouped), (110, 0));
+    assert_eq!(scene.handler.0.load(Ordering::SeqCst), 110, "nobody is handled twice");
+    assert_eq!(scene.store.handled(), 110);
+}
+
+/// What cannot be read does not overtake its key, nor is it overtaken.
+#[tokio::test(start_paused = true)]
+async fn an_odd_message_between_others_keeps_its_place() {
+    let scene = scene();
+    let publish = |scene: &Scene| {
+        scene.publish("a", "a0", Trouble::None);
+        let odd = Message::new("order").id("odd").source("/tests").key("a").body("text/plain", "not JSON");
+        scene.broker.publish("orders", odd);
+        scene.publish("a", "a1", Trouble::None);
+    };
+    let done = |scene: &Scene, applied: &[String]| applied.len() == 2 && scene.letters().len() == 1;
+    run(&scene, publish, done).await;
+    assert_eq!(applied(&scene), ["a0", "a1"]);
+    assert_eq!(scene.letters()[0].headers.get_str(names::REASON), Some("undecodable"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_without_company_waits_for_none() {
+    let scene = scene();
+    scene.publish("a", "a0", Trouble::None);
+    let report = scene.run_until(|scene| scene.settled() && scene.store.applied().len() == 1).await;
+    assert_eq!((report.handled, report.grouped), (1, 0));
+}

@@ -1,0 +1,1 @@
+ALTER TABLE `backstop_lease` DROP COLUMN `report`, DROP COLUMN `reported_at`;
