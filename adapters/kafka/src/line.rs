@@ -70,6 +70,8 @@ impl LineOptions {
             // A topic that does not exist is told after 5 s instead of 30.
             ("topic.metadata.propagation.max.ms", "5000"),
             ("socket.keepalive.enable", "true"),
+            // A broker that is back is found within seconds, however long it was away.
+            ("reconnect.backoff.max.ms", "2000"),
         ];
         // A message that timed out in the queue, or was given up after some retries, would let later ones pass.
         let fixed = [

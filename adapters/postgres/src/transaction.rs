@@ -11,8 +11,8 @@ use crate::scoped::Scoped;
 /// The transaction in which one message is handled.
 ///
 /// It dereferences to sqlx's connection, so that queries run as `sqlx::query(…).execute(&mut **tx)`; a nested
-/// `tx.begin()` is a savepoint. It is committed by the inbox and by nobody else. Dropped before that, its connection
-/// is closed.
+/// `tx.begin()` is a savepoint. It is committed by the inbox and by nobody else; `CLOSE ALL` counts as an end too, since
+/// it closes the cursor by which the commit is proved. Dropped before that, its connection is closed.
 pub struct PgTx {
     pub(crate) scoped: Scoped,
     /// Shows at the commit that this is still the transaction that wrote the inbox row.
