@@ -1,17 +1,26 @@
 //! The command line.
 
+mod audit;
 mod dead_rows;
+mod held;
+mod letters;
+mod redrives;
+mod replay;
 
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use backstop_core::ledger::{LetterFilter, LetterStatus};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
+pub use audit::Audit;
 pub use dead_rows::{DeadRowChange, DeadRowChoice, OutboxDeadCommand};
+pub use held::{AskedEnding, HeldAsk, HeldChange, HeldCommand};
+pub use letters::{DeadLettersCommand, Filter, LetterChange, OutcomeName, Redrive, Status};
+pub use redrives::RedrivesCommand;
+pub use replay::Replay;
 
 use crate::commands;
 use crate::exit::{Exit, Failure};
@@ -91,13 +100,30 @@ pub enum ConfiguredCommand {
     /// Create, upgrade or take back the tables.
     Migrate(Migrate),
     /// Look at the configuration, databases and broker, and say what to mend.
-    Check,
+    Check {
+        /// Ask the addresses that notices go to, too, whether anybody answers (HEAD; nothing is told).
+        #[arg(long)]
+        notify: bool,
+    },
     /// Dead letters in the ledger.
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
+    /// Redrives of dead letters: look at them and steer them.
+    #[command(subcommand)]
+    Redrives(RedrivesCommand),
+    /// Who did what by hand over the ledger, newest first.
+    Audit(Audit),
     /// The outbox.
     #[command(subcommand)]
     Outbox(OutboxCommand),
+    /// Messages that consumers hold in this database.
+    #[command(subcommand)]
+    Held(HeldCommand),
+    /// Send a part of a Kafka topic once more, to one consumer's door or to another topic.
+    ///
+    /// Reads from where it is told to where the topic ends now, beside every consumer group. Messages go out in the
+    /// order of each partition. With --state a replay that was cut off goes on where it was.
+    Replay(Replay),
 }
 
 /// `demo`
@@ -111,6 +137,9 @@ pub struct Demo {
     /// when all went well.
     #[arg(long, value_name = "PATH")]
     pub folder: Option<PathBuf>,
+    /// Go on afterwards, with orders that fail among them, and leave the console open, until it is stopped (Ctrl-C).
+    #[arg(long)]
+    pub keep_running: bool,
 }
 
 /// `migrate`
@@ -156,114 +185,6 @@ pub enum OutboxCommand {
     /// Rows that can never be sent.
     #[command(subcommand)]
     Dead(OutboxDeadCommand),
-}
-
-/// `dead-letters …`
-#[derive(Debug, Subcommand)]
-pub enum DeadLettersCommand {
-    /// List letters, oldest first.
-    List {
-        /// Which ones.
-        #[command(flatten)]
-        filter: Filter,
-        /// At most so many.
-        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-        limit: u32,
-        /// Begin after the letter with this id.
-        #[arg(long, value_name = "ID")]
-        after: Option<String>,
-    },
-    /// Show one letter and its history.
-    Show {
-        /// The letter's id.
-        id: String,
-        /// Show headers, key and body, which may hold personal data.
-        #[arg(long)]
-        reveal: bool,
-    },
-    /// Send letters to their consumer again, through its door.
-    Redrive(Redrive),
-}
-
-/// `dead-letters redrive`
-#[derive(Debug, Args)]
-pub struct Redrive {
-    /// Which ones.
-    #[command(flatten)]
-    pub filter: Filter,
-    /// At most so many, oldest first.
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
-    pub limit: Option<u32>,
-    /// Print the plan and send nothing.
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Do not ask.
-    #[arg(long, short)]
-    pub yes: bool,
-}
-
-/// Which letters are meant. Every option narrows the choice.
-#[derive(Debug, Clone, Args)]
-pub struct Filter {
-    /// The letter with this id; may be repeated.
-    #[arg(long, value_name = "ID")]
-    pub id: Vec<String>,
-    /// Letters of this consumer.
-    #[arg(long)]
-    pub consumer: Option<String>,
-    /// Letters from this topic or queue.
-    #[arg(long)]
-    pub place: Option<String>,
-    /// Letters with this fingerprint: the same failure.
-    #[arg(long)]
-    pub fingerprint: Option<String>,
-    /// Letters with this status.
-    #[arg(long, default_value = "open")]
-    pub status: Status,
-}
-
-/// A status on the command line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Status {
-    /// Waiting for somebody.
-    Open,
-    /// Sent to the door; the outcome is not known yet.
-    Redriving,
-    /// Handled after all.
-    Resolved,
-    /// Given up, with a reason.
-    Discarded,
-    /// Failed again after a redrive: a newer letter stands for it.
-    Superseded,
-    /// Every status.
-    All,
-}
-
-impl Status {
-    /// The ledger's status; `None` for all.
-    pub fn in_ledger(self) -> Option<LetterStatus> {
-        match self {
-            Self::Open => Some(LetterStatus::Open),
-            Self::Redriving => Some(LetterStatus::Redriving),
-            Self::Resolved => Some(LetterStatus::Resolved),
-            Self::Discarded => Some(LetterStatus::Discarded),
-            Self::Superseded => Some(LetterStatus::Superseded),
-            Self::All => None,
-        }
-    }
-}
-
-impl Filter {
-    /// The filter as the ledger takes it.
-    pub fn in_ledger(&self) -> LetterFilter {
-        LetterFilter {
-            ids: self.id.clone(),
-            consumer: self.consumer.clone(),
-            place: self.place.clone(),
-            fingerprint: self.fingerprint.clone(),
-            status: self.status.in_ledger(),
-        }
-    }
 }
 
 /// Runs the program with these arguments, of which the first is its name, and says how it ended.

@@ -1,10 +1,12 @@
 //! The collector: reads dead letters from the broker, writes each into the ledger once, and then settles it.
 //!
+//! Sources are those that the configuration names, and those that are found by pattern, looked for again and again.
+//!
 //! One collector of a ledger works at a time, by lease. A letter is settled only after the ledger has it; while the
 //! ledger's database is away the collector waits, and settles nothing. What is read twice (after a crash, a change of
 //! owner, a lost settlement) is the same letter, by its id. Memory is bounded by the sources' own windows.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +15,9 @@ use backstop_core::ledger::{Ledger, Letter};
 use backstop_core::source::{Received, Settlement, Source};
 use backstop_core::{AdapterError, FaultKind};
 use futures_core::future::BoxFuture;
-use futures_util::future::join_all;
+use futures_util::future::{FutureExt, join, join_all};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -21,9 +25,10 @@ use tracing::{info, warn};
 use crate::exit::with_cause;
 use crate::letters::letter;
 use crate::owner::{Owner, OwnerSettings};
+use crate::redact::Redaction;
 
-/// Letters that are recorded together.
-const CHUNK: usize = 200;
+/// Letters that are recorded together: what a transaction costs beside its letters is shared by so many.
+const CHUNK: usize = 1_000;
 /// Bytes that are recorded together; one letter may exceed it alone.
 const CHUNK_BYTES: usize = 4 << 20;
 /// First wait after a failure; it doubles, with jitter.
@@ -37,10 +42,21 @@ const RECORD_LIMIT: Duration = Duration::from_secs(30);
 /// Opens one source anew: at each change of owner, and after an error that the source calls final.
 pub type Opener<S> = Box<dyn Fn() -> BoxFuture<'static, Result<S, AdapterError>> + Send + Sync>;
 
+/// The sources that are there now, by name.
+pub type Found<S> = BTreeMap<String, Opener<S>>;
+
+/// Looks which sources there are.
+pub type Discovery<S> = Box<dyn Fn() -> BoxFuture<'static, Result<Found<S>, AdapterError>> + Send + Sync>;
+
+/// From one look for sources to the next.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
 /// Collects dead letters from some sources into a ledger.
 pub struct Collector<S> {
     ledger: Arc<dyn Ledger>,
     sources: Vec<Opener<S>>,
+    discovery: Option<Discovery<S>>,
+    redaction: Redaction,
     owner: OwnerSettings,
 }
 
@@ -56,7 +72,21 @@ impl<S> std::fmt::Debug for Collector<S> {
 impl<S: Source> Collector<S> {
     /// A collector that reads `sources` while it holds the lease of `owner`.
     pub fn new(ledger: Arc<dyn Ledger>, sources: Vec<Opener<S>>, owner: OwnerSettings) -> Self {
-        Self { ledger, sources, owner }
+        Self { ledger, sources, discovery: None, redaction: Redaction::default(), owner }
+    }
+
+    /// Replaces in letters what must not be kept.
+    #[must_use]
+    pub fn redacting(mut self, redaction: Redaction) -> Self {
+        self.redaction = redaction;
+        self
+    }
+
+    /// Reads also what `discovery` finds, as long as it is found.
+    #[must_use]
+    pub fn discovering(mut self, discovery: Option<Discovery<S>>) -> Self {
+        self.discovery = discovery;
+        self
     }
 
     /// Collects until `stop` is cancelled. It has no errors: whatever fails is logged and tried again, because a dead
@@ -64,32 +94,56 @@ impl<S: Source> Collector<S> {
     pub async fn run(self, stop: CancellationToken) {
         let leases: Arc<dyn Leases> = self.ledger.clone();
         let owner = Owner::start(leases, self.owner.clone());
-        let mut tenures = owner.tenures();
-        while !stop.is_cancelled() {
-            let taken = tokio::select! {
-                () = stop.cancelled() => break,
-                taken = tenures.wait_for(Option::is_some) => taken.is_ok(),
-            };
-            if !taken {
-                break;
-            }
+        while owner.granted(&stop).await.is_some() {
             let term = stop.child_token();
-            let lost = async {
-                // A closed channel is a lost lease, too.
-                let _ = tenures.wait_for(Option::is_none).await;
-                term.cancel();
-                std::future::pending::<()>().await;
-            };
             tokio::select! {
                 () = self.collect(&term) => {}
-                () = lost => {}
+                never = owner.cancel_when_lost(&term) => match never {},
             }
         }
         owner.release().await;
     }
 
     async fn collect(&self, term: &CancellationToken) {
-        join_all(self.sources.iter().map(|source| self.attend(source, term))).await;
+        let named = join_all(self.sources.iter().map(|source| self.attend(source, term)));
+        match &self.discovery {
+            Some(discovery) => drop(join(named, self.attend_found(discovery, term)).await),
+            None => drop(named.await),
+        }
+    }
+
+    /// Reads what is found: each source from when it is there until it is gone, or the term ends.
+    async fn attend_found(&self, discovery: &Discovery<S>, term: &CancellationToken) {
+        let (tell, mut told) = mpsc::channel(1);
+        let mut looking = std::pin::pin!(look_again_and_again(discovery, tell));
+        let mut reading = HashMap::<String, CancellationToken>::new();
+        let mut attended = FuturesUnordered::new();
+        loop {
+            let found: Found<S> = tokio::select! {
+                biased;
+                () = term.cancelled() => break,
+                Some(found) = told.recv() => found,
+                Some(()) = attended.next() => continue,
+                () = &mut looking => break,
+            };
+            reading.retain(|name, token| {
+                let is_there = found.contains_key(name);
+                if !is_there {
+                    info!(name, "a source of dead letters is gone");
+                    token.cancel();
+                }
+                is_there
+            });
+            for (name, open) in found {
+                reading.entry(name).or_insert_with(|| {
+                    let token = term.child_token();
+                    let until = token.clone();
+                    attended.push(async move { self.attend(&open, &until).await });
+                    token
+                });
+            }
+        }
+        while attended.next().await.is_some() {}
     }
 
     /// Reads one source, opened again after every failure, until the term ends.
@@ -121,9 +175,13 @@ impl<S: Source> Collector<S> {
                 () = term.cancelled() => break,
                 batch = source.next() => batch?,
             };
-            let Some(batch) = batch else { break };
+            let Some(mut batch) = batch else { break };
             *pause = Pause::default();
+            let more = gather(&mut source, &mut batch);
             self.take(batch, term).await;
+            if !more? {
+                break;
+            }
         }
         source.close().await
     }
@@ -133,7 +191,7 @@ impl<S: Source> Collector<S> {
     async fn take(&self, batch: Vec<Received<S::Settlement>>, term: &CancellationToken) {
         let mut chunk = Chunk::default();
         for received in batch {
-            chunk.add(received);
+            chunk.add(received, &self.redaction);
             if chunk.is_full() && !self.record(std::mem::take(&mut chunk), term).await {
                 return;
             }
@@ -176,6 +234,38 @@ impl<S: Source> Collector<S> {
     }
 }
 
+/// Adds what is there already, as far as it is recorded together, however little the source hands over at once; whether
+/// it goes on.
+fn gather<S: Source>(source: &mut S, batch: &mut Vec<Received<S::Settlement>>) -> Result<bool, AdapterError> {
+    while batch.len() < CHUNK {
+        match source.next().now_or_never() {
+            None => break,
+            Some(more) => match more? {
+                Some(more) => batch.extend(more),
+                None => return Ok(false),
+            },
+        }
+    }
+    Ok(true)
+}
+
+/// Tells what is found, from time to time; a look that fails tells nothing, so that what was found before is read on.
+async fn look_again_and_again<S>(discovery: &Discovery<S>, tell: mpsc::Sender<Found<S>>) {
+    loop {
+        match discovery().await {
+            Ok(found) => {
+                if tell.send(found).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                warn!(cause = %with_cause(&error), hint = error.hint(), "cannot look for sources of dead letters");
+            }
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
 /// Letters to be recorded together, each once, and what settles them.
 struct Chunk<S> {
     letters: Vec<Letter>,
@@ -192,13 +282,14 @@ impl<S> Default for Chunk<S> {
 
 impl<S: Settlement> Chunk<S> {
     /// Takes a message, unless the source has taken it back.
-    fn add(&mut self, mut received: Received<S>) {
+    fn add(&mut self, mut received: Received<S>, redaction: &Redaction) {
         if !received.settlement.begin() {
             return;
         }
         self.settlements.push(received.settlement);
-        let letter = letter(received.message, &received.origin);
+        let mut letter = letter(received.message, &received.origin);
         if self.ids.insert(letter.id.clone()) {
+            redaction.apply(&mut letter);
             self.bytes += letter.envelope.size();
             self.letters.push(letter);
         }
@@ -214,7 +305,7 @@ impl<S: Settlement> Chunk<S> {
 }
 
 /// Waits that double, with jitter.
-struct Pause(Duration);
+pub(crate) struct Pause(Duration);
 
 impl Default for Pause {
     fn default() -> Self {
@@ -224,7 +315,7 @@ impl Default for Pause {
 
 impl Pause {
     /// Waits; `false` when the term ended meanwhile.
-    async fn wait(&mut self, term: &CancellationToken) -> bool {
+    pub(crate) async fn wait(&mut self, term: &CancellationToken) -> bool {
         let pause = self.0.mul_f64(0.5 + fastrand::f64() / 2.0);
         self.0 = (self.0 * 2).min(RETRY_MAX);
         tokio::select! {

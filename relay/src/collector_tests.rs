@@ -3,9 +3,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use backstop_core::lease::{Holder, Lease};
-use backstop_core::ledger::{LetterEvent, LetterFilter, LetterStatus};
+use backstop_core::ledger::{
+    AuditEntry, AuditFilter, AuditLog, Change, Expired, Expiry, Guard, LetterEvent, LetterFilter,
+    LetterGroup, LetterStatus, NewAuditEntry, NewRedrive, PlanGroup, Redrive, Redrives, Sent, Standing,
+};
 use backstop_core::source::SourceInfo;
-use backstop_core::{FaultKind, Identity, Message, Origin, Via};
+use backstop_core::{ConsumerReport, FaultKind, Identity, Message, Origin, Receipt, Via};
+use backstop_testkit::memory::Store;
+use chrono::{DateTime, Utc};
 
 use super::*;
 
@@ -20,6 +25,10 @@ struct Memory {
     hangs: AtomicBool,
     refused: AtomicUsize,
     recorded: Mutex<Vec<Letter>>,
+    /// How often something was recorded.
+    records: AtomicUsize,
+    /// Answers what a collector does not ask.
+    rest: Store,
 }
 
 impl Leases for Memory {
@@ -47,32 +56,136 @@ impl Ledger for Memory {
                 self.refused.fetch_add(1, Ordering::SeqCst);
                 return Err(AdapterError::new(FaultKind::Unreachable, "the database is away"));
             }
+            self.records.fetch_add(1, Ordering::SeqCst);
             self.recorded.lock().expect("not poisoned").extend_from_slice(letters);
             Ok(letters.len() as u64)
         })
     }
 
-    fn list<'a>(&'a self, _: &'a LetterFilter, _: Option<&'a str>, _: u32) -> Answer<'a, Vec<Letter>> {
-        Box::pin(async { Ok(Vec::new()) })
+    fn list<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
+        after: Option<&'a str>,
+        limit: u32,
+    ) -> Answer<'a, Vec<Letter>> {
+        self.rest.list(filter, after, limit)
     }
 
-    fn count<'a>(&'a self, _: &'a LetterFilter) -> Answer<'a, u64> {
-        Box::pin(async { Ok(0) })
+    fn count<'a>(&'a self, filter: &'a LetterFilter) -> Answer<'a, u64> {
+        self.rest.count(filter)
     }
 
-    fn history<'a>(&'a self, _: &'a str) -> Answer<'a, Vec<LetterEvent>> {
-        Box::pin(async { Ok(Vec::new()) })
+    fn groups<'a>(&'a self, filter: &'a LetterFilter, limit: u32) -> Answer<'a, Vec<LetterGroup>> {
+        self.rest.groups(filter, limit)
+    }
+
+    fn history<'a>(&'a self, id: &'a str) -> Answer<'a, Vec<LetterEvent>> {
+        self.rest.history(id)
     }
 
     fn mark<'a>(
         &'a self,
-        _: &'a [String],
-        _: LetterStatus,
-        _: LetterStatus,
-        _: &'a str,
-        _: Option<&'a str>,
+        ids: &'a [String],
+        from: LetterStatus,
+        to: LetterStatus,
+        what: &'a str,
+        detail: Option<&'a str>,
     ) -> Answer<'a, Vec<String>> {
-        Box::pin(async { Ok(Vec::new()) })
+        self.rest.mark(ids, from, to, what, detail)
+    }
+
+    fn change<'a>(&'a self, filter: &'a LetterFilter, change: &'a Change, limit: u32) -> Answer<'a, u64> {
+        self.rest.change(filter, change, limit)
+    }
+
+    fn expired<'a>(
+        &'a self,
+        expiry: &'a Expiry,
+        after: Option<&'a str>,
+        limit: u32,
+    ) -> Answer<'a, Vec<Expired>> {
+        self.rest.expired(expiry, after, limit)
+    }
+
+    fn time(&self) -> Answer<'_, DateTime<Utc>> {
+        self.rest.time()
+    }
+
+    fn purge<'a>(&'a self, expiry: &'a Expiry, ids: &'a [String]) -> Answer<'a, u64> {
+        self.rest.purge(expiry, ids)
+    }
+
+    fn record_outcomes<'a>(&'a self, receipts: &'a [Receipt]) -> Answer<'a, u64> {
+        self.rest.record_outcomes(receipts)
+    }
+
+    fn record_reports<'a>(&'a self, reports: &'a [ConsumerReport]) -> Answer<'a, ()> {
+        self.rest.record_reports(reports)
+    }
+
+    fn consumers(&self) -> Answer<'_, Vec<ConsumerReport>> {
+        self.rest.consumers()
+    }
+}
+
+impl AuditLog for Memory {
+    fn write_audit<'a>(&'a self, entry: &'a NewAuditEntry) -> Answer<'a, ()> {
+        self.rest.write_audit(entry)
+    }
+
+    fn read_audit<'a>(&'a self, filter: &'a AuditFilter, limit: u32) -> Answer<'a, Vec<AuditEntry>> {
+        self.rest.read_audit(filter, limit)
+    }
+}
+
+impl Redrives for Memory {
+    fn plan_redrive<'a>(&'a self, filter: &'a LetterFilter, guard: &'a Guard) -> Answer<'a, Vec<PlanGroup>> {
+        self.rest.plan_redrive(filter, guard)
+    }
+
+    fn create_redrive<'a>(&'a self, new: &'a NewRedrive) -> Answer<'a, Redrive> {
+        self.rest.create_redrive(new)
+    }
+
+    fn redrives<'a>(&'a self, after: Option<&'a str>, limit: u32) -> Answer<'a, Vec<Redrive>> {
+        self.rest.redrives(after, limit)
+    }
+
+    fn redrive<'a>(&'a self, id: &'a str) -> Answer<'a, Option<Redrive>> {
+        self.rest.redrive(id)
+    }
+
+    fn running_redrives(&self) -> Answer<'_, Vec<Redrive>> {
+        self.rest.running_redrives()
+    }
+
+    fn steer_redrive<'a>(&'a self, id: &'a str, from: &'a Standing, to: &'a Standing) -> Answer<'a, bool> {
+        self.rest.steer_redrive(id, from, to)
+    }
+
+    fn set_redrive_rate<'a>(&'a self, id: &'a str, rate: Option<f64>) -> Answer<'a, bool> {
+        self.rest.set_redrive_rate(id, rate)
+    }
+
+    fn claim_letters<'a>(
+        &'a self,
+        lease: &'a Lease,
+        id: &'a str,
+        limit: u32,
+    ) -> Answer<'a, Option<Vec<Letter>>> {
+        self.rest.claim_letters(lease, id, limit)
+    }
+
+    fn letters_in_flight<'a>(&'a self, id: &'a str) -> Answer<'a, Vec<Letter>> {
+        self.rest.letters_in_flight(id)
+    }
+
+    fn settle_letters<'a>(&'a self, id: &'a str, sent: &'a [(String, Sent)]) -> Answer<'a, ()> {
+        self.rest.settle_letters(id, sent)
+    }
+
+    fn fall_silent(&self) -> Answer<'_, u64> {
+        self.rest.fall_silent()
     }
 }
 
@@ -215,6 +328,92 @@ async fn a_source_that_fails_is_opened_again() {
     let bench = Bench::start(Memory::default(), &[&[1], &[], &[2]]);
     bench.until(|bench| bench.settled() == 2).await;
     assert_eq!(bench.stop().await, (2, 2));
+}
+
+/// Letters that come in small batches share transactions all the same.
+#[tokio::test]
+async fn what_is_there_already_is_recorded_together() {
+    let bench = Bench::start(Memory::default(), &[&[1], &[2], &[3, 4]]);
+    bench.until(|bench| bench.settled() == 4).await;
+    assert_eq!(bench.ledger.records.load(Ordering::SeqCst), 1);
+    assert_eq!(bench.stop().await, (4, 4));
+}
+
+/// Sources are read from when they are found until they are gone.
+#[tokio::test(start_paused = true)]
+async fn sources_are_found_as_they_come_and_go() {
+    let there = Arc::new(Mutex::new(vec!["a"]));
+    let (opened, reading) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
+    let discovery: Discovery<Watched> = {
+        let (there, opened, reading) = (there.clone(), opened.clone(), reading.clone());
+        Box::new(move || {
+            let names = there.lock().expect("not poisoned").clone();
+            let found = names.into_iter().map(|name| {
+                let (opened, reading) = (opened.clone(), reading.clone());
+                let open: Opener<Watched> = Box::new(move || {
+                    opened.lock().expect("not poisoned").push(name);
+                    let source = Watched::new(reading.clone());
+                    Box::pin(async move { Ok(source) })
+                });
+                (name.to_owned(), open)
+            });
+            let found: Found<Watched> = found.collect();
+            Box::pin(async move { Ok(found) })
+        })
+    };
+    let (ledger, stop) = (Arc::new(Memory::default()), CancellationToken::new());
+    let collector = Collector::new(ledger, Vec::new(), OwnerSettings::default()).discovering(Some(discovery));
+    let running = tokio::spawn(collector.run(stop.clone()));
+    let until = async |expected: &[&str], now: usize| {
+        let happened = async {
+            while *opened.lock().expect("not poisoned") != expected || reading.load(Ordering::SeqCst) != now {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), happened).await.expect("in time");
+    };
+    until(&["a"], 1).await;
+    *there.lock().expect("not poisoned") = vec!["a", "b"];
+    until(&["a", "b"], 2).await;
+    *there.lock().expect("not poisoned") = vec!["b"];
+    until(&["a", "b"], 1).await;
+    *there.lock().expect("not poisoned") = vec!["a", "b"];
+    until(&["a", "b", "a"], 2).await;
+    stop.cancel();
+    running.await.expect("no panic");
+    assert_eq!(reading.load(Ordering::SeqCst), 0, "all are closed");
+}
+
+/// A source with nothing in it that counts how many of its kind are open.
+struct Watched(Arc<AtomicUsize>);
+
+impl Watched {
+    fn new(open: Arc<AtomicUsize>) -> Self {
+        open.fetch_add(1, Ordering::SeqCst);
+        Self(open)
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Source for Watched {
+    type Settlement = Mark;
+
+    fn describe(&self) -> SourceInfo {
+        SourceInfo { system: "memory", group: "g".into(), places: Vec::new() }
+    }
+
+    async fn next(&mut self) -> Result<Option<Vec<Received<Mark>>>, AdapterError> {
+        std::future::pending().await
+    }
+
+    async fn close(self) -> Result<(), AdapterError> {
+        Ok(())
+    }
 }
 
 #[tokio::test]

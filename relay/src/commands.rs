@@ -1,15 +1,22 @@
 //! The commands, one module each.
 
+mod audit;
 mod check;
 mod config;
 mod content;
 mod dead_letters;
 mod generated;
+mod held;
+mod held_ask;
+mod letter_changes;
+mod letter_files;
 mod migrate;
 mod outbox;
 mod outbox_dead;
 mod outbox_status;
 pub(crate) mod redrive;
+mod redrives;
+mod replay;
 pub(crate) mod run;
 
 use std::io::{self, BufRead, IsTerminal, Write};
@@ -20,7 +27,7 @@ use backstop_core::ledger::Ledger;
 use backstop_core::sink::Publisher;
 
 use crate::broker;
-use crate::cli::{Cli, Command, ConfigCommand, ConfiguredCommand, DeadLettersCommand, Global};
+use crate::cli::{Cli, Command, ConfigCommand, ConfiguredCommand, Global};
 use crate::config::{BrokerConfig, Config, DatabaseConfig, Environment, OutboxConfig};
 use crate::database::Database;
 use crate::exit::{Exit, Failure};
@@ -145,12 +152,13 @@ fn dispatch(context: &Arc<Context>, command: ConfiguredCommand) -> Result<Exit, 
         match command {
             ConfiguredCommand::Run => run::run(context).await,
             ConfiguredCommand::Migrate(migrate) => migrate::run(context, migrate).await,
-            ConfiguredCommand::Check => check::run(context).await,
+            ConfiguredCommand::Check { notify } => check::run(context, notify).await,
             ConfiguredCommand::Outbox(command) => outbox::run(context, command).await,
-            ConfiguredCommand::DeadLetters(DeadLettersCommand::Redrive(redrive)) => {
-                redrive::run(context, redrive).await
-            }
+            ConfiguredCommand::Held(command) => held::run(context, command).await,
+            ConfiguredCommand::Replay(args) => replay::run(context, args).await,
             ConfiguredCommand::DeadLetters(command) => dead_letters::run(context, command).await,
+            ConfiguredCommand::Redrives(command) => redrives::run(context, command).await,
+            ConfiguredCommand::Audit(args) => audit::run(context, args).await,
         }
     })
 }

@@ -29,13 +29,15 @@ mod files;
 mod interpolate;
 mod layout;
 mod loosened;
+mod notify;
 mod sections;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use backstop_core::ledger::LetterStatus;
 use backstop_kafka::KafkaSettings;
 use serde::{Serialize, Serializer};
 
@@ -43,6 +45,7 @@ pub(crate) use databases::{is_local, url_is_local};
 pub use document::{Fault, Place};
 pub use environment::Environment;
 pub use layout::{DebeziumConfig, Layout};
+pub use notify::{NoticeEvent, NotifyConfig, NotifyKind};
 
 use crate::exit::{Complaint, Exit, Failure};
 use crate::secret::{Scrubber, Secret, SecretUrl, is_secret_name};
@@ -77,6 +80,9 @@ pub struct Config {
     pub http: Option<HttpConfig>,
     /// `[dead_letters]`
     pub dead_letters: DeadLettersConfig,
+    /// `[[notify]]`: who is told what happens to dead letters.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notify: Vec<NotifyConfig>,
 }
 
 /// A database.
@@ -135,6 +141,10 @@ pub struct KafkaConfig {
 pub struct RabbitConfig {
     /// `url` or `url_file`: `amqp://…` or `amqps://…`.
     pub url: SecretUrl,
+    /// `management` or `management_file`: `http://…` or `https://…` of the management API, by which queues of dead
+    /// letters are found by pattern. Without user and password it is asked with those of `url`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub management: Option<SecretUrl>,
     /// `ordering`: whether messages of one key wait for each other. Defaults to `"per-key"`.
     pub ordering: Ordering,
     /// `channels`: AMQP channels that publish side by side. Defaults to 4.
@@ -166,11 +176,14 @@ pub struct OutboxConfig {
     /// `lease_ttl`: after which time another relay takes over from one that died. Defaults to 10 s.
     #[serde(serialize_with = "duration")]
     pub lease_ttl: Duration,
-    /// `batch_rows`: rows in one read. Defaults to 2,000.
+    /// `batch_rows`: rows in one read. Defaults to 5,000.
     pub batch_rows: u64,
     /// `batch_bytes`: bytes in one read. Defaults to 8 MiB.
     pub batch_bytes: u64,
-    /// `idle_poll`: the longest pause between two reads of an empty outbox. Defaults to 40 ms.
+    /// `unsettled_rows`: rows published and not yet deleted; at most so many come twice when the relay is killed.
+    /// Defaults to 4,000.
+    pub unsettled_rows: u64,
+    /// `idle_poll`: the longest pause between two reads of an empty outbox. Defaults to 42 ms.
     #[serde(serialize_with = "duration")]
     pub idle_poll: Duration,
     /// `on_unsendable`: what to do with a row that can never be sent. Defaults to `"dead"`.
@@ -197,15 +210,19 @@ pub enum OnUnsendable {
     Stop,
 }
 
-/// What the relay answers over HTTP: `/live`, `/ready` and `/metrics`.
+/// What the relay answers over HTTP: `/live`, `/ready`, `/metrics`, the API and the console.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HttpConfig {
     /// `listen`: address and port. Defaults to `127.0.0.1:8642`.
     pub listen: SocketAddr,
-    /// `token` or `token_file`: what callers other than probes send as `Authorization: Bearer …`. Needed beyond this
-    /// host, unless `insecure` is set.
+    /// `token` or `token_file`: what callers other than probes send as `Authorization: Bearer …`, or browsers as the
+    /// password beside a name of the caller's choice. Who has it may do everything. Needed beyond this host, unless
+    /// `insecure` is set.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "mask")]
     pub token: Option<Secret>,
+    /// `viewer_token` or `viewer_token_file`: the same for callers who may see everything but bodies and change nothing.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "mask")]
+    pub viewer_token: Option<Secret>,
     /// `allowed_hosts`: names under which the server may be called without a token, besides its address and, on this
     /// host, `localhost`.
     pub allowed_hosts: Vec<String>,
@@ -220,14 +237,93 @@ pub struct DeadLettersConfig {
     pub enabled: bool,
     /// `name`: of the ledger's lease and of the Kafka group that reads the letters. Defaults to `dead-letters`.
     pub name: String,
-    /// `sources`: topics or queues with dead letters; on Kafka also patterns, which begin with `^`.
+    /// `sources`: topics or queues with dead letters; also patterns, which begin with `^`, on RabbitMQ where `management`
+    /// is configured.
     pub sources: Vec<String>,
+    /// `receipts`: topics or queues to which consumers publish receipts of redriven letters and report in. None by
+    /// default: outcomes stay unknown then.
+    pub receipts: Vec<String>,
     /// `lease_ttl`: after which time another relay takes over from one that died. Defaults to 10 s.
     #[serde(serialize_with = "duration")]
     pub lease_ttl: Duration,
+    /// `[dead_letters.redrive]`: what redrives may do.
+    pub redrive: RedriveConfig,
+    /// `[[dead_letters.redact]]`: what of letters is not kept.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub redact: Vec<RedactConfig>,
+    /// `[dead_letters.retention]`: how long the ledger keeps letters. For ever where the section is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention: Option<RetentionConfig>,
     /// `[dead_letters.ledger]`: where the ledger is; what is not given is as in `[database]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ledger: Option<DatabaseConfig>,
+}
+
+/// What of letters is replaced before they are stored; one of `pointer`, `header` and `pattern`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RedactConfig {
+    /// `pointer`: a JSON pointer into bodies; `*` stands for every member or element.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pointer: Option<String>,
+    /// `header`: the name of a header, in whichever case.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub header: Option<String>,
+    /// `pattern`: a regular expression over keys, headers, bodies and error texts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pattern: Option<String>,
+    /// `replace`: what stands in its place. Defaults to `[redacted]`.
+    pub replace: String,
+}
+
+/// How long the ledger keeps letters, from when they died or something happened to them last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RetentionConfig {
+    /// `resolved`: those that were handled after all. Defaults to 90 days.
+    #[serde(serialize_with = "kept")]
+    pub resolved: Option<Duration>,
+    /// `discarded`: those that were given up. Defaults to 90 days.
+    #[serde(serialize_with = "kept")]
+    pub discarded: Option<Duration>,
+    /// `superseded`: those that failed again, so that another letter stands for them. Defaults to 90 days.
+    #[serde(serialize_with = "kept")]
+    pub superseded: Option<Duration>,
+    /// `open`: those that wait for somebody. Defaults to `"never"`: they stay.
+    #[serde(serialize_with = "kept")]
+    pub open: Option<Duration>,
+    /// `archive`: the folder to which letters are written before they are deleted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub archive: Option<PathBuf>,
+    /// `without_archive`: that they are deleted and written nowhere. Defaults to `false`.
+    pub without_archive: bool,
+}
+
+impl RetentionConfig {
+    /// How long letters of each status are kept; those without a time, for ever.
+    pub fn by_status(&self) -> [(LetterStatus, Option<Duration>); 4] {
+        [
+            (LetterStatus::Resolved, self.resolved),
+            (LetterStatus::Discarded, self.discarded),
+            (LetterStatus::Superseded, self.superseded),
+            (LetterStatus::Open, self.open),
+        ]
+    }
+}
+
+/// What redrives may do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RedriveConfig {
+    /// `targets`: topics and queues that letters without a door may be sent back to, where every consumer sees them
+    /// again. None by default.
+    pub targets: Vec<String>,
+    /// `inbox_retention`: how long consumers remember what they handled. Letters whose message failed first before that
+    /// are left alone unless somebody insists. Not known by default.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional_duration")]
+    pub inbox_retention: Option<Duration>,
+    /// `max_generation`: letters that were redriven so often before are left alone. Defaults to 5.
+    pub max_generation: u32,
+    /// `silent_after`: how long an outcome may take before a letter counts as silent. Defaults to 15 min.
+    #[serde(serialize_with = "duration")]
+    pub silent_after: Duration,
 }
 
 impl Config {
@@ -298,7 +394,11 @@ impl Config {
         for database in self.databases() {
             scrubber.learn_url(&database.url);
         }
-        if let Some(token) = self.http.as_ref().and_then(|http| http.token.as_ref()) {
+        for notify in &self.notify {
+            scrubber.learn(notify.url.expose());
+            notify.secret.iter().for_each(|secret| scrubber.learn(secret.expose()));
+        }
+        for token in self.http.iter().flat_map(|http| http.token.iter().chain(&http.viewer_token)) {
             scrubber.learn(token.expose());
         }
         for broker in self.broker.iter().chain(self.brokers.values()) {
@@ -307,7 +407,10 @@ impl Config {
                     let secrets = kafka.properties.iter().filter(|(name, _)| is_secret_name(name));
                     secrets.for_each(|(_, value)| scrubber.learn(value.expose()));
                 }
-                BrokerConfig::RabbitMq(rabbit) => scrubber.learn_url(&rabbit.url),
+                BrokerConfig::RabbitMq(rabbit) => {
+                    scrubber.learn_url(&rabbit.url);
+                    rabbit.management.iter().for_each(|url| scrubber.learn_url(url));
+                }
             }
         }
         scrubber
@@ -334,6 +437,25 @@ fn read(path: &Path) -> Result<String, Failure> {
 
 fn duration<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&humantime::format_duration(*value))
+}
+
+fn optional_duration<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => duration(value, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// In days, which people count in here, and not in months of 30.44 days.
+fn kept<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    const DAY: u64 = 86_400;
+    match value {
+        None => serializer.serialize_str(sections::NEVER),
+        Some(kept) if kept.subsec_nanos() == 0 && kept.as_secs().is_multiple_of(DAY) => {
+            serializer.collect_str(&format_args!("{}d", kept.as_secs() / DAY))
+        }
+        Some(kept) => duration(kept, serializer),
+    }
 }
 
 fn mask<S: Serializer>(_secret: &Option<Secret>, serializer: S) -> Result<S::Ok, S::Error> {

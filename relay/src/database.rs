@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use backstop_core::held_keys::HeldKeys;
 use backstop_core::ledger::Ledger;
 use backstop_core::outbox::OutboxStore;
 use backstop_core::schema::Schema;
 use backstop_core::{AdapterError, FaultKind};
-use backstop_mysql::{MySqlOutboxStore, MySqlSchema, MySqlTables};
-use backstop_postgres::{DebeziumSchema, PgLedger, PgOutboxStore, PgSchema, PgTables};
-use backstop_sqlite::{SqliteLedger, SqliteOutboxStore, SqliteSchema, SqliteTables};
+use backstop_mysql::{MySqlInbox, MySqlOutboxStore, MySqlSchema, MySqlTables};
+use backstop_postgres::{DebeziumSchema, PgInbox, PgLedger, PgOutboxStore, PgSchema, PgTables};
+use backstop_sqlite::{SqliteInbox, SqliteLedger, SqliteOutboxStore, SqliteSchema, SqliteTables};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use sqlx::{PgPool, SqlitePool};
 use url::Url;
@@ -20,6 +21,8 @@ use crate::config::{DatabaseConfig, OutboxConfig, is_local, url_is_local};
 pub struct Database {
     /// The outbox.
     pub outbox: Arc<dyn OutboxStore>,
+    /// What consumers hold here.
+    pub held: Arc<dyn HeldKeys>,
     /// `None` on MySQL.
     ledger: Option<Arc<dyn Ledger>>,
     /// The tables.
@@ -121,6 +124,7 @@ async fn postgres(config: &DatabaseConfig, url: &str) -> Result<Database, Adapte
     let pool = backstop_postgres::open(&with_tls(url)).await?;
     Ok(Database {
         outbox: Arc::new(PgOutboxStore::new(pool.clone(), tables.clone())),
+        held: Arc::new(PgInbox::with_tables(pool.clone(), tables.clone())),
         ledger: Some(Arc::new(PgLedger::new(pool.clone(), tables.clone()))),
         schema: Arc::new(PgSchema::new(pool.clone(), tables.clone())),
         postgres: Some((pool, tables)),
@@ -136,6 +140,7 @@ async fn mysql(config: &DatabaseConfig, url: &str) -> Result<Database, AdapterEr
     let pool = backstop_mysql::open(&with_tls(url)).await?;
     Ok(Database {
         outbox: Arc::new(MySqlOutboxStore::new(pool.clone(), tables.clone())),
+        held: Arc::new(MySqlInbox::with_tables(pool.clone(), tables.clone())),
         ledger: None,
         schema: Arc::new(MySqlSchema::new(pool, tables)),
         postgres: None,
@@ -150,6 +155,7 @@ fn on_sqlite(config: &DatabaseConfig, pool: SqlitePool) -> Result<Database, Adap
     let tables = SqliteTables::default().with_prefix(&config.prefix)?;
     Ok(Database {
         outbox: Arc::new(SqliteOutboxStore::new(pool.clone(), tables.clone())),
+        held: Arc::new(SqliteInbox::with_tables(pool.clone(), tables.clone())),
         ledger: Some(Arc::new(SqliteLedger::new(pool.clone(), tables.clone()))),
         schema: Arc::new(SqliteSchema::new(pool, tables)),
         postgres: None,

@@ -7,6 +7,7 @@
 mod balance;
 mod ending;
 mod folder;
+mod lively;
 mod payments;
 mod shop;
 mod steps;
@@ -28,7 +29,7 @@ use crate::output;
 use crate::supervise::{Supervisor, until_signalled};
 use balance::Balance;
 use folder::Folder;
-use payments::{CONSUMER, Payments};
+use payments::{CONSUMER, Payments, RECEIPTS};
 use shop::{Shop, TOPIC};
 use story::Story;
 
@@ -38,6 +39,8 @@ pub(crate) use shop::FEWEST_EVENTS;
 const PARTITIONS: i32 = 4;
 /// How long a thousand events may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a demo may take that runs until it is stopped.
+const FOREVER: Duration = Duration::from_secs(365 * 86_400);
 /// How long relay and consumer may take to stop.
 const GOODBYE: Duration = Duration::from_secs(20);
 
@@ -49,7 +52,7 @@ pub(crate) async fn run(global: &Global, args: &Demo) -> Result<Exit, Failure> {
     let begun = Instant::now();
     let story = Story::new(global.output == output::Format::Json);
     let folder = Folder::make(args.folder.as_deref())?;
-    let limit = PATIENCE * args.events.div_ceil(1_000);
+    let limit = if args.keep_running { FOREVER } else { PATIENCE * args.events.div_ceil(1_000) };
     let stop = CancellationToken::new();
     let mut counted = None;
     let work = async {
@@ -59,6 +62,7 @@ pub(crate) async fn run(global: &Global, args: &Demo) -> Result<Exit, Failure> {
     let ended = until_signalled(stop.clone(), Box::pin(work)).await;
     let told = match (ended, counted) {
         (Ok(()), Some(balance)) => ending::tell(&story, &folder, &balance, begun.elapsed()),
+        (Ok(()), None) if args.keep_running => return Ok(Exit::Ok),
         (Ok(()), None) => return Err(stopped()),
         (Err(failure), _) => Err(failure),
     };
@@ -106,7 +110,7 @@ async fn play(
     stop: &CancellationToken,
 ) -> Result<Option<Balance>, Failure> {
     story.stage("setting up");
-    let scene = set(global, folder).await?;
+    let scene = set(global, args, folder).await?;
     introduce(story, args, folder, &scene)?;
     let mut supervisor = Supervisor::default();
     let (brokers, file) = (scene.broker.bootstrap_servers(), folder.database());
@@ -114,8 +118,12 @@ async fn play(
     let (context, token) = (scene.context.clone(), stop.clone());
     supervisor.spawn("the relay", async move { Box::pin(commands::run::work(&context, token)).await });
     let mut running = std::pin::pin!(supervisor.wait(stop.clone()));
+    let happens = async {
+        steps::take(story, args.events, &scene, &mut payments).await?;
+        if args.keep_running { lively::go_on(story, args.events, &scene).await } else { Ok(()) }
+    };
     let happened = tokio::select! {
-        happened = Box::pin(steps::take(story, args.events, &scene, &mut payments)) => happened,
+        happened = Box::pin(happens) => happened,
         ended = &mut running => return ended.map(|()| None),
     };
     story.stage("stopping relay and payment service");
@@ -131,12 +139,14 @@ async fn play(
 }
 
 /// Broker, topics, configuration and tables, as an operator would make them.
-async fn set(global: &Global, folder: &Folder) -> Result<Scene, Failure> {
+async fn set(global: &Global, args: &Demo, folder: &Folder) -> Result<Scene, Failure> {
     let broker = MockBroker::start().map_err(|error| Failure::broker(&error))?;
     let made = broker.create_topic(TOPIC, PARTITIONS);
     let made = made.and_then(|()| broker.create_owned_topics(TOPIC, CONSUMER, PARTITIONS));
+    let made = made.and_then(|()| broker.create_topic(RECEIPTS, 1));
     made.map_err(|error| Failure::broker(&error))?;
-    folder.configure(broker.bootstrap_servers(), &kafka_letters(TOPIC, CONSUMER))?;
+    let console = if args.keep_running { Some(lively::free_address()?) } else { None };
+    folder.configure(broker.bootstrap_servers(), &kafka_letters(TOPIC, CONSUMER), console)?;
     let context = Context::load(Global { config: folder.config(), ..global.clone() })?;
     let relay = Database::create(&context.config.database).await.map_err(database)?;
     Schema::migrate(&*relay.schema).await.map_err(database)?;

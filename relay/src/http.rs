@@ -1,4 +1,4 @@
-//! What the relay answers over HTTP: `/live`, `/ready` and `/metrics`.
+//! What the relay answers over HTTP: `/live`, `/ready`, `/metrics`, the API below `/api/v1` and the console's pages.
 //!
 //! `/live` and `/ready` are for probes, which have no token and call by address: they say nothing but a state.
 
@@ -13,7 +13,7 @@ use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router, middleware};
+use axum::{Extension, Json, Router, middleware};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
@@ -26,10 +26,12 @@ use tower_http::timeout::TimeoutLayer;
 use tracing::{debug, info, warn};
 
 use crate::config::HttpConfig;
+use crate::desk::Desk;
 use crate::exit::{Exit, Failure};
 use crate::jobs::Jobs;
 use crate::metrics::Metrics;
-use guard::Guard;
+use crate::{api, console};
+use guard::{Guard, Peer};
 
 /// Connections at once; more wait to be accepted.
 const CONNECTIONS: usize = 64;
@@ -57,15 +59,15 @@ impl Server {
     ///
     /// # Errors
     /// When the address cannot be listened on.
-    pub async fn bind(config: &HttpConfig, jobs: Jobs) -> Result<Self, Failure> {
+    pub(crate) async fn bind(config: &HttpConfig, jobs: Jobs, desk: Desk) -> Result<Self, Failure> {
         let failed = |error: std::io::Error| {
             let what = format!("cannot listen on {}: {error}", config.listen);
             Failure::new(Exit::Failed, what, "choose another address with listen in [http]")
         };
         let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        info!(%address, "HTTP: /live, /ready and /metrics");
-        Ok(Self { listener, router: router(config, address, jobs)? })
+        info!(%address, "HTTP: /live, /ready, /metrics, /api/v1 and the console");
+        Ok(Self { listener, router: router(config, address, jobs, desk)? })
     }
 
     /// The address that it listens on.
@@ -84,8 +86,9 @@ impl Server {
                 () = stop.cancelled() => return,
                 accepted = accept(&self.listener, &seats) => accepted,
             };
-            let Some((stream, seat)) = accepted else { continue };
-            let (router, stop) = (self.router.clone(), stop.clone());
+            let Some((stream, peer, seat)) = accepted else { continue };
+            let peer = Extension(Peer(peer.ip()));
+            let (router, stop) = (self.router.clone().layer(peer), stop.clone());
             tokio::spawn(async move {
                 tokio::select! {
                     () = stop.cancelled() => {}
@@ -100,10 +103,10 @@ impl Server {
 async fn accept(
     listener: &TcpListener,
     seats: &Arc<Semaphore>,
-) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+) -> Option<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
     let seat = seats.clone().acquire_owned().await.ok()?;
     match listener.accept().await {
-        Ok((stream, _)) => Some((stream, seat)),
+        Ok((stream, peer)) => Some((stream, peer, seat)),
         Err(error) => {
             warn!(%error, "cannot accept an HTTP connection");
             tokio::time::sleep(PAUSE).await;
@@ -138,12 +141,16 @@ struct Shared {
     metrics: Arc<Metrics>,
 }
 
-fn router(config: &HttpConfig, address: SocketAddr, jobs: Jobs) -> Result<Router, Failure> {
+fn router(config: &HttpConfig, address: SocketAddr, jobs: Jobs, desk: Desk) -> Result<Router, Failure> {
     let metrics = Arc::new(Metrics::new(jobs.clone())?);
     let guard = Arc::new(Guard::new(config, address));
+    let desk = Arc::new(desk);
     let guarded = Router::new()
         .route("/metrics", get(self::metrics))
-        .route_layer(middleware::from_fn_with_state(guard, guard::check));
+        .with_state(Shared { jobs: jobs.clone(), metrics: metrics.clone() })
+        .nest("/api/v1", api::routes().with_state(desk.clone()))
+        .merge(console::routes().with_state(desk))
+        .layer(middleware::from_fn_with_state(guard, guard::check));
     Ok(Router::new()
         .route("/live", get(live))
         .route("/ready", get(ready))

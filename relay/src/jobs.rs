@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::pump::{PumpState, PumpStatus, Tally, Traffic, Trouble};
+use crate::receipts::ReceiptCounts;
 
 /// How long the count of pending rows is taken for current: counting costs the database a scan.
 const COUNTED_EVERY: Duration = Duration::from_secs(15);
@@ -16,7 +17,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The jobs of one process. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Jobs(Arc<Vec<OutboxJob>>);
+pub struct Jobs {
+    outboxes: Arc<Vec<OutboxJob>>,
+    receipts: Arc<ReceiptCounts>,
+}
 
 /// One outbox that this process drains, or stands by for.
 #[derive(Debug)]
@@ -56,7 +60,7 @@ impl Jobs {
     /// Jobs that have not started yet.
     pub fn new(outboxes: impl IntoIterator<Item = String>) -> Self {
         let job = |name| OutboxJob { name, started: OnceLock::new(), backlog: Mutex::default() };
-        Self(Arc::new(outboxes.into_iter().map(job).collect()))
+        Self { outboxes: Arc::new(outboxes.into_iter().map(job).collect()), receipts: Arc::default() }
     }
 
     /// The pump of that outbox has been made.
@@ -67,7 +71,7 @@ impl Jobs {
         status: watch::Receiver<PumpStatus>,
         traffic: Arc<Traffic>,
     ) {
-        if let Some(job) = self.0.iter().find(|job| job.name == outbox) {
+        if let Some(job) = self.outboxes.iter().find(|job| job.name == outbox) {
             // A pump is made once; a second one would tell of the same outbox.
             let _ = job.started.set(Started { store, status, traffic });
         }
@@ -75,17 +79,22 @@ impl Jobs {
 
     /// Every job, in a word.
     pub fn reports(&self) -> Vec<Report> {
-        self.0.iter().map(OutboxJob::report).collect()
+        self.outboxes.iter().map(OutboxJob::report).collect()
     }
 
     /// Every job.
     pub fn outboxes(&self) -> &[OutboxJob] {
-        &self.0
+        &self.outboxes
+    }
+
+    /// What was read of receipts and reports.
+    pub fn receipts(&self) -> &Arc<ReceiptCounts> {
+        &self.receipts
     }
 
     /// Counts what waits in each outbox, unless that was done a moment ago. A count that fails leaves the old one.
     pub async fn count(&self) {
-        for job in self.0.iter() {
+        for job in self.outboxes.iter() {
             job.count().await;
         }
     }
@@ -95,6 +104,11 @@ impl OutboxJob {
     /// The outbox.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The outbox's database; `None` before the pump starts.
+    pub(crate) fn store(&self) -> Option<&dyn OutboxStore> {
+        self.started.get().map(|started| &*started.store)
     }
 
     /// The pump's own account; `None` before it starts.

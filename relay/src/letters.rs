@@ -1,21 +1,22 @@
 //! A message that was found on a dead-letter topic or queue, as a letter of the ledger.
 //!
 //! A letter that Backstop wrote carries its identity, its story and, by the name of the place where it was found, its
-//! door. A stranger's letter (RabbitMQ's own dead-lettering, Kafka Connect, Spring) is kept just the same, but has no
-//! door. Its identity is derived, so that reading it twice does not make two of it:
+//! door. A stranger's letter is kept just the same, with what its [dialect](crate::dialects) tells, but has no door. Its identity is derived, so that reading it twice does not make two of it:
 //!
 //! - Kafka: from topic, partition and offset;
 //! - RabbitMQ, which has no coordinates: from the queue and the content, without what the broker says of the delivery.
 //!   Two letters of strangers that are equal in headers, key and body therefore count as one.
 
-use backstop_core::dead_letter::{self, original_origin};
+use backstop_core::dead_letter;
+use backstop_core::fingerprint::fingerprint;
 use backstop_core::ledger::Letter;
-use backstop_core::names::{self, kip1191};
+use backstop_core::names;
 use backstop_core::report::{cut, escaped};
-use backstop_core::{Envelope, Headers, Message, MessageKey, Origin};
+use backstop_core::{Envelope, Message, Origin};
 use backstop_rabbitmq::properties;
-use chrono::{DateTime, Utc};
 use uuid::Uuid;
+
+use crate::dialects::{self, Told};
 
 /// Namespace of the ids of strangers' letters; a constant of Backstop's own.
 const NAMESPACE: Uuid = Uuid::from_u128(0x2f0f_5a0a_93f7_4b0e_8f0a_61d0_5d0c_77e4);
@@ -26,28 +27,6 @@ const MAX_NAME: usize = 512;
 const MAX_TEXT: usize = 2 * 1024;
 /// Most attempts that a letter may claim.
 const MAX_ATTEMPTS: i64 = 1_000_000_000;
-
-/// Headers in which others say where a letter was before, in order of preference.
-const PLACES: [&str; 5] = [
-    kip1191::TOPIC,
-    "kafka_dlt-original-topic",
-    "kafka_original-topic",
-    "__connect.errors.topic",
-    "x-first-death-queue",
-];
-
-/// Headers in which others say what the error was.
-const ERRORS: [&str; 5] = [
-    kip1191::MESSAGE,
-    "kafka_dlt-exception-message",
-    "kafka_exception-message",
-    "__connect.errors.exception.message",
-    "x-first-death-reason",
-];
-
-/// Headers in which others say of which type the error was.
-const ERROR_TYPES: [&str; 3] =
-    ["kafka_dlt-exception-fqcn", "kafka_exception-fqcn", "__connect.errors.exception.class.name"];
 
 /// Headers that differ from one delivery of the same letter to the next: RabbitMQ's counts, and the exact types of
 /// all headers, these counts included. `x-death` is none of them: it changes only when a message dies once more, and
@@ -64,44 +43,40 @@ pub fn letter(message: Message, origin: &Origin) -> Letter {
     let ours = headers.get_str(names::DEAD_LETTER_ID).and_then(|id| Uuid::try_parse(id).ok());
     let id = ours.unwrap_or_else(|| derived_id(&envelope, origin));
     let mut letter = Letter::new(id.to_string(), found_in, Envelope::default());
+    if let Some(told) = dialects::read(headers) {
+        tell(&mut letter, told);
+    }
     if ours.is_some() {
-        tell(&mut letter, headers);
         letter.door = dead_letter::door_of_letters(origin.place());
     } else {
-        guess(&mut letter, headers);
+        letter.fingerprint = Some(group(&letter));
     }
     letter.envelope = envelope;
     letter
 }
 
-/// What Backstop's own headers say.
-fn tell(letter: &mut Letter, headers: &Headers) {
-    let short = |header| headers.get_str(header).map(name).filter(|text| !text.is_empty());
-    let message_key = headers.get_str(names::MESSAGE_KEY).and_then(MessageKey::parse);
-    letter.message_key = message_key.map(|key| key.as_str().to_owned());
-    letter.consumer = short(names::CONSUMER);
-    letter.place = original_origin(headers).map(|origin| name(origin.place()));
-    letter.reason = short(names::REASON);
-    letter.class = short(names::ERROR_CLASS);
-    letter.error_type = short(names::ERROR_TYPE);
-    letter.error = headers.get_str(names::ERROR_MESSAGE).map(text);
-    letter.fingerprint = short(names::FINGERPRINT);
-    letter.attempts = headers.get_str(names::ATTEMPTS).and_then(|text| text.parse::<i64>().ok());
-    letter.attempts = letter.attempts.map(|attempts| attempts.clamp(0, MAX_ATTEMPTS));
-    letter.generation = i64::from(dead_letter::generation(headers));
-    letter.first_failed_at = time(headers, names::FIRST_FAILED_AT);
-    letter.dead_at = time(headers, names::DEAD_AT);
+/// What the headers say, in bounds.
+fn tell(letter: &mut Letter, told: Told) {
+    let short = |text: Option<String>| text.as_deref().map(name);
+    letter.message_key = told.message_key;
+    letter.consumer = short(told.consumer);
+    letter.place = short(told.place);
+    letter.reason = short(told.reason);
+    letter.class = short(told.class);
+    letter.error_type = short(told.error_type);
+    letter.error = told.error.as_deref().map(text);
+    letter.fingerprint = short(told.fingerprint);
+    letter.attempts = told.attempts.map(|attempts| attempts.clamp(0, MAX_ATTEMPTS));
+    letter.generation = told.generation;
+    letter.first_failed_at = told.first_failed_at;
+    letter.dead_at = told.dead_at;
 }
 
-/// What the headers of others say.
-fn guess(letter: &mut Letter, headers: &Headers) {
-    let first = |candidates: &[&str]| {
-        candidates.iter().find_map(|header| headers.get_str(header)).filter(|text| !text.is_empty())
-    };
-    letter.place = first(&PLACES).map(name);
-    letter.error = first(&ERRORS).map(text);
-    letter.error_type = first(&ERROR_TYPES).map(name);
-    letter.consumer = first(&[kip1191::GROUP, "kafka_dlt-original-consumer-group"]).map(name);
+/// The group of a stranger's letter. One that says neither who nor why belongs to the place where it was found.
+fn group(letter: &Letter) -> String {
+    let who = letter.consumer.as_deref().or(letter.place.as_deref()).unwrap_or(&letter.found_in);
+    let (kind, error) = (letter.error_type.as_deref(), letter.error.as_deref());
+    fingerprint(who, kind.unwrap_or_default(), error.unwrap_or_default(), letter.reason.as_deref())
 }
 
 fn name(value: &str) -> String {
@@ -110,12 +85,6 @@ fn name(value: &str) -> String {
 
 fn text(value: &str) -> String {
     cut(&escaped(value), MAX_TEXT)
-}
-
-fn time(headers: &Headers, header: &str) -> Option<DateTime<Utc>> {
-    let time = DateTime::parse_from_rfc3339(headers.get_str(header)?).ok()?.with_timezone(&Utc);
-    // Every database has times from 1970 to 9999.
-    (0..=253_402_300_799).contains(&time.timestamp()).then_some(time)
 }
 
 fn derived_id(envelope: &Envelope, origin: &Origin) -> Uuid {
@@ -220,6 +189,8 @@ mod tests {
         let stranger = message(&[("backstop-dead-letter-id", b"not a uuid"), ("backstop-reason", b"forged")]);
         let stranger = letter(stranger, &kafka(4));
         assert_eq!((stranger.id, stranger.door, stranger.reason), (of(4).id, None, None));
+        assert_eq!(of(4).fingerprint, of(5).fingerprint, "letters of strangers have groups, too");
+        assert_ne!(of(4).fingerprint, stranger.fingerprint);
     }
 
     #[test]

@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+/// For the driver of Kafka too, through `malloc`: it allocates several times for each message, and another thread frees.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     backstop_relay::start(std::env::args_os())
 }

@@ -9,6 +9,7 @@ use prometheus::{Encoder, Registry, TextEncoder};
 use crate::exit::{Exit, Failure};
 use crate::jobs::{Jobs, OutboxJob};
 use crate::pump::PumpStatus;
+use crate::receipts::ReceiptCounts;
 
 mod traffic;
 
@@ -47,6 +48,21 @@ const BACKLOG: [(&str, &str, Read<OutboxStatus>); 3] = [
     ("backstop_outbox_pending", "Rows that wait.", |status| status.pending),
     ("backstop_outbox_scheduled", "Rows whose time has not come.", |status| status.scheduled),
     ("backstop_outbox_dead_rows", "Rows that can never be sent.", |status| status.dead),
+];
+
+/// What consumers said.
+const RECEIPTS: [(&str, &str, Read<ReceiptCounts>); 3] = [
+    (
+        "backstop_receipts",
+        "Receipts of redriven messages that the ledger has, repeated ones included.",
+        ReceiptCounts::receipts,
+    ),
+    ("backstop_consumer_reports", "Reports of consumers that the ledger has.", ReceiptCounts::reports),
+    (
+        "backstop_receipts_unreadable",
+        "Messages among the receipts that are none, and were passed over.",
+        ReceiptCounts::unreadable,
+    ),
 ];
 
 /// The metrics of one process.
@@ -109,6 +125,14 @@ fn instruments(meter: &Meter, jobs: &Jobs) {
                     observer.observe(read(&status), &label(job));
                 }
             })
+            .build();
+    }
+    for (name, description, read) in RECEIPTS {
+        let receipts = jobs.receipts().clone();
+        meter
+            .u64_observable_counter(name)
+            .with_description(description)
+            .with_callback(move |observer| observer.observe(read(&receipts), &[]))
             .build();
     }
     for (name, description, read) in GAUGES {

@@ -1,5 +1,6 @@
 //! Holding a lease: which of several relays does the work, and until when it may be sure of that.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,6 +86,27 @@ impl Owner {
     /// owner's task has ended, which it never does by itself.
     pub fn tenures(&self) -> watch::Receiver<Option<Tenure>> {
         self.tenures.clone()
+    }
+
+    /// Waits until the lease is ours; `None` when `stop` comes first.
+    pub(crate) async fn granted(&self, stop: &CancellationToken) -> Option<Lease> {
+        let mut tenures = self.tenures();
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => None,
+            tenure = tenures.wait_for(Option::is_some) => {
+                tenure.ok().and_then(|tenure| tenure.as_ref().map(|tenure| tenure.lease.clone()))
+            }
+        }
+    }
+
+    /// Waits for the loss of the lease, and cancels `term` then. It never comes back: what goes on under the lease ends
+    /// by itself.
+    pub(crate) async fn cancel_when_lost(&self, term: &CancellationToken) -> Infallible {
+        // A closed channel is a lost lease, too.
+        let _ = self.tenures().wait_for(Option::is_none).await;
+        term.cancel();
+        std::future::pending().await
     }
 
     /// Why the database could not be asked for the lease last time, and every change of it; `None` while it can.

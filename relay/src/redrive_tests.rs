@@ -1,17 +1,20 @@
+use std::collections::HashSet;
 use std::sync::Mutex;
 
 use backstop_core::cloudevents::Binding;
-use backstop_core::sink::Scope;
-use backstop_core::{Envelope, FaultKind, names};
+use backstop_core::ledger::{LetterStatus, Outcome, Tally};
+use backstop_core::sink::{PublishError, Scope};
+use backstop_core::{Destination, Envelope, FaultKind, MessageKey, Receipt, ReceiptOutcome, names};
 use backstop_sqlite::{SqliteLedger, SqliteSchema, SqliteTables};
+use backstop_testkit::memory::Store;
 use tempfile::TempDir;
 
 use super::*;
 
-/// A sink that remembers, and refuses from the message with a certain body on.
-#[derive(Default)]
+/// A sink that remembers, and refuses messages with a certain body.
+#[derive(Clone, Default)]
 struct Recorder {
-    sent: Mutex<Vec<(String, Envelope)>>,
+    sent: Arc<Mutex<Vec<(String, Envelope)>>>,
     refuses: Option<&'static str>,
     /// With which scope; by default the destination's.
     scope: Option<Scope>,
@@ -34,6 +37,10 @@ impl Sink for Recorder {
 }
 
 impl Recorder {
+    fn refusing(body: &'static str, scope: Scope) -> Self {
+        Self { refuses: Some(body), scope: Some(scope), ..Self::default() }
+    }
+
     fn bodies_of(&self, key: &str) -> Vec<String> {
         let sent = self.sent.lock().expect("not poisoned");
         let of_key = sent.iter().filter(|(_, envelope)| envelope.key.as_deref() == Some(key.as_bytes()));
@@ -41,9 +48,13 @@ impl Recorder {
             .map(|(_, envelope)| String::from_utf8_lossy(envelope.body.as_ref().expect("a body")).into())
             .collect()
     }
+
+    fn count(&self) -> usize {
+        self.sent.lock().expect("not poisoned").len()
+    }
 }
 
-async fn ledger(letters: &[Letter]) -> (TempDir, SqliteLedger) {
+async fn ledger(letters: &[Letter]) -> (TempDir, Arc<dyn Ledger>) {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("ledger.db");
     let pool = backstop_sqlite::open(file.to_str().expect("UTF-8")).await.expect("opened");
@@ -51,7 +62,7 @@ async fn ledger(letters: &[Letter]) -> (TempDir, SqliteLedger) {
     SqliteSchema::new(pool.clone(), SqliteTables::default()).migrate().await.expect("migrated");
     let ledger = SqliteLedger::new(pool, SqliteTables::default());
     ledger.record(letters).await.expect("recorded");
-    (directory, ledger)
+    (directory, Arc::new(ledger))
 }
 
 fn letter(n: usize, key: &str) -> Letter {
@@ -70,176 +81,353 @@ fn letter(n: usize, key: &str) -> Letter {
     letter
 }
 
+fn letters(many: usize, keys: &[&str]) -> Vec<Letter> {
+    (0..many).map(|n| letter(n, keys[n % keys.len()])).collect()
+}
+
 fn open() -> LetterFilter {
-    LetterFilter { status: Some(LetterStatus::Open), ..LetterFilter::default() }
+    LetterFilter::of_status(LetterStatus::Open)
 }
 
-async fn count(ledger: &dyn Ledger, status: LetterStatus) -> u64 {
-    let filter = LetterFilter { status: Some(status), ..LetterFilter::default() };
-    ledger.count(&filter).await.expect("counted")
+fn wanted() -> NewRedrive {
+    new_redrive(open(), Guard::default())
 }
 
-async fn run(ledger: &dyn Ledger, sink: &Recorder, plan: &Plan) -> (Summary, Result<(), RedriveError>) {
-    redrive(ledger, sink, plan, LetterStatus::Open, &CancellationToken::new()).await
+async fn count(ledger: &Arc<dyn Ledger>, status: LetterStatus) -> u64 {
+    ledger.count(&LetterFilter::of_status(status)).await.expect("counted")
+}
+
+fn owner() -> OwnerSettings {
+    OwnerSettings { lease: "redrive".into(), ttl: Duration::from_secs(2), ..OwnerSettings::default() }
+}
+
+async fn run(ledger: &Arc<dyn Ledger>, sink: &Recorder, new: &NewRedrive) -> Result<Redrive, Arc<Trouble>> {
+    send_all(ledger.clone(), sink.clone(), new, owner()).await
+}
+
+/// What a consumer says that handled the letter.
+fn handled(letter: &Letter) -> Receipt {
+    Receipt {
+        message_key: letter.message_key.as_deref().and_then(MessageKey::parse).expect("a key"),
+        letter: Some(letter.id.clone()),
+        consumer: "stock".into(),
+        instance: "stock-1".into(),
+        generation: 1,
+        redrive: None,
+        outcome: ReceiptOutcome::Handled,
+        at: chrono::Utc::now(),
+    }
+}
+
+/// The letter of a message that was redriven and failed again.
+fn again(letter: &Letter) -> Letter {
+    let mut again = letter.clone();
+    again.id = format!("{}-again", letter.id);
+    again.generation = letter.generation + 1;
+    again
+}
+
+/// Asks until `done` says so, for at most 30 s.
+async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !done().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), waiting)
+        .await
+        .unwrap_or_else(|_| panic!("in vain: {what}"));
 }
 
 #[tokio::test]
 async fn letters_reach_their_door_in_key_order_and_keep_their_identity() {
-    let letters: Vec<Letter> = (0..250).map(|n| letter(n, ["a", "b", "c"][n % 3])).collect();
-    let (_directory, ledger) = ledger(&letters).await;
-    let sink = Recorder::default();
-    let plan = Plan::make(&ledger, &open(), None).await.expect("a plan");
-    let (summary, result) = run(&ledger, &sink, &plan).await;
-    result.expect("redriven");
-    assert_eq!((plan.len(), summary.sent, summary.left), (250, 250, 0));
-    for key in ["a", "b", "c"] {
-        let expected: Vec<String> =
-            (0..250).filter(|n| ["a", "b", "c"][n % 3] == key).map(|n| format!("{key}{n}")).collect();
+    let (_directory, ledger) = ledger(&letters(650, &["a", "b", "c"])).await;
+    let (sink, new) = (Recorder::default(), wanted());
+    let redrive = run(&ledger, &sink, &new).await.expect("sent");
+    assert_eq!(redrive.letters(), Tally { waiting: 650, ..Tally::default() });
+    for (at, key) in ["a", "b", "c"].iter().enumerate() {
+        let expected: Vec<String> = (at..650).step_by(3).map(|n| format!("{key}{n}")).collect();
         assert_eq!(sink.bodies_of(key), expected);
     }
     let (door, envelope) = sink.sent.lock().expect("not poisoned").remove(0);
     assert_eq!(door, "orders.stock.redrive");
     assert_eq!(envelope.headers.get_str(names::MESSAGE_KEY), Some("/orders|0"));
     assert_eq!(envelope.headers.get_str(names::REDRIVE_GENERATION), Some("1"));
+    assert_eq!(envelope.headers.get_str(names::REDRIVE_ID), Some(new.id.as_str()));
     assert_eq!(envelope.headers.get_str(names::REASON), None);
-    assert_eq!(count(&ledger, LetterStatus::Redriving).await, 250);
+    assert_eq!(count(&ledger, LetterStatus::Redriving).await, 650);
     let history = ledger.history("id-0000").await.expect("a history");
     let what: Vec<&str> = history.iter().map(|event| event.what.as_str()).collect();
     assert_eq!(what, ["collected", "redriving", "redriven"]);
 }
 
 #[tokio::test]
-async fn a_failure_stops_its_key_and_puts_back_what_was_not_confirmed() {
-    let letters: Vec<Letter> = (0..150).map(|n| letter(n, "a")).collect();
-    let (_directory, ledger) = ledger(&letters).await;
-    let sink = Recorder { refuses: Some("a7"), ..Recorder::default() };
-    let plan = Plan::make(&ledger, &open(), None).await.expect("a plan");
-    let (summary, result) = run(&ledger, &sink, &plan).await;
-    assert!(matches!(result, Err(RedriveError::Refused(_))));
-    assert_eq!(summary, Summary { sent: 7, taken: 0, put_back: 143, left: 0 });
-    assert_eq!(sink.bodies_of("a").len(), 7);
-    assert_eq!(count(&ledger, LetterStatus::Open).await, 143);
-    let history = ledger.history("id-0007").await.expect("a history");
+async fn a_refused_letter_holds_its_key_back_and_nothing_else() {
+    let (_directory, ledger) = ledger(&letters(450, &["a", "b"])).await;
+    let sink = Recorder::refusing("a14", Scope::Message);
+    let redrive = run(&ledger, &sink, &wanted()).await.expect("sent");
+    assert_eq!(redrive.letters(), Tally { waiting: 225 + 7, refused: 225 - 7, ..Tally::default() });
+    assert_eq!(sink.bodies_of("a").len(), 7, "nothing overtakes the refused one");
+    assert_eq!(sink.bodies_of("b").len(), 225);
+    assert_eq!(count(&ledger, LetterStatus::Open).await, 218);
+    let history = ledger.history("id-0014").await.expect("a history");
     let last = history.last().expect("an event");
     assert_eq!((last.what.as_str(), last.detail.as_deref()), ("redrive-failed", Some("no such topic")));
 }
 
 #[tokio::test]
-async fn what_is_refused_stops_neither_other_doors_nor_other_keys() {
-    for (scope, put_back) in [(Scope::Message, 100), (Scope::Destination, 149), (Scope::Broker, 0)] {
-        let mut letters: Vec<Letter> = (0..300).map(|n| letter(n, ["a", "b", "c"][n % 3])).collect();
-        for letter in letters.iter_mut().skip(2).step_by(3) {
-            letter.found_in = "payments.stock.dlq".into();
-            letter.door = Some("payments.stock.redrive".into());
-        }
-        let (_directory, ledger) = ledger(&letters).await;
-        let sink = Recorder { refuses: Some("a0"), scope: Some(scope), ..Recorder::default() };
-        let plan = Plan::make(&ledger, &open(), None).await.expect("a plan");
-        let (summary, result) = run(&ledger, &sink, &plan).await;
-        if scope == Scope::Broker {
-            assert!(matches!(result, Err(RedriveError::Publish(_))));
-            assert_eq!(summary.left, 200, "the broker takes nothing: nothing more is tried");
-            continue;
-        }
-        assert!(matches!(result, Err(RedriveError::Refused(_))));
-        assert!(summary.put_back >= put_back && summary.left == 0, "{summary:?}");
-        assert_eq!(summary.sent + summary.put_back, 300);
-        assert_eq!(sink.bodies_of("c").len(), 100, "another door");
-        assert_eq!(sink.bodies_of("a").len(), 0, "nothing overtakes the refused one");
-        assert_eq!(sink.bodies_of("b").len() == 100, scope == Scope::Message, "another key");
-        assert_eq!(count(&ledger, LetterStatus::Open).await, summary.put_back);
-    }
+async fn a_target_that_takes_nothing_pauses_the_redrive() {
+    let (_directory, ledger) = ledger(&letters(6, &["a"])).await;
+    let (sink, new) = (Recorder::refusing("a2", Scope::Destination), wanted());
+    let trouble = run(&ledger, &sink, &new).await.expect_err("the door is not there");
+    assert!(matches!(&*trouble, Trouble::Target(door, _) if door == "orders.stock.redrive"));
+    let paused = ledger.redrive(&new.id).await.expect("read").expect("there");
+    assert_eq!(paused.standing.run, Run::Paused);
+    assert_eq!(paused.letters(), Tally { waiting: 2, pending: 4, ..Tally::default() });
+    assert_eq!(count(&ledger, LetterStatus::Open).await, 4);
+    let to = paused.resumed().expect("it is paused");
+    assert!(ledger.steer_redrive(&new.id, &paused.standing, &to).await.expect("steered"));
+    let sink = Recorder { refuses: None, ..sink };
+    let resumed = run(&ledger, &sink, &new).await.expect("sent");
+    assert_eq!(resumed.letters(), Tally { waiting: 6, ..Tally::default() });
+    assert_eq!(sink.bodies_of("a"), ["a0", "a1", "a2", "a3", "a4", "a5"]);
 }
 
 #[tokio::test]
-async fn a_letter_that_lost_its_door_after_the_plan_is_put_back_and_counted() {
-    let (_directory, ledger) = ledger(&[letter(0, "a"), letter(1, "b")]).await;
-    let mut plan = Plan::make(&ledger, &open(), None).await.expect("a plan");
-    let mut doorless = letter(2, "c");
-    doorless.door = None;
-    ledger.record(&[doorless]).await.expect("recorded");
-    plan.ids.push("id-0002".into());
-    let (summary, result) = run(&ledger, &Recorder::default(), &plan).await;
-    result.expect("redriven");
-    assert_eq!(summary, Summary { sent: 2, taken: 0, put_back: 1, left: 0 });
-    assert_eq!(count(&ledger, LetterStatus::Open).await, 1);
+async fn a_broker_that_is_away_costs_no_letter_and_no_order() {
+    let (_directory, ledger) = ledger(&letters(9, &["a"])).await;
+    let (sink, new) = (Recorder::refusing("a4", Scope::Broker), wanted());
+    let trouble = run(&ledger, &sink, &new).await.expect_err("the broker is away");
+    assert!(matches!(&*trouble, Trouble::Broker(_)));
+    let sink = Recorder { refuses: None, ..sink };
+    let redrive = run(&ledger, &sink, &new).await.expect("sent");
+    assert_eq!(redrive.letters(), Tally { waiting: 9, ..Tally::default() });
+    assert_eq!(sink.bodies_of("a"), ["a0", "a1", "a2", "a3", "a4", "a5", "a6", "a7", "a8"]);
 }
 
 #[tokio::test]
-async fn two_operators_do_not_send_a_letter_twice() {
-    let letters: Vec<Letter> = (0..120).map(|n| letter(n, "a")).collect();
-    let (_directory, ledger) = ledger(&letters).await;
+async fn two_redrives_and_two_engines_send_a_letter_once() {
+    let (_directory, ledger) = ledger(&letters(300, &["a", "b"])).await;
     let sink = Recorder::default();
-    let plan = Plan::make(&ledger, &open(), None).await.expect("a plan");
-    let ((one, first), (two, second)) = tokio::join!(run(&ledger, &sink, &plan), run(&ledger, &sink, &plan));
-    first.expect("redriven");
-    second.expect("redriven");
-    assert_eq!((one.sent + two.sent, one.taken + two.taken), (120, 120));
-    assert_eq!(sink.bodies_of("a").len(), 120);
+    let (one, two) = (wanted(), wanted());
+    let (first, second) = tokio::join!(run(&ledger, &sink, &one), run(&ledger, &sink, &two));
+    let letters = first.expect("sent").letters().plus(second.expect("sent").letters());
+    assert_eq!((letters.waiting, letters.dropped), (300, 300));
+    assert_eq!(sink.count(), 300);
 }
 
+/// Promise 4.
 #[tokio::test]
-async fn what_fails_after_the_plan_is_not_swept_along() {
-    let (_directory, ledger) = ledger(&[letter(0, "a")]).await;
-    let plan = Plan::make(&ledger, &open(), None).await.expect("a plan");
+async fn what_fails_after_the_redrive_was_made_is_not_in_it() {
+    let (_directory, ledger) = ledger(&letters(1, &["a"])).await;
+    let (sink, new) = (Recorder::default(), wanted());
+    ledger.create_redrive(&new).await.expect("made");
     ledger.record(&[letter(1, "a")]).await.expect("recorded");
-    let (summary, _) = run(&ledger, &Recorder::default(), &plan).await;
-    assert_eq!(summary.sent, 1);
+    let redrive = run(&ledger, &sink, &new).await.expect("sent");
+    assert_eq!((redrive.letters().sum(), sink.count()), (1, 1));
     assert_eq!(count(&ledger, LetterStatus::Open).await, 1);
 }
 
 #[tokio::test]
-async fn letters_without_a_door_or_with_a_forged_one_are_left_alone() {
+async fn letters_with_a_forged_door_and_those_in_a_loop_are_left_alone() {
+    let mut odd = letters(4, &["a"]);
+    odd[0].door = None;
+    odd[1].door = Some("payments".into());
+    odd[2].generation = 5;
+    let (_directory, ledger) = ledger(&odd).await;
+    let plan = Plan::make(&*ledger, &open(), &Guard::default()).await.expect("a plan");
+    assert_eq!((plan.matching, plan.to_send, plan.without_target, plan.looped), (4, 1, 2, 1));
+    assert_eq!(plan.sample.len(), 1);
+    let sink = Recorder::default();
+    run(&ledger, &sink, &wanted()).await.expect("sent");
+    assert_eq!(sink.bodies_of("a"), ["a3"]);
+}
+
+#[tokio::test]
+async fn a_strangers_letter_goes_back_only_where_it_may_and_its_outcome_stays_unknown() {
     let mut stranger = letter(0, "a");
-    stranger.door = None;
-    let mut forged = letter(1, "a");
-    forged.door = Some("payments".into());
-    let (_directory, ledger) = ledger(&[stranger, forged, letter(2, "a")]).await;
-    let plan = Plan::make(&ledger, &open(), Some(5)).await.expect("a plan");
-    assert_eq!((plan.len(), plan.without_door), (1, 2));
-    assert_eq!(plan.groups.len(), 1);
+    (stranger.door, stranger.place) = (None, Some("orders".into()));
+    let (_directory, ledger) = ledger(&[stranger]).await;
+    let guard = Guard { foreign: vec!["orders".into()], ..Guard::default() };
+    let plan = Plan::make(&*ledger, &open(), &guard).await.expect("a plan");
+    assert!(plan.warnings.iter().any(|warning| warning.contains("every consumer of orders")), "{plan:?}");
+    let sink = Recorder::default();
+    let new = NewRedrive { guard, canary: 1, ..wanted() };
+    let redrive = run(&ledger, &sink, &new).await.expect("sent");
+    assert_eq!(sink.sent.lock().expect("not poisoned")[0].0, "orders");
+    assert_eq!(redrive.letters(), Tally { unknown: 1, ..Tally::default() });
+    assert_eq!(redrive.standing.run, Run::Paused, "somebody must look at the canary");
+}
+
+/// Promise 5.
+#[tokio::test]
+async fn a_canary_that_fails_stops_the_redrive_by_itself() {
+    let all = letters(50, &["a", "b"]);
+    let (_directory, ledger) = ledger(&all).await;
+    let (sink, new) = (Recorder::default(), NewRedrive { canary: 10, ..wanted() });
+    let consumer = async {
+        until("the canary", async || sink.count() == 10).await;
+        let receipts: Vec<Receipt> = all[..9].iter().map(handled).collect();
+        for some in receipts.chunks(200) {
+            ledger.record_outcomes(some).await.expect("recorded");
+        }
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        assert_eq!(sink.count(), 10, "nothing more is sent before the last one is known");
+        ledger.record(&[again(&all[9])]).await.expect("recorded");
+    };
+    let (redrive, ()) = tokio::join!(run(&ledger, &sink, &new), consumer);
+    let redrive = redrive.expect("it ended itself");
+    assert_eq!(redrive.standing.run, Run::Stopped);
+    assert_eq!(redrive.standing.why.as_deref(), Some("canary failed: 1 failed again"));
+    assert_eq!(redrive.canary_letters, Tally { resolved: 9, failed_again: 1, ..Tally::default() });
+    assert_eq!(sink.count(), 10, "nothing more is sent");
+    assert_eq!(count(&ledger, LetterStatus::Open).await, 41);
 }
 
 #[tokio::test]
-async fn a_limit_takes_the_oldest_and_a_stop_leaves_the_rest_open() {
-    let letters: Vec<Letter> = (0..9).map(|n| letter(n, "a")).collect();
-    let (_directory, ledger) = ledger(&letters).await;
-    let plan = Plan::make(&ledger, &open(), Some(4)).await.expect("a plan");
-    assert_eq!((plan.len(), plan.groups[0].letters), (4, 4));
+async fn a_canary_that_is_handled_lets_the_rest_go() {
+    let all = letters(50, &["a", "b"]);
+    let (_directory, ledger) = ledger(&all).await;
+    let (sink, new) = (Recorder::default(), NewRedrive { canary: 3, ..wanted() });
+    let consumer = async {
+        until("the canary", async || sink.count() == 3).await;
+        let receipts: Vec<Receipt> = all[..3].iter().map(handled).collect();
+        for some in receipts.chunks(200) {
+            ledger.record_outcomes(some).await.expect("recorded");
+        }
+    };
+    let (redrive, ()) = tokio::join!(run(&ledger, &sink, &new), consumer);
+    assert_eq!(redrive.expect("sent").letters(), Tally { resolved: 3, waiting: 47, ..Tally::default() });
+    assert_eq!(sink.count(), 50);
+}
+
+#[tokio::test]
+async fn a_pause_holds_and_a_rate_can_be_changed_while_it_runs() {
+    let (_directory, ledger) = ledger(&letters(400, &["a", "b", "c"])).await;
+    let (sink, new) = (Recorder::default(), NewRedrive { rate: Some(40.0), ..wanted() });
+    let operator = async {
+        until("the first letters", async || sink.count() >= 5).await;
+        let seen = ledger.redrive(&new.id).await.expect("read").expect("there");
+        let to = seen.paused("lunch").expect("it runs");
+        assert!(ledger.steer_redrive(&new.id, &seen.standing, &to).await.expect("steered"));
+        // What was claimed before is still sent.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let paused = sink.count();
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        assert_eq!(sink.count(), paused, "it is paused");
+        assert!(paused < 100, "the rate was kept: {paused}");
+        assert!(ledger.set_redrive_rate(&new.id, Some(100_000.0)).await.expect("set"));
+        let seen = ledger.redrive(&new.id).await.expect("read").expect("there");
+        let to = seen.resumed().expect("it is paused");
+        assert!(ledger.steer_redrive(&new.id, &seen.standing, &to).await.expect("steered"));
+    };
+    let (first, ()) = tokio::join!(run(&ledger, &sink, &new), operator);
+    assert_eq!(first.expect("it was paused").standing.run, Run::Paused);
+    let redrive = run(&ledger, &sink, &new).await.expect("sent");
+    assert_eq!(redrive.letters().sent(), 400);
+    assert_eq!(sink.count(), 400);
+}
+
+/// Promise 3, in small: engines are killed wherever they are, one letter in a hundred fails again by construction, and the
+/// consumer answers beside the engine. Nothing is lost, and every outcome is known.
+#[tokio::test(flavor = "multi_thread")]
+async fn engines_that_die_lose_nothing_in_memory() {
+    let store = Store::new();
+    engines_that_die_lose_nothing(Arc::new(store.clone()), || store.advance(Duration::from_secs(3))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn engines_that_die_lose_nothing_on_postgresql() {
+    use backstop_core::schema::Schema;
+    use backstop_postgres::{PgLedger, PgSchema, PgTables};
+    let variable = "BACKSTOP_TEST_POSTGRES_URL";
+    let url = std::env::var(variable)
+        .unwrap_or_else(|_| panic!("{variable} is not set; run: eval \"$(tests/servers env)\""));
+    let schema = format!("t_{}", uuid::Uuid::new_v4().simple());
+    let pool = sqlx::PgPool::connect(&url).await.expect("PostgreSQL");
+    let tables = PgTables::in_schema(&schema).expect("a name");
+    PgSchema::new(pool.clone(), tables.clone()).migrate().await.expect("migrated");
+    engines_that_die_lose_nothing(Arc::new(PgLedger::new(pool.clone(), tables)), || {}).await;
+    let drop = sqlx::AssertSqlSafe(format!("DROP SCHEMA \"{schema}\" CASCADE"));
+    sqlx::query(drop).execute(&pool).await.expect("dropped");
+}
+
+/// `pass` makes the lease of a dead engine run out, where that does not happen by itself.
+async fn engines_that_die_lose_nothing(ledger: Arc<dyn Ledger>, pass: impl Fn()) {
+    const LETTERS: usize = 2_000;
+    let all: Vec<Letter> = letters(LETTERS, &["a", "b", "c", "d", "e", "f", "g"]);
+    ledger.record(&all).await.expect("recorded");
+    let (sink, new) =
+        (Recorder::default(), NewRedrive { canary: 10, rate: Some(1_500.0), brake: 0.5, ..wanted() });
+    ledger.create_redrive(&new).await.expect("made");
+    let answered = CancellationToken::new();
+    let consumer = tokio::spawn(consume(ledger.clone(), sink.clone(), all.clone(), answered.clone()));
+    for life in 1..=5_usize {
+        let running =
+            tokio::spawn(Engine::new(ledger.clone(), sink.clone(), owner()).run(CancellationToken::new()));
+        until("letters to be sent", async || sink.count() > LETTERS * life / 6).await;
+        // Killed wherever it is; nobody gives its lease back.
+        running.abort();
+        drop(running.await);
+        pass();
+    }
     let stop = CancellationToken::new();
+    let running = tokio::spawn(Engine::new(ledger.clone(), sink.clone(), owner()).run(stop.clone()));
+    let read = async || ledger.redrive(&new.id).await.expect("read").expect("there");
+    until("the end", async || read().await.standing.run == Run::Done).await;
     stop.cancel();
-    let (summary, result) = redrive(&ledger, &Recorder::default(), &plan, LetterStatus::Open, &stop).await;
-    result.expect("stopped");
-    assert_eq!(summary, Summary { left: 4, ..Summary::default() });
-    assert_eq!(count(&ledger, LetterStatus::Open).await, 9);
+    running.await.expect("no panic");
+    answered.cancel();
+    let applied = consumer.await.expect("no panic");
+    let failed = LETTERS as u64 / 100;
+    let expected = Tally { resolved: LETTERS as u64 - failed, failed_again: failed, ..Tally::default() };
+    assert_eq!(read().await.letters(), expected);
+    assert_eq!(applied.len(), LETTERS - failed as usize, "each is applied");
+    assert_eq!(
+        count(&ledger, LetterStatus::Open).await,
+        failed,
+        "the new letters of those that failed again"
+    );
+    let of = |outcome| LetterFilter { outcome: Some(outcome), ..LetterFilter::default() };
+    assert_eq!(ledger.count(&of(Outcome::FailedAgain)).await.expect("counted"), failed);
+    assert!(
+        sink.count() <= LETTERS + 5 * 200,
+        "a crash repeats what was being sent, not more: {}",
+        sink.count()
+    );
 }
 
-#[tokio::test]
-async fn what_a_crash_left_in_redriving_can_be_sent_again() {
-    let (_directory, ledger) = ledger(&[letter(0, "a")]).await;
-    let redriving = LetterStatus::Redriving;
-    ledger.mark(&["id-0000".into()], LetterStatus::Open, redriving, "redriving", None).await.expect("marked");
-    let filter = LetterFilter { status: Some(redriving), ..LetterFilter::default() };
-    let plan = Plan::make(&ledger, &filter, None).await.expect("a plan");
-    let sink = Recorder::default();
-    let (summary, result) = redrive(&ledger, &sink, &plan, redriving, &CancellationToken::new()).await;
-    result.expect("redriven");
-    assert_eq!((summary.sent, sink.bodies_of("a").len()), (1, 1));
-}
-
-#[tokio::test]
-async fn letters_that_somebody_else_has_taken_are_not_sent() {
-    let letters: Vec<Letter> = (0..6).map(|n| letter(n, "a")).collect();
-    let (_directory, ledger) = ledger(&letters).await;
-    let plan = Plan::make(&ledger, &open(), None).await.expect("a plan");
-    let taken = ["id-0001".to_owned(), "id-0004".to_owned()];
-    ledger
-        .mark(&taken, LetterStatus::Open, LetterStatus::Redriving, "redriving", None)
-        .await
-        .expect("marked");
-    let sink = Recorder::default();
-    let (summary, result) = run(&ledger, &sink, &plan).await;
-    result.expect("redriven");
-    assert_eq!(summary, Summary { sent: 4, taken: 2, put_back: 0, left: 0 });
-    assert_eq!(sink.bodies_of("a"), ["a0", "a2", "a3", "a5"]);
+/// Handles what the sink got, each message once, and says so; every hundredth fails again.
+async fn consume(
+    ledger: Arc<dyn Ledger>,
+    sink: Recorder,
+    all: Vec<Letter>,
+    stop: CancellationToken,
+) -> HashSet<String> {
+    let (mut read, mut applied) = (0, HashSet::new());
+    while !stop.is_cancelled() {
+        let fresh: Vec<String> = {
+            let sent = sink.sent.lock().expect("not poisoned");
+            let keys = sent[read..].iter().map(|(_, envelope)| envelope.headers.get_str(names::MESSAGE_KEY));
+            let keys = keys.map(|key| key.expect("an identity").to_owned()).collect();
+            read = sent.len();
+            keys
+        };
+        let (mut failed, mut receipts) = (Vec::new(), Vec::new());
+        for key in fresh {
+            let n: usize = key.rsplit('|').next().and_then(|n| n.parse().ok()).expect("a number");
+            if n % 100 == 50 {
+                failed.push(again(&all[n]));
+            } else {
+                applied.insert(key);
+                receipts.push(handled(&all[n]));
+            }
+        }
+        ledger.record(&failed).await.expect("recorded");
+        for some in receipts.chunks(200) {
+            ledger.record_outcomes(some).await.expect("recorded");
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    applied
 }

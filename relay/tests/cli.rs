@@ -1,5 +1,9 @@
 //! The command line as users meet it: what the built program prints, and how it ends.
 
+#[path = "cli/held.rs"]
+mod held;
+#[path = "cli/letters.rs"]
+mod letters;
 #[path = "cli/outbox_dead.rs"]
 mod outbox_dead;
 #[path = "cli/relay.rs"]
@@ -33,7 +37,10 @@ fn the_manual_names_every_command_and_the_shells_accept_the_completions() {
         assert!(man.contains(&format!("\n.SH BACKSTOP-RELAY {command}\n")), "{command} is missing:\n{man}");
     }
     let script = relay.run("completions bash").stdout;
-    let status = std::process::Command::new("bash").args(["-nc", &script]).status().expect("bash");
+    // It is longer than an argument may be.
+    relay.write("completions.bash", &script);
+    let file = relay.path("completions.bash");
+    let status = std::process::Command::new("bash").arg("-n").arg(file).status().expect("bash");
     assert!(status.success() && script.contains("backstop-relay"), "{script}");
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use backstop_core::ledger::{Ledger, LetterFilter, LetterStatus};
+use backstop_core::ledger::{Guard, Ledger, LetterFilter, LetterStatus};
 use backstop_core::schema::Schema;
 use backstop_core::sink::Sink;
 use backstop_core::source::{Received, Settlement, Source};
@@ -12,7 +12,7 @@ use backstop_rabbitmq::{RabbitSettings, declare_queue, delete_queue};
 use backstop_relay::collector::Collector;
 use backstop_relay::config::{Config, Environment};
 use backstop_relay::owner::OwnerSettings;
-use backstop_relay::redrive::{Plan, redrive};
+use backstop_relay::redrive::{Plan, new_redrive, send_all};
 use backstop_relay::{broker, database::Database};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -69,12 +69,12 @@ impl Setup {
     async fn redrive(&self) {
         let sink = broker::sink(self.config.broker.as_ref().expect("a broker")).expect("a sink");
         let filter = LetterFilter { status: Some(LetterStatus::Open), ..LetterFilter::default() };
-        let plan = Plan::make(&*self.ledger, &filter, None).await.expect("a plan");
-        assert_eq!((plan.len(), plan.without_door), (2, 1));
-        let stop = CancellationToken::new();
-        let (summary, result) = redrive(&*self.ledger, &sink, &plan, LetterStatus::Open, &stop).await;
-        result.expect("redriven");
-        assert_eq!(summary.sent, 2);
+        let plan = Plan::make(&*self.ledger, &filter, &Guard::default()).await.expect("a plan");
+        assert_eq!((plan.matching, plan.to_send, plan.without_target), (3, 2, 1));
+        let new = new_redrive(filter, Guard::default());
+        let owner = OwnerSettings { lease: "redrive".into(), ..OwnerSettings::default() };
+        let redrive = send_all(self.ledger.clone(), sink, &new, owner).await.expect("sent");
+        assert_eq!(redrive.letters().waiting, 2);
         assert_eq!(self.count(Some(LetterStatus::Redriving)).await, 2);
         assert_eq!(self.count(Some(LetterStatus::Open)).await, 1);
     }

@@ -111,7 +111,7 @@ async fn the_story_is_told_in_a_few_lines_and_its_database_bears_it_out() {
     assert_eq!((code, stderr.as_str()), (0, ""));
     in_order(
         &stdout,
-        &["redriving", "payments", "orders", "permanent", "no tax rate for a gift card", "1 of 1 letters"],
+        &["resolved", "payments", "orders", "permanent", "no tax rate for a gift card", "1 of 1 letters"],
     );
 }
 

@@ -2,11 +2,14 @@
 //!
 //! What groups share a transaction is in `grouped`.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use backstop::inbox::{Admission, Inbox as _, Limits, Unit};
-use backstop::{Consumer, Delivery, GroupCommit, Handler, HandlerError, MessageKey, StopPartition};
+use backstop::{
+    Consumer, Delivery, GroupCommit, Handler, HandlerError, MessageKey, RunError, Snapshot, Stats,
+    StopPartition,
+};
 use backstop_kafka::KafkaSource;
 use backstop_postgres::{PgInbox, PgTx};
 use rdkafka::Offset;
@@ -16,6 +19,7 @@ use sqlx::PgPool;
 use sqlx::pool::PoolConnection;
 use sqlx::{Connection as _, Postgres};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::event::{self, KEYS};
@@ -105,8 +109,11 @@ pub(crate) async fn check(bench: &Bench, expected: usize) -> Outcome<()> {
 
 /// Adds one to the account of the message's key.
 struct Credit {
-    began: std::sync::Arc<OnceLock<Instant>>,
+    began: Began,
 }
+
+/// When the first handler started.
+pub(crate) type Began = Arc<OnceLock<Instant>>;
 
 impl Handler<PgTx> for Credit {
     type Message = event::Body;
@@ -122,15 +129,34 @@ impl Handler<PgTx> for Credit {
 pub(crate) async fn consume(bench: &Bench, topic: &str, work: Work) -> Outcome<f64> {
     reset(bench).await?;
     let pool = bench.database.pool_of(u32::try_from(CONNECTIONS)?).await?;
-    let began = std::sync::Arc::new(OnceLock::new());
-    let source = KafkaSource::subscribe(&bench.servers.kafka, unique("group"), &[topic]).door(false);
-    let inbox = PgInbox::new(pool.clone());
-    let consumer = Consumer::transactional("bench", source, inbox, Credit { began: began.clone() })
-        .dead_letter(StopPartition)
-        .group_commit(work.groups)
-        .concurrency(CONNECTIONS);
+    let began = Began::default();
+    let handler = Credit { began: Arc::clone(&began) };
+    let consumer =
+        Consumer::transactional("bench", source(bench, topic), PgInbox::new(pool.clone()), handler)
+            .dead_letter(StopPartition)
+            .group_commit(work.groups)
+            .concurrency(CONNECTIONS);
     let (stats, stop) = (consumer.stats(), CancellationToken::new());
     let running = tokio::spawn(consumer.run(stop.clone().cancelled_owned()));
+    let rate = until_handled(work, &stats, &began, running, stop).await?;
+    pool.close().await;
+    check(bench, work.messages).await?;
+    Ok(rate)
+}
+
+/// The topic from its beginning, for a group that has never read it.
+pub(crate) fn source(bench: &Bench, topic: &str) -> KafkaSource {
+    KafkaSource::subscribe(&bench.servers.kafka, unique("group"), &[topic]).door(false)
+}
+
+/// Waits until a consumer has handled everything, and ends it; messages a second since its first handler began.
+pub(crate) async fn until_handled(
+    work: Work,
+    stats: &Stats,
+    began: &Began,
+    running: JoinHandle<Result<Snapshot, RunError>>,
+    stop: CancellationToken,
+) -> Outcome<f64> {
     let until = Instant::now() + PATIENCE;
     let done = (work.messages + work.duplicates) as u64;
     while stats.snapshot().handled + stats.snapshot().duplicates < done {
@@ -142,8 +168,6 @@ pub(crate) async fn consume(bench: &Bench, topic: &str, work: Work) -> Outcome<f
     let elapsed = began.get().ok_or("nothing was handled")?.elapsed();
     stop.cancel();
     running.await??;
-    pool.close().await;
-    check(bench, work.messages).await?;
     Ok(done as f64 / elapsed.as_secs_f64())
 }
 

@@ -1,22 +1,36 @@
-//! Group commit: the handler is called for each message, and messages share a transaction; beside the same statements
-//! without a framework.
+//! Messages that share a transaction: the handler is called for each of them, or once for all; each beside the same
+//! statements without a framework.
 
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Instant;
 
-use backstop::GroupCommit;
+use backstop::{BatchHandler, Consumer, Delivery, GroupCommit, HandlerError, Outcomes, StopPartition};
+use backstop_postgres::{PgInbox, PgTx};
 use rdkafka::Offset;
 use sqlx::pool::PoolConnection;
 use sqlx::{Connection as _, Postgres};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
-use crate::consumer::{CONNECTIONS, CREDIT, Item, Work, check, consume, create_account, feed, reset};
+use crate::consumer::{
+    Began, CONNECTIONS, CREDIT, Item, Work, check, consume, create_account, feed, reset, source,
+    until_handled,
+};
 use crate::event;
 use crate::report::{Figure, median};
 use crate::servers::unique;
 use crate::{Bench, Outcome, kafka};
 
-/// Messages of one transaction, at most.
+/// Messages of one transaction, at most, where the handler is called for each.
 const GROUP: usize = 64;
+/// The same where it is called for all.
+const BATCH: usize = 500;
+
+/// Adds to the accounts of all keys at once.
+const CREDIT_ALL: &str = "UPDATE account SET n = account.n + more.n \
+                          FROM (SELECT key, count(*) AS n FROM unnest($1::text[]) AS key GROUP BY key) AS more \
+                          WHERE account.key = more.key";
 
 /// The inbox rows of a group in one statement; returned are those that are new.
 const ADMIT: &str = "INSERT INTO backstop_inbox (consumer, message_key) SELECT 'bench', id FROM unnest($1::text[]) AS id \
@@ -34,22 +48,76 @@ pub(crate) async fn run(bench: &mut Bench) -> Outcome<()> {
     kafka::create_topic(&bench.servers, &topic).await?;
     kafka::produce(&bench.servers, &topic, work.messages).await?;
     kafka::produce(&bench.servers, &topic, work.duplicates).await?;
-    let mut rates: [Vec<f64>; 2] = Default::default();
+    let batches = Work { groups: GroupCommit::up_to(BATCH), ..work };
+    let mut rates: [Vec<f64>; 4] = Default::default();
     for round in 1..=bench.sizes.rounds {
         eprintln!("group commit, round {round} of {}", bench.sizes.rounds);
-        rates[0].push(by_hand(bench, &topic, work).await?);
+        rates[0].push(by_hand(bench, &topic, work, Statements::ForEach).await?);
         rates[1].push(consume(bench, &topic, work).await?);
+        rates[2].push(by_hand(bench, &topic, batches, Statements::ForAll).await?);
+        rates[3].push(consume_batches(bench, &topic, batches).await?);
     }
     kafka::delete_topics(&bench.servers, &[&topic]).await?;
-    let [by_hand, consumer] = rates.map(|rates| median(&rates));
+    let [by_hand, consumer, batches_by_hand, batches] = rates.map(|rates| median(&rates));
     bench.push(Figure::new("groups by hand", by_hand, "messages/s"));
     let consumer = Figure::new("consumer, group commit", consumer, "messages/s");
     bench.push(consumer.at_least(28_000.0).beside("groups by hand", by_hand).ratio_at_least(0.85));
+    bench.push(Figure::new("batches by hand", batches_by_hand, "messages/s"));
+    let batches = Figure::new("consumer, batches", batches, "messages/s");
+    bench.push(batches.at_least(90_000.0).beside("batches by hand", batches_by_hand).ratio_at_least(0.75));
     Ok(())
 }
 
+/// Adds to the accounts of its messages' keys with one statement.
+struct CreditAll {
+    began: Began,
+}
+
+impl BatchHandler<PgTx> for CreditAll {
+    type Message = event::Body;
+
+    async fn handle(
+        &self,
+        batch: &[&Delivery<event::Body>],
+        tx: &mut PgTx,
+    ) -> Result<Outcomes, HandlerError> {
+        self.began.get_or_init(Instant::now);
+        let keys: Result<Vec<String>, _> =
+            batch.iter().map(|delivery| delivery.body().number().map(event::key)).collect();
+        sqlx::query(CREDIT_ALL).bind(keys?).execute(&mut **tx).await?;
+        Ok(Outcomes::handled())
+    }
+}
+
+/// The consumer reads the whole topic in batches; messages a second.
+async fn consume_batches(bench: &Bench, topic: &str, work: Work) -> Outcome<f64> {
+    reset(bench).await?;
+    let pool = bench.database.pool_of(u32::try_from(CONNECTIONS)?).await?;
+    let began = Began::default();
+    let handler = CreditAll { began: Arc::clone(&began) };
+    let consumer = Consumer::batch("bench", source(bench, topic), PgInbox::new(pool.clone()), handler)
+        .dead_letter(StopPartition)
+        .group_commit(work.groups)
+        .concurrency(CONNECTIONS);
+    let (stats, stop) = (consumer.stats(), CancellationToken::new());
+    let running = tokio::spawn(consumer.run(stop.clone().cancelled_owned()));
+    let rate = until_handled(work, &stats, &began, running, stop).await?;
+    pool.close().await;
+    check(bench, work.messages).await?;
+    Ok(rate)
+}
+
+/// How a group's effects are written.
+#[derive(Debug, Clone, Copy)]
+enum Statements {
+    /// By one for each message.
+    ForEach,
+    /// By one for all.
+    ForAll,
+}
+
 /// Workers that each have their share of the keys and keep a connection; a group is what waits. Messages a second.
-async fn by_hand(bench: &Bench, topic: &str, work: Work) -> Outcome<f64> {
+async fn by_hand(bench: &Bench, topic: &str, work: Work, statements: Statements) -> Outcome<f64> {
     reset(bench).await?;
     let pool = bench.database.pool_of(u32::try_from(CONNECTIONS)?).await?;
     let mut queues = Vec::new();
@@ -57,7 +125,7 @@ async fn by_hand(bench: &Bench, topic: &str, work: Work) -> Outcome<f64> {
     for _ in 0..CONNECTIONS {
         let (queue, messages) = mpsc::channel(1_000);
         queues.push(queue);
-        workers.push(tokio::spawn(worker(pool.acquire().await?, messages)));
+        workers.push(tokio::spawn(worker(pool.acquire().await?, messages, statements)));
     }
     let reader = kafka::reader(&bench.servers, topic, Offset::Beginning)?;
     let count = work.messages + work.duplicates;
@@ -71,16 +139,31 @@ async fn by_hand(bench: &Bench, topic: &str, work: Work) -> Outcome<f64> {
     Ok(count as f64 / elapsed.as_secs_f64())
 }
 
-async fn worker(mut connection: PoolConnection<Postgres>, mut messages: mpsc::Receiver<Item>) -> Outcome<()> {
-    let mut group: Vec<Item> = Vec::with_capacity(GROUP);
-    while messages.recv_many(&mut group, GROUP).await > 0 {
+async fn worker(
+    mut connection: PoolConnection<Postgres>,
+    mut messages: mpsc::Receiver<Item>,
+    statements: Statements,
+) -> Outcome<()> {
+    let most = match statements {
+        Statements::ForEach => GROUP,
+        Statements::ForAll => BATCH,
+    };
+    let mut group: Vec<Item> = Vec::with_capacity(most);
+    while messages.recv_many(&mut group, most).await > 0 {
         let mut tx = connection.begin().await?;
         let ids: Vec<&str> = group.iter().map(|(_, id)| id.as_str()).collect();
-        let mut fresh: std::collections::HashSet<String> =
+        let mut fresh: HashSet<String> =
             sqlx::query_scalar(ADMIT).bind(ids).fetch_all(&mut *tx).await?.into_iter().collect();
-        for (n, id) in &group {
-            if fresh.remove(id) {
-                sqlx::query(CREDIT).bind(event::key(*n)).execute(&mut *tx).await?;
+        let keys: Vec<String> =
+            group.iter().filter(|(_, id)| fresh.remove(id)).map(|(n, _)| event::key(*n)).collect();
+        match statements {
+            Statements::ForEach => {
+                for key in keys {
+                    sqlx::query(CREDIT).bind(key).execute(&mut *tx).await?;
+                }
+            }
+            Statements::ForAll => {
+                sqlx::query(CREDIT_ALL).bind(keys).execute(&mut *tx).await?;
             }
         }
         tx.commit().await?;

@@ -5,6 +5,7 @@
 
 mod broker;
 mod clock;
+mod collect;
 mod consumer;
 mod database;
 mod databases;
@@ -62,6 +63,10 @@ impl Bench {
         self.figures.push(figure);
     }
 }
+
+/// That of the relay's program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -130,5 +135,6 @@ async fn measure(bench: &mut Bench, part: Part) -> Outcome<()> {
         }
         Part::Consumer => consumer::run(bench).await,
         Part::Grouped => grouped::run(bench).await,
+        Part::Collect => collect::run(bench).await,
     }
 }

@@ -17,17 +17,18 @@ pub(crate) enum Part {
     Outage,
     Consumer,
     Grouped,
+    Collect,
 }
 
 impl Part {
     /// Whether no relay is in it.
     fn is_of_consumer(self) -> bool {
-        matches!(self, Self::Consumer | Self::Grouped)
+        matches!(self, Self::Consumer | Self::Grouped | Self::Collect)
     }
 }
 
 /// The parts in the order in which they run: name and content.
-const PARTS: [(Part, &str, &str); 10] = [
+const PARTS: [(Part, &str, &str); 11] = [
     (Part::Drain, "drain", "a backlog into Kafka and RabbitMQ, beside the bare drivers"),
     (Part::Databases, "databases", "the same from MariaDB and SQLite, beside PostgreSQL"),
     (Part::Latency, "latency", "from commit to broker and to effect, under steady load and idle"),
@@ -38,6 +39,7 @@ const PARTS: [(Part, &str, &str); 10] = [
     (Part::Outage, "outage", "a broker that is away, one destination of ten that is denied"),
     (Part::Consumer, "consumer", "messages from Kafka, beside consumers written by hand"),
     (Part::Grouped, "grouped", "the same with messages that share a transaction"),
+    (Part::Collect, "collect", "dead letters into the ledger, beside bare inserts of the same rows"),
 ];
 
 /// What is run, and in which numbers.
@@ -98,7 +100,7 @@ fn usage() -> String {
     let parts = PARTS.map(|(_, name, content)| format!("  {name:<11} {content}\n")).concat();
     format!(
         "usage: cargo bench -p backstop-tests [-- [PART...] [OPTION...]]
-{parts}  relay       all of these but consumer and grouped
+{parts}  relay       all of these but consumer, grouped and collect
   --short     small numbers: shows that the benches work, measures nothing
   --rows N    rows of every backlog
   --rate N    commits a second of the steady load

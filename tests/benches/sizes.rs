@@ -13,6 +13,8 @@ pub(crate) struct Sizes {
     pub(crate) messages: usize,
     /// Messages that it handles in groups.
     pub(crate) grouped: usize,
+    /// Dead letters that are collected.
+    pub(crate) letters: usize,
     /// Commits a second of the steady load.
     pub(crate) rate: usize,
     /// How long the steady load lasts.
@@ -45,6 +47,7 @@ pub(crate) const FULL: Sizes = Sizes {
     backlog: 1_000_000,
     messages: 50_000,
     grouped: 200_000,
+    letters: 100_000,
     rate: 1_000,
     steady: Duration::from_secs(20),
     singles: 20,
@@ -65,6 +68,7 @@ pub(crate) const SHORT: Sizes = Sizes {
     backlog: 10_000,
     messages: 5_000,
     grouped: 5_000,
+    letters: 3_000,
     rate: 200,
     steady: Duration::from_secs(2),
     singles: 2,
@@ -85,6 +89,7 @@ impl Sizes {
         self.backlog = rows;
         self.messages = rows;
         self.grouped = rows;
+        self.letters = rows;
         self.churn = rows;
         self.pending = rows;
         self.watched = rows;

@@ -81,23 +81,34 @@ async fn relay_dies_after_promotion() {
 
 /// The consumer dies at that point again and again, and another one finishes the work.
 async fn consumer_dies(broker: Broker, point: &str) {
-    dies(broker, point, 1).await;
+    dies(broker, point, |_| {}).await;
 }
 
 /// The same with messages that share transactions.
 async fn groups_die(broker: Broker, point: &str) {
-    dies(broker, point, 64).await;
+    dies(broker, point, in_groups).await;
 }
 
-async fn dies(broker: Broker, point: &str, shared: usize) {
+/// The same with a handler that is given several at once.
+async fn batches_die(broker: Broker, point: &str) {
+    dies(broker, point, |config| {
+        in_groups(config);
+        config.batches = true;
+    })
+    .await;
+}
+
+fn in_groups(config: &mut ConsumerConfig) {
+    // Few workers, so that messages wait for each other; and not all of them are suspected of every death.
+    (config.shared, config.concurrency, config.window) = (64, 2, 16);
+}
+
+async fn dies(broker: Broker, point: &str, tune: impl Fn(&mut ConsumerConfig)) {
     let database = Database::fresh("crash").await;
     let place = servers::unique("crash");
     workload::create_place(broker, &place, 2).await;
     let mut config = ConsumerConfig::new(broker, &place, &servers::unique("group"), &database.schema);
-    if shared > 1 {
-        // Few workers, so that messages wait for each other.
-        (config.shared, config.concurrency) = (shared, 2);
-    }
+    tune(&mut config);
     let publisher = Publisher::new(broker);
     let events = workload::events(COUNT, 20, |n| match n % 40 {
         10 => Some(Fail::Transient(2)),
@@ -105,9 +116,14 @@ async fn dies(broker: Broker, point: &str, shared: usize) {
         30 => Some(Fail::Always),
         _ => None,
     });
-    workload::publish(&database, &publisher, &place, &events).await;
-    for pass in [1, 3, 5] {
+    // Some that nobody has had before each death: the others are suspected of it, and share nothing.
+    let mut parts = events.chunks(COUNT / 4);
+    for (pass, part) in [1, 3, 5].into_iter().zip(&mut parts) {
+        workload::publish(&database, &publisher, &place, part).await;
         config.spawn(Some(&format!("{point}:{pass}"))).ended(PATIENCE).await;
+    }
+    for part in parts {
+        workload::publish(&database, &publisher, &place, part).await;
     }
     let run = config.start();
     let dead = events.iter().filter(|placed| placed.ends_dead()).count();
@@ -119,7 +135,7 @@ async fn dies(broker: Broker, point: &str, shared: usize) {
     let letters = letters::read_distinct(&config, dead).await;
     assert_eq!(letters.len(), dead, "open letters are exactly what was injected");
     let report = run.stop().await;
-    assert_eq!(report.grouped > 0, shared > 1, "{report:?}");
+    assert_eq!(report.grouped > 0, config.shared > 1, "{report:?}");
     database.assert_balanced_but_for(&config.group, &events, &letters).await;
     database.drop().await;
 }
@@ -135,6 +151,21 @@ async fn consumer_dies_between_the_handlers_of_a_group_on_rabbitmq() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn consumer_dies_after_a_batch_before_its_commit_on_kafka() {
+    batches_die(Broker::Kafka, "consumer.batch.handled").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumer_dies_after_a_batch_before_its_commit_on_rabbitmq() {
+    batches_die(Broker::RabbitMq, "consumer.batch.handled").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumer_dies_after_the_commit_of_a_batch_before_settle() {
+    batches_die(Broker::Kafka, "consumer.committed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn consumer_dies_after_a_shared_commit_before_settle() {
     groups_die(Broker::Kafka, "consumer.committed").await;
 }
@@ -144,31 +175,37 @@ async fn consumer_dies_after_a_held_row_beside_groups() {
     groups_die(Broker::Kafka, "consumer.held").await;
 }
 
+/// F48, F75: on Kafka.
 #[tokio::test(flavor = "multi_thread")]
 async fn consumer_dies_after_commit_before_settle_on_kafka() {
     consumer_dies(Broker::Kafka, "consumer.committed").await;
 }
 
+/// F75: on RabbitMQ.
 #[tokio::test(flavor = "multi_thread")]
 async fn consumer_dies_after_commit_before_settle_on_rabbitmq() {
     consumer_dies(Broker::RabbitMq, "consumer.committed").await;
 }
 
+/// F88: the row is written before the source is settled.
 #[tokio::test(flavor = "multi_thread")]
 async fn consumer_dies_after_the_held_row_before_settle_on_kafka() {
     consumer_dies(Broker::Kafka, "consumer.held").await;
 }
 
+/// F88: the same on RabbitMQ.
 #[tokio::test(flavor = "multi_thread")]
 async fn consumer_dies_after_the_held_row_before_settle_on_rabbitmq() {
     consumer_dies(Broker::RabbitMq, "consumer.held").await;
 }
 
+/// F57: the same letter.
 #[tokio::test(flavor = "multi_thread")]
 async fn consumer_dies_after_quarantine_before_its_row_is_deleted_on_kafka() {
     consumer_dies(Broker::Kafka, "consumer.quarantined").await;
 }
 
+/// F57: the same letter.
 #[tokio::test(flavor = "multi_thread")]
 async fn consumer_dies_after_quarantine_before_its_row_is_deleted_on_rabbitmq() {
     consumer_dies(Broker::RabbitMq, "consumer.quarantined").await;
@@ -201,11 +238,13 @@ async fn cut_inside_commit(cut: Cut, shared: usize) {
     database.drop().await;
 }
 
+/// F85: it was not committed.
 #[tokio::test(flavor = "multi_thread")]
 async fn connection_cut_before_the_server_sees_commit() {
     cut_inside_commit(Cut::BeforeServer, 1).await;
 }
 
+/// F85: it was committed.
 #[tokio::test(flavor = "multi_thread")]
 async fn connection_cut_after_the_server_saw_commit() {
     cut_inside_commit(Cut::AfterServer, 1).await;

@@ -140,11 +140,13 @@ fn check_letters(config: &ConsumerConfig, events: &[Placed], odd: &[(Envelope, &
     }
 }
 
+/// F55, F83, F89: each kind of failure ends as its class says.
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_ends_where_it_must_on_kafka() {
     everything_ends_where_it_must(Broker::Kafka, 1).await;
 }
 
+/// F55, F83, F89: the same on RabbitMQ.
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_ends_where_it_must_on_rabbitmq() {
     everything_ends_where_it_must(Broker::RabbitMq, 1).await;
@@ -238,11 +240,13 @@ async fn rabbitmq() -> Connection {
         .expect("RabbitMQ answers")
 }
 
+/// F56: on Kafka.
 #[tokio::test(flavor = "multi_thread")]
 async fn quarantine_waits_while_the_topic_is_denied() {
     quarantine_waits(Broker::Kafka).await;
 }
 
+/// F56, F73: on RabbitMQ.
 #[tokio::test(flavor = "multi_thread")]
 async fn quarantine_waits_while_the_exchange_is_gone() {
     quarantine_waits(Broker::RabbitMq).await;

@@ -25,6 +25,10 @@ async fn sum(database: &Database) -> i64 {
     sqlx::query_scalar("SELECT sum(sum) FROM total").fetch_one(&database.pool).await.expect("read")
 }
 
+async fn held(database: &Database) -> i64 {
+    sqlx::query_scalar("SELECT count(*) FROM backstop_held").fetch_one(&database.pool).await.expect("read")
+}
+
 async fn consume<H: Handler<PgTx, Message = i32>>(
     database: &Database,
     broker: &Broker,
@@ -65,14 +69,20 @@ impl Handler<PgTx> for Share {
 /// Alone, these handlers never deadlock; groups of them do. Nobody is charged for it, and nothing is applied twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn groups_that_deadlock_harm_nobody() {
-    let (database, broker) = (database().await, Broker::new());
-    publish(&broker, 600, 50);
-    let report = consume(&database, &broker, Share).await;
-    assert_eq!(sum(&database).await, 600);
-    assert_eq!((report.handled, report.failures, report.held), (600, 0, 0), "{report:?}");
-    assert!(report.regrouped > 0, "{report:?}");
-    assert!(broker.published("numbers.totals.dlq").is_empty());
-    database.drop().await;
+    // Whether they do is a matter of timing: until they have.
+    for round in 1..=50 {
+        let (database, broker) = (database().await, Broker::new());
+        publish(&broker, 600, 50);
+        let report = consume(&database, &broker, Share).await;
+        assert_eq!(sum(&database).await, 600);
+        assert_eq!((report.handled, report.failures, report.held), (600, 0, 0), "{report:?}");
+        assert!(broker.published("numbers.totals.dlq").is_empty());
+        database.drop().await;
+        if report.regrouped > 0 {
+            return println!("they deadlocked in round {round}");
+        }
+    }
+    panic!("they have never deadlocked");
 }
 
 /// Fails for some messages after its statement, and once swallows the failure of one.
@@ -105,21 +115,25 @@ impl Handler<PgTx> for Flaw {
     }
 }
 
+/// F77: on PostgreSQL.
 /// Every hundredth message is refused and another one fails in SQL: these end as letters, and all others are applied.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_fails_in_a_group_is_undone_alone() {
     let (database, broker) = (database().await, Broker::new());
     publish(&broker, 1_000, 50);
     let report = consume(&database, &broker, Flaw::default()).await;
-    // What swallows a failure is charged where it happens to stand alone, and is held for its next attempt.
-    assert_eq!(sum(&database).await, report.handled as i64, "{report:?}");
-    assert_eq!((report.handled + report.held, report.quarantined), (980, 20), "{report:?}");
-    assert!(report.held <= 1, "{report:?}");
+    // What swallows a failure is charged where it happens to stand alone; it is held for its next attempt, which may
+    // come after the source's end.
+    let waiting = held(&database).await;
+    assert!(waiting <= 1, "{report:?}");
+    assert_eq!(sum(&database).await, 980 - waiting, "{report:?}");
+    assert_eq!((report.handled as i64, report.quarantined), (980 - waiting, 20), "{report:?}");
     assert!(report.grouped > 0 && report.regrouped > 0, "{report:?}");
     assert_eq!(broker.published("numbers.totals.dlq").len(), 20);
     database.drop().await;
 }
 
+/// F76: in groups.
 /// Another instance has the same messages: each is applied once.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_instances_with_the_same_messages_apply_them_once() {
@@ -130,6 +144,7 @@ async fn two_instances_with_the_same_messages_apply_them_once() {
         consume(&database, &brokers[0], Flaw(Arc::new(AtomicU32::new(1)))),
         consume(&database, &brokers[1], Flaw(Arc::new(AtomicU32::new(1)))),
     );
-    assert_eq!(sum(&database).await, 980, "{one:?} {two:?}");
+    // Instances that get into each other's way may hold a message for its next attempt, which comes after their end.
+    assert_eq!(sum(&database).await + held(&database).await, 980, "{one:?} {two:?}");
     database.drop().await;
 }

@@ -44,6 +44,13 @@ async fn a_commit_of_the_handlers_own_applies_nothing_twice() {
     all_are_applied_once(Fail::RawCommit, false).await;
 }
 
+/// F84: a handler that does not yield cannot be cut off; when it comes back its time is over, and nothing of it commits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_blocks_its_thread_is_tried_again() {
+    all_are_applied_once(Fail::Block(1), true).await;
+}
+
+/// F84: on PostgreSQL, with its statement still running.
 /// The statement runs on after the handler's time is over, and cannot commit late.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handler_that_takes_too_long_is_tried_again() {

@@ -47,11 +47,13 @@ async fn rebalanced(broker: Broker) {
     database.drop().await;
 }
 
+/// F49, F65: members come and go, and a topic grows.
 #[tokio::test(flavor = "multi_thread")]
 async fn rebalanced_cooperatively() {
     rebalanced(Broker::Kafka).await;
 }
 
+/// F49, F65: the same where the broker decides.
 #[tokio::test(flavor = "multi_thread")]
 async fn rebalanced_by_the_broker() {
     rebalanced(Broker::KafkaNext).await;

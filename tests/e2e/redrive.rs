@@ -50,7 +50,7 @@ async fn redriven(broker: Broker) {
     wait::until("all is applied", PATIENCE, || async { database.applied(&failing.group).await == all }).await;
     wait::until("nothing is held", PATIENCE, || async { database.held().await == 0 }).await;
     let report = run.stop().await;
-    assert_eq!(report.redriven, DEAD as u64);
+    assert_eq!(report.redriven, DEAD as u64, "{report:?}");
     let parked = first.iter().filter(|placed| placed.event.fail.is_some()).map(|placed| placed.id.clone());
     let books = database.books(&failing.group).await;
     Books { parked: parked.collect(), ..books }.audit().assert_balanced();
@@ -66,11 +66,13 @@ async fn redriven(broker: Broker) {
     database.drop().await;
 }
 
+/// F80, F90: on Kafka.
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_failing_group_sees_redriven_messages_on_kafka() {
     redriven(Broker::Kafka).await;
 }
 
+/// F80, F90: on RabbitMQ.
 #[tokio::test(flavor = "multi_thread")]
 async fn redriven_messages_are_applied_once_on_rabbitmq() {
     redriven(Broker::RabbitMq).await;

@@ -17,7 +17,7 @@ fn size(variable: &str, default: usize) -> usize {
 }
 
 fn transactions() -> usize {
-    size("BACKSTOP_E2E_TRANSACTIONS", 8_000)
+    size("BACKSTOP_E2E_TRANSACTIONS", 4_000)
 }
 
 struct Scene {

@@ -1,4 +1,6 @@
-//! The faults of a relay, by the numbers that tests name them by.
+//! The faults of a relay, and all parts of the page, by the numbers that tests name them by.
+
+use crate::consumers;
 
 /// A fault.
 pub(crate) struct Fault {
@@ -9,17 +11,28 @@ pub(crate) struct Fault {
     pub(crate) not_shown: Option<&'static str>,
 }
 
-const fn shown(number: u8, what: &'static str, must_hold: &'static str) -> Fault {
+pub(crate) const fn shown(number: u8, what: &'static str, must_hold: &'static str) -> Fault {
     Fault { number, what, must_hold, not_shown: None }
 }
 
-const fn but(number: u8, what: &'static str, must_hold: &'static str, not_shown: &'static str) -> Fault {
+pub(crate) const fn but(
+    number: u8,
+    what: &'static str,
+    must_hold: &'static str,
+    not_shown: &'static str,
+) -> Fault {
     Fault { number, what, must_hold, not_shown: Some(not_shown) }
 }
 
 /// Parts of the page.
-pub(crate) const PARTS: [(&str, &[Fault]); 3] =
-    [("Crash and progress", PROGRESS), ("The database", DATABASE), ("The broker", BROKER)];
+pub(crate) const PARTS: [(&str, &[Fault]); 6] = [
+    ("Relay: crash and progress", PROGRESS),
+    ("Relay: the database", DATABASE),
+    ("Relay: the broker", BROKER),
+    ("Consumer: Kafka", consumers::KAFKA),
+    ("Consumer: RabbitMQ", consumers::RABBITMQ),
+    ("Consumer: inbox and handler", consumers::HANDLERS),
+];
 
 const PROGRESS: &[Fault] = &[
     shown(

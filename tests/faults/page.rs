@@ -10,9 +10,9 @@ use backstop_tests::index::{assert_recorded, function, sources};
 
 use crate::list::{Fault, PARTS};
 
-const HEAD: &str = "# Faults of a relay, and the tests that show them
+const HEAD: &str = "# Faults, and the tests that show them
 
-What may break around a running relay, what must hold then, and which tests show that it does. Most end by asking the
+What may break around a running relay or consumer, what must hold then, and which tests show that it does. Most end by asking the
 ledger oracle: everything that was committed is applied once, in the order of its key, and nothing is dead that was not
 made to fail. The numbers stand in the tests' doc comments, from which this page is made;
 `BACKSTOP_RECORD=1 cargo test -p backstop-tests --test faults page` makes it anew.
@@ -88,7 +88,7 @@ fn every_fault_is_shown_or_has_a_reason_and_none_is_unknown() {
     let index = index();
     let all: Vec<&Fault> = PARTS.iter().flat_map(|(_, faults)| faults.iter()).collect();
     let numbers: Vec<u8> = all.iter().map(|fault| fault.number).collect();
-    assert_eq!(numbers, (1..=47).collect::<Vec<u8>>());
+    assert_eq!(numbers, (1..=90).collect::<Vec<u8>>());
     for fault in all {
         let shown = index.contains_key(&fault.number);
         assert!(shown || fault.not_shown.is_some(), "F{} has neither a test nor a reason", fault.number);

@@ -302,7 +302,8 @@ async fn s07_a_statement_over_mariadbs_limit_is_the_messages_fault() {
     let message = Message::new("k").body("text/plain", vec![b'x'; 17 << 20]);
     let outbox = MySqlOutbox::with_tables(&tables);
     let error = outbox.enqueue(&mut tx, Outgoing::to("orders", message)).await.expect_err("too large");
-    assert_eq!(error.kind(), FaultKind::Invalid, "{error:?}");
+    // The server says so and hangs up while the statement is still being sent: not every time is its answer read.
+    assert!(matches!(error.kind(), FaultKind::Invalid | FaultKind::Unreachable), "{error:?}");
     drop(tx);
     Db::MySql(pool, tables).drop().await;
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
-use backstop::{Delivery, Handler, HandlerError};
+use backstop::{BatchHandler, Delivery, Handler, HandlerError, Outcomes};
 use backstop_postgres::PgTx;
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +20,7 @@ pub struct Event {
     pub fail: Option<Fail>,
 }
 
-/// What is to go wrong, until the handler is mended.
+/// What is to go wrong, until the handler is mended, unless it says otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fail {
@@ -30,6 +30,8 @@ pub enum Fail {
     Always,
     /// A permanent error.
     Permanent,
+    /// A permanent error, also when the handler is mended.
+    Hopeless,
     /// A panic for ever.
     Panic,
     /// A failed statement that the handler swallows; on the first attempts only.
@@ -38,7 +40,14 @@ pub enum Fail {
     RawCommit,
     /// A statement that runs for longer than the handler may; on the first attempts only.
     Sleep(u32),
+    /// A thread that is blocked for longer than the handler may take; on the first attempts only.
+    Block(u32),
+    /// The end of the process, without a word, after so many transient errors.
+    Abort(u32),
 }
+
+/// How long a thread is blocked.
+const BLOCKED: Duration = Duration::from_millis(700);
 
 /// An event cannot be applied.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +74,7 @@ impl Handler<PgTx> for Apply {
     async fn handle(&self, delivery: &Delivery<Event>, tx: &mut PgTx) -> Result<(), HandlerError> {
         let event = delivery.body();
         let fail = match event.fail {
-            Some(fail) if !self.immune && !mended(tx).await? => Some(fail),
+            Some(fail) if !self.immune && (fail == Fail::Hopeless || !mended(tx).await?) => Some(fail),
             _ => None,
         };
         let early = |times: u32| delivery.attempt() <= times;
@@ -74,8 +83,13 @@ impl Handler<PgTx> for Apply {
                 return Err(HandlerError::transient(refused(event)));
             }
             Some(Fail::Always) => return Err(HandlerError::transient(refused(event))),
-            Some(Fail::Permanent) => return Err(HandlerError::permanent(refused(event))),
+            Some(Fail::Permanent | Fail::Hopeless) => return Err(HandlerError::permanent(refused(event))),
             Some(Fail::Panic) => panic!("event {} of {} panics", event.seq, event.key),
+            Some(Fail::Abort(errors)) if early(errors) => {
+                return Err(HandlerError::transient(refused(event)));
+            }
+            Some(Fail::Abort(_)) => std::process::abort(),
+            Some(Fail::Block(times)) if early(times) => std::thread::sleep(BLOCKED),
             Some(Fail::Sleep(times)) if early(times) => {
                 sqlx::query("SELECT pg_sleep(60)").execute(&mut **tx).await?;
             }
@@ -112,6 +126,24 @@ impl Apply {
             .execute(&mut **tx)
             .await?;
         Ok(())
+    }
+}
+
+/// The same for several events in one transaction.
+#[derive(Debug, Clone)]
+pub struct ApplyAll(pub Apply);
+
+impl BatchHandler<PgTx> for ApplyAll {
+    type Message = Event;
+
+    async fn handle(&self, batch: &[&Delivery<Event>], tx: &mut PgTx) -> Result<Outcomes, HandlerError> {
+        let mut outcomes = Outcomes::handled();
+        for (at, delivery) in batch.iter().enumerate() {
+            if let Err(error) = self.0.handle(delivery, tx).await {
+                outcomes.fail(at, error);
+            }
+        }
+        Ok(outcomes)
     }
 }
 

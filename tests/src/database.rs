@@ -123,8 +123,16 @@ impl Database {
             .expect("the ledger is there");
     }
 
-    /// Drops the schema.
+    /// Drops the schema. Sessions that nobody is at any more, such as those of connections that a test cut off from their
+    /// client, may still have their locks in it: they are ended.
     pub async fn drop(self) {
+        let end = "SELECT pg_terminate_backend(l.pid) FROM pg_locks AS l \
+                   JOIN pg_class AS c ON c.oid = l.relation JOIN pg_namespace AS n ON n.oid = c.relnamespace \
+                   WHERE n.nspname = $1 AND l.pid <> pg_backend_pid() AND l.database = \
+                   (SELECT oid FROM pg_database WHERE datname = current_database())";
+        if let Err(error) = sqlx::query(end).bind(&self.schema).execute(&self.pool).await {
+            eprintln!("sessions that use schema {} are left alone: {error}", self.schema);
+        }
         let statement = format!("DROP SCHEMA {} CASCADE", self.schema);
         if let Err(error) = sqlx::query(AssertSqlSafe(statement)).execute(&self.pool).await {
             eprintln!("schema {} is left behind: {error}", self.schema);

@@ -8,10 +8,13 @@ use backstop::source::{Settlement as _, Source};
 use backstop::{Envelope, Message, names};
 use backstop_kafka::KafkaSource;
 use backstop_rabbitmq::RabbitSource;
+use lapin::options::QueueDeclareOptions;
+use lapin::types::FieldTable;
+use lapin::{Connection, ConnectionProperties};
 
 use crate::program::{Broker, ConsumerConfig};
-use crate::servers;
 use crate::workload::Placed;
+use crate::{servers, wait};
 
 /// Where the dead letters of a consumer are.
 pub fn place(config: &ConsumerConfig) -> String {
@@ -53,21 +56,47 @@ pub fn id(letter: &Envelope) -> Option<&str> {
     letter.headers.get_str("ce_id").or_else(|| letter.headers.get_str("cloudEvents:id"))
 }
 
+/// Waits until that many letters are there, and leaves them there.
+///
+/// # Panics
+/// When they do not come.
+pub async fn arrived(config: &ConsumerConfig, expected: usize, patience: Duration) {
+    if config.broker != Broker::RabbitMq {
+        assert_eq!(read_distinct(config, expected).await.len(), expected);
+        return;
+    }
+    let url = servers::amqp_url();
+    let connection = Connection::connect(&url, ConnectionProperties::default()).await.expect("RabbitMQ");
+    let channel = connection.create_channel().await.expect("a channel");
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    wait::until("the letters are there", patience, || async {
+        let queue = channel.queue_declare(place(config).into(), passive, FieldTable::default());
+        queue.await.expect("the queue of letters").message_count() as usize >= expected
+    })
+    .await;
+}
+
 async fn read_at_least(config: &ConsumerConfig, expected: usize) -> Vec<Envelope> {
-    let place = place(config);
-    match config.broker {
+    let messages = messages(config.broker, &place(config), expected).await;
+    messages.iter().map(Message::envelope).collect()
+}
+
+/// Reads at least that many messages of a topic or queue, and then looks for more until there has been none for two
+/// seconds; fewer when they do not come within a minute.
+pub async fn messages(broker: Broker, place: &str, expected: usize) -> Vec<Message> {
+    match broker {
         Broker::RabbitMq => {
-            let source = RabbitSource::consume(&servers::amqp_url(), &place).door(false).declare(false);
+            let source = RabbitSource::consume(&servers::amqp_url(), place).door(false).declare(false);
             drain(source.build().expect("an AMQP URL"), expected).await
         }
         _ => {
             let group = servers::unique("letters");
-            drain(KafkaSource::subscribe(servers::kafka(), group, &[&place]).door(false), expected).await
+            drain(KafkaSource::subscribe(servers::kafka(), group, &[place]).door(false), expected).await
         }
     }
 }
 
-async fn drain(mut source: impl Source, expected: usize) -> Vec<Envelope> {
+async fn drain(mut source: impl Source, expected: usize) -> Vec<Message> {
     let mut letters = Vec::new();
     loop {
         let patience = Duration::from_secs(if letters.len() < expected { 60 } else { 2 });
@@ -75,7 +104,7 @@ async fn drain(mut source: impl Source, expected: usize) -> Vec<Envelope> {
         for mut received in batch.expect("the source goes on").expect("the source does not end") {
             received.settlement.begin();
             received.settlement.settle();
-            letters.push(Message::envelope(&received.message));
+            letters.push(received.message);
         }
     }
     source.close().await.expect("an orderly end");

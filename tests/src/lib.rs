@@ -6,8 +6,10 @@
 pub mod apply;
 pub mod commit_proxy;
 pub mod database;
+pub mod dead;
 pub mod index;
 pub mod letters;
+pub mod pipeline;
 pub mod program;
 pub mod scene;
 pub mod servers;

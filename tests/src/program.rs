@@ -6,19 +6,22 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use backstop::sink::Sink;
+use backstop::source::Source;
 use backstop::{
-    Consumer, ErrorClass, GroupCommit, Json, MissingId, RetryPolicy, RunError, Snapshot, WithInbox,
+    Consumer, DeadLetters, Destination, ErrorClass, GroupCommit, Json, MissingId, RetryPolicy, RunError,
+    Snapshot,
 };
-use backstop_kafka::{KafkaDeadLetters, KafkaSettings, KafkaSource, RebalanceProtocol};
+use backstop_kafka::{KafkaDeadLetters, KafkaSettings, KafkaSink, KafkaSource, RebalanceProtocol};
 use backstop_postgres::PgInbox;
-use backstop_rabbitmq::{RabbitDeadLetters, RabbitSettings, RabbitSource};
+use backstop_rabbitmq::{RabbitDeadLetters, RabbitSettings, RabbitSink, RabbitSource};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::apply::Apply;
+use crate::apply::{Apply, ApplyAll};
 use crate::database::Database;
 use crate::servers;
 
@@ -33,9 +36,6 @@ pub enum Broker {
     /// RabbitMQ.
     RabbitMq,
 }
-
-/// The type of every consumer here.
-type Tested<S, D> = Consumer<S, WithInbox<PgInbox>, Apply, Json, D>;
 
 /// A consumer of the tests.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -52,8 +52,16 @@ pub struct ConsumerConfig {
     pub concurrency: usize,
     /// Messages that may share a transaction.
     pub shared: usize,
+    /// Whether the handler is given those that share one at once.
+    pub batches: bool,
+    /// Whether a key waits for the message of it that was given up.
+    pub ordered: bool,
     /// Attempts before quarantine.
     pub max_attempts: u32,
+    /// Deaths in a row before quarantine.
+    pub max_crashes: u32,
+    /// Messages of one Kafka partition under way at most.
+    pub window: usize,
     /// Milliseconds that each event takes.
     pub work_ms: u64,
     /// Milliseconds that the handler may take.
@@ -64,6 +72,8 @@ pub struct ConsumerConfig {
     pub immune: bool,
     /// Another way to PostgreSQL than the usual.
     pub postgres_url: Option<String>,
+    /// Topic or queue of its receipts and reports.
+    pub receipts: Option<String>,
 }
 
 impl ConsumerConfig {
@@ -76,12 +86,17 @@ impl ConsumerConfig {
             schema: schema.to_owned(),
             concurrency: 16,
             shared: 1,
+            batches: false,
+            ordered: false,
             max_attempts: 3,
+            max_crashes: 3,
+            window: 1_000,
             work_ms: 0,
             handler_timeout_ms: 5_000,
             dead_letter_missing_id: true,
             immune: false,
             postgres_url: None,
+            receipts: None,
         }
     }
 
@@ -90,14 +105,6 @@ impl ConsumerConfig {
     /// # Errors
     /// As [`Consumer::run`].
     pub async fn run(&self, shutdown: impl Future<Output = ()> + Send) -> Result<Snapshot, RunError> {
-        let url = self.postgres_url.clone().unwrap_or_else(servers::postgres_url);
-        let database = Database::open_at(&url, &self.schema, self.concurrency as u32 + 6).await;
-        let inbox = PgInbox::with_tables(database.pool.clone(), database.tables());
-        let handler = Apply {
-            consumer: self.group.clone(),
-            work: Duration::from_millis(self.work_ms),
-            immune: self.immune,
-        };
         match self.broker {
             Broker::Kafka | Broker::KafkaNext => {
                 let protocol = match self.broker {
@@ -106,32 +113,67 @@ impl ConsumerConfig {
                 };
                 let source = KafkaSource::subscribe(servers::kafka(), &self.group, &[&self.place])
                     .rebalance_protocol(protocol)
+                    .window(self.window, 16 << 20)
                     .commit_interval(Duration::from_millis(200));
-                let letters = KafkaDeadLetters::new(KafkaSettings::new(servers::kafka()));
-                let consumer =
-                    Consumer::transactional(&self.group, source, inbox, handler).dead_letter(letters);
-                self.tuned(consumer).run(shutdown).await
+                let settings = KafkaSettings::new(servers::kafka());
+                let letters = KafkaDeadLetters::new(settings.clone());
+                self.consume(source, letters, KafkaSink::new(settings), shutdown).await
             }
             Broker::RabbitMq => {
                 let settings = RabbitSettings::parse(&servers::amqp_url()).expect("an AMQP URL");
                 let source =
                     RabbitSource::consume(&servers::amqp_url(), &self.place).build().expect("an AMQP URL");
-                let letters = RabbitDeadLetters::new(settings);
-                let consumer =
-                    Consumer::transactional(&self.group, source, inbox, handler).dead_letter(letters);
-                self.tuned(consumer).run(shutdown).await
+                let letters = RabbitDeadLetters::new(settings.clone());
+                self.consume(source, letters, RabbitSink::new(settings), shutdown).await
             }
         }
     }
 
-    fn tuned<S, D>(&self, consumer: Tested<S, D>) -> Tested<S, D> {
+    async fn consume(
+        &self,
+        source: impl Source,
+        letters: impl DeadLetters,
+        sink: impl Sink,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<Snapshot, RunError> {
+        let url = self.postgres_url.clone().unwrap_or_else(servers::postgres_url);
+        let database = Database::open_at(&url, &self.schema, self.concurrency as u32 + 6).await;
+        let inbox = PgInbox::with_tables(database.pool.clone(), database.tables());
+        let handler = Apply {
+            consumer: self.group.clone(),
+            work: Duration::from_millis(self.work_ms),
+            immune: self.immune,
+        };
+        if self.batches {
+            let consumer =
+                Consumer::batch(&self.group, source, inbox, ApplyAll(handler)).dead_letter(letters);
+            return self.telling(self.tuned(consumer), sink).run(shutdown).await;
+        }
+        let consumer = Consumer::transactional(&self.group, source, inbox, handler).dead_letter(letters);
+        self.telling(self.tuned(consumer), sink).run(shutdown).await
+    }
+
+    fn tuned<S, M, H, D>(&self, consumer: Consumer<S, M, H, Json, D>) -> Consumer<S, M, H, Json, D> {
         let policy = RetryPolicy::exponential(Duration::from_millis(50)).max_attempts(self.max_attempts);
-        consumer
+        let consumer = consumer
             .concurrency(self.concurrency)
             .group_commit(GroupCommit::up_to(self.shared))
             .retry(ErrorClass::Transient, policy)
             .handler_timeout(Duration::from_millis(self.handler_timeout_ms))
-            .missing_id(if self.dead_letter_missing_id { MissingId::DeadLetter } else { MissingId::Stop })
+            .max_crashes(self.max_crashes)
+            .missing_id(if self.dead_letter_missing_id { MissingId::DeadLetter } else { MissingId::Stop });
+        if self.ordered { consumer.ordered() } else { consumer }
+    }
+
+    fn telling<S, M, H, D>(
+        &self,
+        consumer: Consumer<S, M, H, Json, D>,
+        sink: impl Sink,
+    ) -> Consumer<S, M, H, Json, D> {
+        match &self.receipts {
+            Some(place) => consumer.receipts(sink, Destination::new(place)),
+            None => consumer,
+        }
     }
 
     /// Runs it in a task of this process.
@@ -192,7 +234,11 @@ impl Program {
             command.stderr(Stdio::null());
         }
         if let Some(point) = crash_at {
-            command.env("BACKSTOP_CRASH_AT", point);
+            // A point with `stop ` in front is one to stop at.
+            match point.strip_prefix("stop ") {
+                Some(point) => command.env("BACKSTOP_STOP_AT", point),
+                None => command.env("BACKSTOP_CRASH_AT", point),
+            };
         }
         Self::run(command)
     }
@@ -260,6 +306,15 @@ impl Program {
             std::future::ready(ended)
         })
         .await;
+    }
+
+    /// Whether it has been stopped, and not let go on.
+    ///
+    /// # Panics
+    /// When the process is gone.
+    pub fn is_stopped(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).expect("it runs");
+        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
     }
 
     /// Whether it is still there.
@@ -331,6 +386,18 @@ impl RelayConfig {
         Self::of(&text)
     }
 
+    /// A relay that collects dead letters from this topic or queue, and reads receipts from that one.
+    ///
+    /// # Panics
+    /// When no file can be written.
+    pub fn with_receipts(broker: Broker, schema: &str, dead_letters: &str, receipts: &str) -> Self {
+        let (database, broker) = (servers::postgres_url(), broker_section(broker));
+        Self::of(&format!(
+            "[database]\nurl = \"{database}\"\nschema = \"{schema}\"\n\n[broker]\n{broker}\n\n[outbox]\nenabled = false\n\n\
+             [dead_letters]\nenabled = true\nname = \"{schema}\"\nsources = [\"{dead_letters}\"]\nreceipts = [\"{receipts}\"]\n"
+        ))
+    }
+
     /// A relay with that configuration.
     ///
     /// # Panics
@@ -344,6 +411,14 @@ impl RelayConfig {
     /// Starts `backstop-relay run`.
     pub fn spawn(&self, crash_at: Option<&str>) -> Program {
         Program::start("backstop-relay", &["--config", self.path(), "run"], crash_at)
+    }
+
+    /// Starts a command of the relay, and does not wait for its end.
+    ///
+    /// # Panics
+    /// When the program is not built.
+    pub fn start(&self, arguments: &[&str]) -> Program {
+        Program::start("backstop-relay", &[&["--config", self.path()], arguments].concat(), None)
     }
 
     /// Starts `backstop-relay run` with a log that can be read, and HTTP on a port of its own.
@@ -377,6 +452,13 @@ impl RelayConfig {
 
     fn path(&self) -> &str {
         self.file.path().to_str().expect("a temporary path is UTF-8")
+    }
+}
+
+fn broker_section(broker: Broker) -> String {
+    match broker {
+        Broker::RabbitMq => format!("kind = \"rabbitmq\"\nurl = \"{}\"", servers::amqp_url()),
+        _ => format!("kind = \"kafka\"\nbrokers = \"{}\"", servers::kafka()),
     }
 }
 

@@ -239,7 +239,10 @@ pub async fn before_broker(broker: Broker, amqp: &str) -> (Proxy, String) {
 }
 
 /// A proxy before the server that a URL names, and the URL through it.
-async fn proxied(url: &str) -> (Proxy, String) {
+///
+/// # Panics
+/// When the URL is not `user@host/path`, or no port can be had.
+pub async fn proxied(url: &str) -> (Proxy, String) {
     let (user, rest) = url.rsplit_once('@').expect("user@host in the URL");
     let (server, path) = rest.split_once('/').expect("host/path in the URL");
     let proxy = Proxy::start(server).await.expect("a free port");

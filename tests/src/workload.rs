@@ -46,7 +46,10 @@ pub fn events(count: usize, keys: usize, fail: impl Fn(usize) -> Option<Fail>) -
 impl Placed {
     /// Whether it ends as a dead letter, unless the handler is mended.
     pub fn ends_dead(&self) -> bool {
-        matches!(self.event.fail, Some(Fail::Permanent | Fail::Always | Fail::Panic))
+        let fail = self.event.fail.as_ref();
+        fail.is_some_and(|fail| {
+            matches!(fail, Fail::Permanent | Fail::Hopeless | Fail::Always | Fail::Panic | Fail::Abort(_))
+        })
     }
 
     /// The message that carries it.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use backstop_core::dead_letter::{DeadLetter, DeadLetters, kafka_letters, kafka_letters_of};
 use backstop_core::message::Destination;
+use backstop_core::pipeline::{LetterOutput, Output};
 use backstop_core::sink::{PublishError, Scope, Sink};
 use backstop_core::source::SourceInfo;
 use backstop_core::{AdapterError, FaultKind};
@@ -71,7 +72,7 @@ impl DeadLetters for KafkaDeadLetters {
     }
 
     async fn quarantine(&self, letter: &DeadLetter) -> Result<(), PublishError> {
-        let topic = Destination::new(kafka_letters_of(letter.origin.place(), &letter.group));
+        let topic = destination(letter);
         match self.sink.publish(&topic, letter.to_envelope()).await {
             Err(error) if error.scope() == Scope::Message => {
                 tracing::warn!(%topic, %error, "kafka: a letter does not fit and goes with the fewest headers");
@@ -80,6 +81,17 @@ impl DeadLetters for KafkaDeadLetters {
             other => other,
         }
     }
+}
+
+impl LetterOutput for KafkaDeadLetters {
+    fn output(&self, letter: &DeadLetter, small: bool) -> Option<Output> {
+        let envelope = if small { letter.to_minimal_envelope() } else { letter.to_envelope() };
+        Some(Output { destination: destination(letter), envelope })
+    }
+}
+
+fn destination(letter: &DeadLetter) -> Destination {
+    Destination::new(kafka_letters_of(letter.origin.place(), &letter.group))
 }
 
 fn prepare(settings: &KafkaSettings, source: &SourceInfo) -> Result<(), AdapterError> {

@@ -231,7 +231,9 @@ fn scope_of(code: Code) -> Scope {
         | Code::UnknownTopicId
         | Code::TopicAuthorizationFailed
         | Code::InvalidTopic
-        | Code::PolicyViolation => Scope::Destination,
+        | Code::PolicyViolation
+        // A server error says nothing of its reach. Where it reaches further, every destination meets it by itself.
+        | Code::Unknown => Scope::Destination,
         _ => Scope::Broker,
     }
 }
@@ -246,6 +248,7 @@ fn hint(code: Code) -> Option<&'static str> {
         Code::SSL => "check ssl.ca.location and the name in the broker's certificate",
         code if is_denied(code) => "check security.protocol, sasl.mechanism, user name and password",
         Code::UnknownTopicOrPartition | Code::UnknownTopic => "create the topic, or correct its name",
+        Code::Unknown => "see the broker's log, which says what failed",
         Code::OffsetOutOfRange | Code::AutoOffsetReset => {
             "messages are gone before they were read: set out_of_range to earliest or latest, or reset the group's offsets"
         }
@@ -319,6 +322,7 @@ mod tests {
         assert_eq!(scope(Code::UnknownTopicOrPartition), Scope::Destination);
         assert_eq!(scope(Code::TopicAuthorizationFailed), Scope::Destination);
         assert_eq!(scope(Code::InvalidTopic), Scope::Destination);
+        assert_eq!(scope(Code::Unknown), Scope::Destination);
         for code in [Code::PurgeInflight, Code::PurgeQueue, Code::Fatal, Code::OutOfOrderSequenceNumber] {
             assert_eq!(scope(code), Scope::Broker);
         }

@@ -1,6 +1,7 @@
 //! Membership in the consumer group: what is assigned, what is given back, what is committed.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -11,12 +12,14 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol as Mode};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::{RDKafkaErrorCode as Code, RDKafkaRespErr};
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::{Offset, Statistics, TopicPartitionList};
 
-use crate::assignment::{Assigned, Flow};
+use crate::assignment::{Assigned, Flow, Mark, Place};
 use crate::context::{Voice, lock};
+use crate::exchange::{Exchange, Order};
 use crate::fault::{code_of, coded, ends_a_source, fault, is_lost_membership};
 use crate::options::{Options, StartFrom};
+use crate::progress::Progress;
 use crate::token::TokenFile;
 
 /// One question to the coordinator about committed offsets.
@@ -35,7 +38,11 @@ pub(crate) struct Group {
     options: Arc<Options>,
     doors: Vec<String>,
     token: TokenFile,
+    progress: Progress,
+    /// Where there are transactions, offsets are committed in them, and never by the member itself.
+    pub(crate) exchange: Option<Arc<Exchange>>,
     failure: Mutex<Option<AdapterError>>,
+    joined: AtomicBool,
 }
 
 /// The partitions that are ours now.
@@ -91,21 +98,36 @@ impl Table {
 type Leaving = Vec<(String, i32, Arc<Assigned>)>;
 
 impl Group {
-    pub(crate) fn new(flow: Arc<Flow>, options: Arc<Options>, doors: Vec<String>) -> Self {
+    pub(crate) fn new(
+        flow: Arc<Flow>,
+        options: Arc<Options>,
+        doors: Vec<String>,
+        progress: Progress,
+        exchange: Option<Arc<Exchange>>,
+    ) -> Self {
         Self {
             voice: Voice::default(),
             table: Mutex::default(),
             token: options.settings.token_file(),
+            progress,
+            exchange,
             flow,
             options,
             doors,
             failure: Mutex::new(None),
+            joined: AtomicBool::new(false),
         }
     }
 
-    /// What a callback has found that ends the source.
+    /// What a callback, or the thread of transactions, has found that ends the source.
     pub(crate) fn take_failure(&self) -> Option<AdapterError> {
-        lock(&self.failure).take()
+        let failure = lock(&self.failure).take();
+        failure.or_else(|| self.exchange.as_ref()?.take_failure())
+    }
+
+    /// Whether the group has answered.
+    pub(crate) fn has_joined(&self) -> bool {
+        self.joined.load(Ordering::Relaxed)
     }
 
     /// Sends the watermarks that have moved; the answers come to `commit_callback`.
@@ -114,10 +136,13 @@ impl Group {
             lock(&self.table).iter().for_each(|(_, _, slot)| slot.assigned.revoke());
             return;
         }
+        if self.exchange.is_some() {
+            return;
+        }
         let mut offsets = TopicPartitionList::new();
         for (topic, partition, slot) in lock(&self.table).iter() {
-            if let Some(offset) = slot.assigned.take_commit() {
-                add(&mut offsets, topic, partition, offset);
+            if let Some((offset, mark)) = slot.assigned.take_commit() {
+                add(&mut offsets, topic, partition, offset, mark);
             }
         }
         if offsets.count() > 0
@@ -127,17 +152,63 @@ impl Group {
         }
     }
 
+    /// Commits of each partition from which something was taken for the first time that messages are under way, and
+    /// waits for the answer: a message that fells the process at once is to be found out too. Where that fails, the
+    /// messages go on without it; whether it succeeded.
+    pub(crate) fn mark_dirty(&self, member: &Member) -> bool {
+        // A pipeline's offsets are committed in its transactions, without marks.
+        if self.exchange.is_some() {
+            return true;
+        }
+        let unmarked: Vec<_> = lock(&self.table)
+            .iter()
+            .filter_map(|(topic, partition, slot)| {
+                let offset = slot.assigned.to_mark()?;
+                Some((topic.to_owned(), partition, slot.assigned.clone(), offset))
+            })
+            .collect();
+        if unmarked.is_empty() {
+            return true;
+        }
+        let mut offsets = TopicPartitionList::with_capacity(unmarked.len());
+        for (topic, partition, _, offset) in &unmarked {
+            add(&mut offsets, topic, *partition, *offset, Mark::Dirty);
+        }
+        match member.commit(&offsets, CommitMode::Sync) {
+            Ok(()) => {
+                unmarked.iter().for_each(|(_, _, assigned, offset)| assigned.marked(*offset));
+                true
+            }
+            Err(error) => {
+                tracing::debug!(%error, "kafka: messages are handed over without a mark of it");
+                false
+            }
+        }
+    }
+
+    /// Whether messages are suspected to have felled an earlier owner.
+    pub(crate) fn is_suspicious(&self) -> bool {
+        lock(&self.table).iter().any(|(_, _, slot)| slot.assigned.is_suspected())
+    }
+
     /// Refuses what has not begun, waits for what has, and commits for the last time.
     pub(crate) fn settle_all(&self, member: &Member) -> Result<(), AdapterError> {
-        let all = lock(&self.table)
+        let all: Leaving = lock(&self.table)
             .iter()
             .map(|(topic, partition, slot)| (topic.to_owned(), partition, slot.assigned.clone()))
             .collect();
-        self.settle(member, &all)
+        let settled = self.settle(member, &all);
+        all.iter().for_each(|(_, _, assigned)| assigned.leave());
+        settled
     }
 
     fn settle(&self, member: &Member, leaving: &Leaving) -> Result<(), AdapterError> {
         leaving.iter().for_each(|(_, _, assigned)| assigned.revoke());
+        if let Some(exchange) = &self.exchange {
+            // The generation may be another one already, and this thread is busy here until everything is committed.
+            exchange.stand(member);
+            exchange.order(Order::Look);
+        }
         if member.assignment_lost() {
             tracing::warn!("kafka: partitions were lost: what is under way of them comes again elsewhere");
             return Ok(());
@@ -152,6 +223,9 @@ impl Group {
                 );
             }
         }
+        if self.exchange.is_some() {
+            return Ok(());
+        }
         let moved: Vec<_> = leaving
             .iter()
             .filter_map(|(topic, partition, assigned)| {
@@ -162,10 +236,12 @@ impl Group {
             return Ok(());
         }
         let mut offsets = TopicPartitionList::with_capacity(moved.len());
-        moved.iter().for_each(|(topic, partition, _, offset)| add(&mut offsets, topic, *partition, *offset));
+        for (topic, partition, _, (offset, mark)) in &moved {
+            add(&mut offsets, topic, *partition, *offset, *mark);
+        }
         match member.commit(&offsets, CommitMode::Sync) {
             Ok(()) => {
-                moved.iter().for_each(|(_, _, assigned, offset)| assigned.stored(*offset));
+                moved.iter().for_each(|(_, _, assigned, (offset, mark))| assigned.left_at(*offset, *mark));
                 Ok(())
             }
             Err(error) if code_of(&error).is_some_and(is_lost_membership) => {
@@ -177,6 +253,14 @@ impl Group {
     }
 
     fn assign(&self, member: &Member, partitions: &TopicPartitionList) {
+        if member.closed() {
+            return;
+        }
+        self.joined.store(true, Ordering::Relaxed);
+        if let Some(exchange) = &self.exchange {
+            // Looking for the beginning may take a while, and what is ours already goes on.
+            exchange.stand(member);
+        }
         let positions = if partitions.count() == 0 || self.flow.is_closing() {
             partitions.clone()
         } else {
@@ -241,7 +325,17 @@ impl Group {
                 }
             }
             let via = if is_door { Via::Door } else { Via::Live };
-            let assigned = Arc::new(Assigned::new(self.flow.clone(), stored, floor));
+            let place = Place { topic: topic.to_owned(), partition };
+            let assigned = Assigned::new(place, self.flow.clone(), stored, floor);
+            let assigned = if element.metadata() == Mark::Dirty.as_str() && known.is_some() && !is_door {
+                assigned.found_dirty(self.end_of(member, topic, partition))
+            } else {
+                assigned
+            };
+            let assigned = Arc::new(assigned);
+            if let (Some(exchange), Some(floor)) = (&self.exchange, floor) {
+                exchange.order(Order::Floor(assigned.clone(), floor));
+            }
             lock(&self.table).insert(topic, partition, Slot { assigned, via, paused: false });
         }
         let positions = known.get_or_insert_with(|| partitions.clone());
@@ -251,6 +345,16 @@ impl Group {
             }
         }
         known.unwrap_or_else(|| partitions.clone())
+    }
+
+    /// The end of a partition whose last owner did not leave in order; where nobody tells, it has none.
+    fn end_of(&self, member: &Member, topic: &str, partition: i32) -> i64 {
+        tracing::warn!(
+            topic,
+            partition,
+            "kafka: the last owner did not leave in order: what it may have been at is under suspicion"
+        );
+        member.fetch_watermarks(topic, partition, LOOKUP).map_or(i64::MAX, |(_, end)| end)
     }
 
     /// The committed offsets, waited for as long as it takes: without them, librdkafka would begin where
@@ -280,9 +384,14 @@ impl Group {
             };
             partitions.to_topic_map().into_keys().filter_map(take).collect()
         };
+        // A member that has left may still find an old rebalance in its queue. librdkafka would not answer it.
+        if member.closed() {
+            return leaving.iter().for_each(|(_, _, assigned)| assigned.leave());
+        }
         if let Err(error) = self.settle(member, &leaving) {
             tracing::warn!(%error, "kafka: partitions go without their last commit: its messages come again");
         }
+        leaving.iter().for_each(|(_, _, assigned)| assigned.leave());
         let result = match member.rebalance_protocol() {
             Mode::Cooperative => member.incremental_unassign(partitions),
             _ => member.unassign(),
@@ -320,6 +429,13 @@ impl ClientContext for Group {
         self.voice.line(level, facility, text);
     }
 
+    fn stats(&self, statistics: Statistics) {
+        let table = lock(&self.table);
+        let ours = table.iter();
+        let ours = ours.map(|(topic, partition, slot)| (topic.to_owned(), partition, slot.assigned.clone()));
+        self.progress.update(ours, &statistics);
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
         self.voice.error(&error, reason);
     }
@@ -354,14 +470,14 @@ impl ConsumerContext for Group {
 }
 
 /// The first error that an answer carries for one of its partitions.
-fn first_error(answer: &TopicPartitionList) -> Option<KafkaError> {
+pub(crate) fn first_error(answer: &TopicPartitionList) -> Option<KafkaError> {
     answer.elements().iter().find_map(|element| element.error().err())
 }
 
-fn add(offsets: &mut TopicPartitionList, topic: &str, partition: i32, offset: i64) {
-    offsets
-        .add_partition_offset(topic, partition, Offset::Offset(offset))
-        .expect("offsets that the broker gave out can be represented");
+fn add(offsets: &mut TopicPartitionList, topic: &str, partition: i32, offset: i64, mark: Mark) {
+    let mut element = offsets.add_partition(topic, partition);
+    element.set_offset(Offset::Offset(offset)).expect("offsets that the broker gave out can be represented");
+    element.set_metadata(mark.as_str());
 }
 
 fn named(partitions: &TopicPartitionList) -> String {

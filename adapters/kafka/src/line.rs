@@ -161,25 +161,24 @@ impl<O: Outbox> Line<O> {
     /// Queues a message; never waits. An error gives the ticket back.
     pub(crate) fn send(&self, ticket: O::Ticket, topic: &str, envelope: &Envelope) -> Result<(), Unsent> {
         check_name(topic).map_err(|error| Unsent::Failed(PublishError::new(Scope::Destination, error)))?;
-        self.check_size(topic, envelope)?;
+        check_size(topic, envelope, self.options.max_message_bytes).map_err(Unsent::Failed)?;
         let live = self.live().map_err(|error| Unsent::Failed(PublishError::new(Scope::Broker, error)))?;
         live.send(ticket, topic, envelope)
     }
+}
 
-    /// A refusal by the broker would fail the whole batch, so that size is checked here.
-    fn check_size(&self, topic: &str, envelope: &Envelope) -> Result<(), Unsent> {
-        let size = envelope.size() + RECORD_OVERHEAD + HEADER_OVERHEAD * envelope.headers.len();
-        let limit = self.options.max_message_bytes;
-        if size <= limit {
-            return Ok(());
-        }
-        let error = AdapterError::new(
-            FaultKind::Invalid,
-            format!("a message of {size} bytes for topic {topic} is over the limit of {limit}"),
-        )
-        .with_hint("raise max.message.bytes of the topic together with the publisher's limit, or send less");
-        Err(Unsent::Failed(PublishError::new(Scope::Message, error)))
+/// A refusal by the broker would fail the whole batch, so that size is checked here.
+pub(crate) fn check_size(topic: &str, envelope: &Envelope, limit: usize) -> Result<(), PublishError> {
+    let size = envelope.size() + RECORD_OVERHEAD + HEADER_OVERHEAD * envelope.headers.len();
+    if size <= limit {
+        return Ok(());
     }
+    let error = AdapterError::new(
+        FaultKind::Invalid,
+        format!("a message of {size} bytes for topic {topic} is over the limit of {limit}"),
+    )
+    .with_hint("raise max.message.bytes of the topic together with the publisher's limit, or send less");
+    Err(PublishError::new(Scope::Message, error))
 }
 
 /// Why a message was not queued.
@@ -372,7 +371,8 @@ impl<T> Slots<T> {
     }
 }
 
-fn wire_headers(headers: &Headers) -> OwnedHeaders {
+/// Headers as librdkafka takes them.
+pub(crate) fn wire_headers(headers: &Headers) -> OwnedHeaders {
     headers.iter().fold(OwnedHeaders::new_with_capacity(headers.len()), |wire, (key, value)| {
         wire.insert(Header { key, value: value.map(|value| &value[..]) })
     })

@@ -83,6 +83,28 @@ impl Window {
     }
 }
 
+/// How a pipeline commits.
+#[derive(Debug, Clone)]
+pub(crate) struct Transactions {
+    pub(crate) id: Option<String>,
+    pub(crate) timeout: Duration,
+    pub(crate) messages: usize,
+    pub(crate) bytes: usize,
+    pub(crate) linger: Duration,
+}
+
+impl Default for Transactions {
+    fn default() -> Self {
+        Self {
+            id: None,
+            timeout: Duration::from_secs(10),
+            messages: 1_000,
+            bytes: 4 << 20,
+            linger: Duration::from_millis(5),
+        }
+    }
+}
+
 /// Everything that a source was told.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
@@ -99,6 +121,9 @@ pub(crate) struct Options {
     pub(crate) revoke_wait: Duration,
     pub(crate) door: bool,
     pub(crate) own_topics: Option<bool>,
+    pub(crate) static_member: Option<String>,
+    /// Set when offsets are committed in transactions.
+    pub(crate) transactions: Option<Transactions>,
 }
 
 /// Properties on which settling rests.
@@ -109,12 +134,14 @@ const FIXED: [(&str, &str); 3] = [
 ];
 
 /// Defaults that a user may change. A growing topic is read within 5 s; the fetch queue is refilled soon after it
-/// was emptied; and it is short, because pausing a partition throws its part away.
-const DEFAULTS: [(&str, &str); 4] = [
+/// was emptied; and it is short, because pausing a partition throws its part away. The ends of partitions are told with
+/// the statistics.
+const DEFAULTS: [(&str, &str); 5] = [
     ("topic.metadata.refresh.interval.ms", "5000"),
     ("fetch.queue.backoff.ms", "20"),
     ("queued.min.messages", "20000"),
     ("socket.keepalive.enable", "true"),
+    ("statistics.interval.ms", "5000"),
 ];
 
 impl Options {
@@ -136,6 +163,12 @@ impl Options {
         let mut fixed = FIXED.to_vec();
         fixed.push(("group.id", &self.group));
         fixed.push(("auto.offset.reset", self.out_of_range.as_reset()));
+        fixed.extend(self.static_member.as_deref().map(|member| ("group.instance.id", member)));
+        if self.transactions.is_some() {
+            // Outputs of others that were aborted are not read; and without it the offsets of a partition would be
+            // answered while a transaction that moves them is open.
+            fixed.push(("isolation.level", "read_committed"));
+        }
         let mut defaults = DEFAULTS.to_vec();
         if self.leaves_out_everywhere() {
             defaults.push(("topic.blacklist", OWN));
@@ -151,6 +184,32 @@ impl Options {
                 defaults.extend([("session.timeout.ms", "6000"), ("heartbeat.interval.ms", "1000")]);
             }
         }
+        self.settings.client_config(&defaults, &fixed)
+    }
+
+    /// The configuration of a pipeline's producer.
+    pub(crate) fn producer_config(&self, id: &str, timeout: Duration) -> Result<ClientConfig, AdapterError> {
+        let timeout = timeout.as_millis().max(1_000).to_string();
+        let defaults = [
+            ("compression.codec", "zstd"),
+            ("compression.level", "1"),
+            ("partitioner", "murmur2_random"),
+            ("batch.size", "1000000"),
+            ("topic.metadata.propagation.max.ms", "5000"),
+            ("socket.keepalive.enable", "true"),
+            ("reconnect.backoff.max.ms", "2000"),
+        ];
+        let fixed = [
+            ("transactional.id", id),
+            ("transaction.timeout.ms", &timeout),
+            ("enable.idempotence", "true"),
+            ("acks", "all"),
+            ("max.in.flight.requests.per.connection", "5"),
+            // The commit sends what waits; outputs are there all at once, so that batches fill without it.
+            ("linger.ms", "1"),
+            // What a topic takes is for the brokers to say, who look at the compressed size.
+            ("message.max.bytes", "134217728"),
+        ];
         self.settings.client_config(&defaults, &fixed)
     }
 

@@ -16,7 +16,7 @@ use crate::absence::Absence;
 use crate::assignment::{Flow, KafkaSettlement};
 use crate::context::lock;
 use crate::decode;
-use crate::fault::{code_of, ends_a_source};
+use crate::fault::{code_of, ends_a_source, fault};
 use crate::group::{Member, Slot};
 use crate::options::Options;
 use crate::start::{QUESTION, ended};
@@ -45,9 +45,13 @@ pub(crate) struct Poller {
     flow: Arc<Flow>,
     out: UnboundedSender<Batch>,
     next_commit: Instant,
+    /// When a mark that failed is tried again.
+    next_mark: Instant,
     paused: usize,
     crowded: bool,
     absence: Absence,
+    /// Whether the group is still to be asked for an assignment that fits the subscription.
+    to_rejoin: bool,
 }
 
 impl Poller {
@@ -58,15 +62,18 @@ impl Poller {
         out: UnboundedSender<Batch>,
     ) -> Self {
         let next_commit = Instant::now() + options.commit_interval;
+        let to_rejoin = options.static_member.is_some();
         Self {
             member,
             options,
             flow,
             out,
             next_commit,
+            next_mark: Instant::now(),
             paused: 0,
             crowded: false,
             absence: Absence::default(),
+            to_rejoin,
         }
     }
 
@@ -80,16 +87,28 @@ impl Poller {
             }
         }
         self.flow.close();
-        self.member.context().settle_all(&self.member)
+        let context = self.member.context();
+        let settled = context.settle_all(&self.member);
+        // Leaving may take its time, and transactions have nothing to wait for any more.
+        context.exchange.iter().for_each(|exchange| exchange.end());
+        settled
     }
 
     fn turn(&mut self) -> Result<(), AdapterError> {
         if let Some(failure) = self.member.context().take_failure() {
             return Err(failure);
         }
-        if Instant::now() >= self.next_commit {
+        if let Some(exchange) = &self.member.context().exchange {
+            exchange.stand(&self.member);
+        }
+        // How far suspects are is told as soon as it is known: whoever comes next is to examine the others.
+        if Instant::now() >= self.next_commit || self.member.context().is_suspicious() {
             self.member.context().commit_moved(&self.member);
             self.next_commit = Instant::now() + self.options.commit_interval;
+        }
+        if self.to_rejoin && self.member.context().has_joined() {
+            self.to_rejoin = false;
+            self.rejoin()?;
         }
         let (member, options) = (&self.member, &self.options);
         self.absence.look(Instant::now(), options.named_topics(), |topic| {
@@ -97,6 +116,17 @@ impl Poller {
         })?;
         let pace = self.regulate()?;
         self.collect(pace)
+    }
+
+    /// Subscribes to the same once more. A static member is given at first what the one before it had, although topics
+    /// may have come since that match its patterns; a member that asks again is given what fits.
+    fn rejoin(&self) -> Result<(), AdapterError> {
+        let failed = |error: KafkaError| fault("the topics could not be subscribed to", &error);
+        let subscription = self.member.subscription().map_err(failed)?;
+        let topics: Vec<String> =
+            subscription.elements().iter().map(|element| element.topic().to_owned()).collect();
+        let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+        self.member.subscribe(&topics).map_err(failed)
     }
 
     /// Pauses what is full, resumes what has room again; how long to poll.
@@ -187,10 +217,21 @@ impl Poller {
             polled = self.member.poll(Duration::ZERO);
         }
         if !batch.is_empty() {
+            self.mark();
             // A closed channel means that the source was dropped; the settlements go with the batch.
             let _ = self.out.send(Ok(batch));
         }
         outcome
+    }
+
+    /// Has it stored that messages are under way, before they are. While that fails it is tried from time to time only:
+    /// nothing is polled meanwhile.
+    fn mark(&mut self) {
+        let began = Instant::now();
+        if began >= self.next_mark && !self.member.context().mark_dirty(&self.member) {
+            let pause = began.elapsed() * 10;
+            self.next_mark = Instant::now() + pause.max(self.options.commit_interval);
+        }
     }
 
     /// The message as it is handed over, and whether a window is full with it.

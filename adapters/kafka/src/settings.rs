@@ -232,10 +232,12 @@ fn why_fixed(given: &str) -> &'static str {
         "enable.idempotence" | "request.required.acks" | "max.in.flight.requests.per.connection" => {
             "confirmed messages must not be lost, doubled or reordered"
         }
+        "transactional.id" | "transaction.timeout.ms" => "both are settings of the pipeline",
+        "isolation.level" => "a pipeline reads committed messages only",
         "message.timeout.ms" | "message.send.max.retries" => {
             "a message that is given up by itself would let later ones pass"
         }
-        "queue.buffering.max.ms" => "the linger is a setting of sink and publisher",
+        "queue.buffering.max.ms" => "the linger is a setting of sink, publisher and pipeline",
         "queue.buffering.max.messages" => "the number of messages under way is a setting of the publisher",
         "message.max.bytes" => "the largest message is a setting of sink and publisher",
         _ => "a promise rests on its value",

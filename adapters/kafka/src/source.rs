@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use backstop_core::source::{Received, Source, SourceInfo};
+use backstop_core::source::{Received, Source, SourceInfo, SourceProgress};
 use backstop_core::{AdapterError, FaultKind};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
 use crate::assignment::{Flow, KafkaSettlement};
+use crate::exchange::Exchange;
 use crate::options::{Options, OutOfRange, RebalanceProtocol, StartFrom, Window};
 use crate::poller::{Batch, Poller};
+use crate::progress::Progress;
 use crate::settings::KafkaSettings;
 use crate::start::start;
 
@@ -38,6 +40,7 @@ const LEAVE: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub struct KafkaSource {
     options: Options,
+    progress: Progress,
     running: Option<Running>,
 }
 
@@ -46,6 +49,7 @@ struct Running {
     batches: UnboundedReceiver<Batch>,
     flow: Arc<Flow>,
     left: oneshot::Receiver<Result<(), AdapterError>>,
+    exchange: Option<Arc<Exchange>>,
 }
 
 impl Drop for Running {
@@ -72,8 +76,10 @@ impl KafkaSource {
             revoke_wait: Duration::from_secs(10),
             door: true,
             own_topics: None,
+            static_member: None,
+            transactions: None,
         };
-        Self { options, running: None }
+        Self { options, progress: Progress::default(), running: None }
     }
 
     /// Replaces brokers, client id and properties.
@@ -109,6 +115,18 @@ impl KafkaSource {
     #[must_use]
     pub fn rebalance_protocol(mut self, protocol: RebalanceProtocol) -> Self {
         self.options.protocol = protocol;
+        self
+    }
+
+    /// Makes it a static member of its group, `group.instance.id`: one that takes the place of another of that name has its
+    /// partitions at once, where it would wait until the brokers miss the dead one. Only one of a name may read at a time;
+    /// the older one ends with an error. Partitions are not shared, so that the protocol becomes
+    /// [`RebalanceProtocol::Eager`]. Defaults to none.
+    #[must_use]
+    pub fn static_member(mut self, name: impl Into<String>) -> Self {
+        self.options.static_member = Some(name.into());
+        // Under the cooperative one librdkafka does not ask the group again for a subscription that is the same.
+        self.options.protocol = RebalanceProtocol::Eager;
         self
     }
 
@@ -176,37 +194,63 @@ impl KafkaSource {
         &self.options
     }
 
+    pub(crate) fn options_mut(&mut self) -> &mut Options {
+        &mut self.options
+    }
+
+    /// Where the messages of a pipeline are handed over.
+    pub(crate) fn exchange(&mut self) -> Result<Arc<Exchange>, AdapterError> {
+        let exchange = self.running()?.exchange.clone();
+        Ok(exchange.expect("a pipeline has transactions"))
+    }
+
     fn running(&mut self) -> Result<&mut Running, AdapterError> {
         if self.running.is_none() {
-            self.running = Some(Running::spawn(self.options.clone())?);
+            self.running = Some(Running::spawn(self.options.clone(), self.progress.clone())?);
         }
         Ok(self.running.as_mut().expect("set just above"))
     }
 }
 
 impl Running {
-    fn spawn(options: Options) -> Result<Self, AdapterError> {
+    fn spawn(options: Options, progress: Progress) -> Result<Self, AdapterError> {
+        let options = Arc::new(options);
         let flow = Arc::new(Flow::new(options.partition_window, options.total_window));
         let (out, batches) = unbounded_channel();
         let (leave, left) = oneshot::channel();
-        let shared = flow.clone();
+        let transactions = options.transactions.as_ref().map(|_| Exchange::start(&options)).transpose()?;
+        let (exchange, transactor) = transactions.unzip();
+        let (shared, handed_over) = (flow.clone(), exchange.clone());
         thread::Builder::new()
             .name("backstop-kafka".to_owned())
             .spawn(move || {
+                let left = poll(options, shared, progress, out, handed_over.clone());
+                if let (Some(exchange), Some(transactor)) = (handed_over, transactor) {
+                    exchange.end();
+                    // A panic over there has been printed already.
+                    let _ = transactor.join();
+                }
                 // Nobody listens when the source was dropped without a close.
-                let _ = leave.send(poll(Arc::new(options), shared, out));
+                let _ = leave.send(left);
             })
             .map_err(|error| {
+                exchange.iter().for_each(|exchange| exchange.end());
                 AdapterError::new(FaultKind::Other, "the polling thread could not be started")
                     .with_source(error)
             })?;
-        Ok(Self { batches, flow, left })
+        Ok(Self { batches, flow, left, exchange })
     }
 }
 
 /// The life of the polling thread: the member is closed on it too, because that can block.
-fn poll(options: Arc<Options>, flow: Arc<Flow>, out: UnboundedSender<Batch>) -> Result<(), AdapterError> {
-    match start(&options, &flow) {
+fn poll(
+    options: Arc<Options>,
+    flow: Arc<Flow>,
+    progress: Progress,
+    out: UnboundedSender<Batch>,
+    exchange: Option<Arc<Exchange>>,
+) -> Result<(), AdapterError> {
+    match start(&options, &flow, progress, exchange) {
         Ok(Some(member)) => Poller::new(member, options, flow, out).run(),
         Ok(None) => Ok(()),
         Err(error) => {
@@ -221,6 +265,10 @@ impl Source for KafkaSource {
 
     fn describe(&self) -> SourceInfo {
         SourceInfo { system: "kafka", group: self.options.group.clone(), places: self.options.topics.clone() }
+    }
+
+    fn progress(&self) -> Option<Arc<dyn SourceProgress>> {
+        Some(Arc::new(self.progress.clone()))
     }
 
     async fn next(&mut self) -> Result<Option<Vec<Received<Self::Settlement>>>, AdapterError> {

@@ -12,9 +12,11 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 
 use crate::absence::{PATIENCE, missing, unreadable};
 use crate::assignment::Flow;
+use crate::exchange::Exchange;
 use crate::fault::{code_of, coded, ends_a_source, fault};
 use crate::group::{Group, Member};
 use crate::options::Options;
+use crate::progress::Progress;
 use crate::topics::{EVENTS, Presence, Steward, Wanted, check_name, presence};
 
 /// One question for a topic.
@@ -27,9 +29,14 @@ const DOOR: Duration = Duration::from_secs(5);
 /// # Errors
 /// What waiting cannot mend: settings, credentials, a topic that does not exist. Brokers that cannot be reached are
 /// waited for.
-pub(crate) fn start(options: &Arc<Options>, flow: &Arc<Flow>) -> Result<Option<Member>, AdapterError> {
+pub(crate) fn start(
+    options: &Arc<Options>,
+    flow: &Arc<Flow>,
+    progress: Progress,
+    exchange: Option<Arc<Exchange>>,
+) -> Result<Option<Member>, AdapterError> {
     let doors = door_names(options)?;
-    let group = Group::new(flow.clone(), options.clone(), doors.clone());
+    let group = Group::new(flow.clone(), options.clone(), doors.clone(), progress, exchange);
     let member: Member = options
         .consumer_config()?
         .create_with_context(group)

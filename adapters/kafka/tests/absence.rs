@@ -77,7 +77,7 @@ async fn publish(sink: &KafkaSink, topic: &str, number: usize) {
     sent.unwrap_or_else(|error| panic!("{error:?}"));
 }
 
-/// F40: and none of its own is dropped in silence.
+/// F40, F53: and none of its own is dropped in silence.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_is_gone_for_a_moment_costs_no_message_of_another() {
     let cluster = cluster(&["steady", "flickering"]);

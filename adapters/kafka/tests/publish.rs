@@ -229,6 +229,7 @@ fn info(topic: &Topic, group: &str) -> SourceInfo {
     SourceInfo { system: "kafka", group: group.to_owned(), places: vec![topic.name.clone()] }
 }
 
+/// F58: made with the room that letters need.
 #[tokio::test(flavor = "multi_thread")]
 async fn dead_letter_topics_are_made_with_room_and_letters_arrive_whole() {
     let group = unique("g");
@@ -290,6 +291,7 @@ async fn a_letter_that_does_not_fit_sheds_its_explanation_first() {
     assert_eq!(error.scope(), Scope::Message);
 }
 
+/// F64: under whatever name.
 #[tokio::test(flavor = "multi_thread")]
 async fn properties_that_promises_rest_on_are_refused_under_all_their_names() {
     for name in [

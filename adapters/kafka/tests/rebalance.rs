@@ -85,21 +85,25 @@ async fn nothing_is_lost_or_repeated(protocol: RebalanceProtocol) {
     assert!(repeated.is_empty(), "handed to two members: {repeated:?}");
 }
 
+/// F65: cooperatively.
 #[tokio::test(flavor = "multi_thread")]
 async fn cooperative_members_lose_and_repeat_nothing() {
     nothing_is_lost_or_repeated(RebalanceProtocol::CooperativeSticky).await;
 }
 
+/// F65: where the broker decides.
 #[tokio::test(flavor = "multi_thread")]
 async fn kip_848_members_lose_and_repeat_nothing() {
     nothing_is_lost_or_repeated(RebalanceProtocol::Kip848).await;
 }
 
+/// F65: eagerly.
 #[tokio::test(flavor = "multi_thread")]
 async fn eager_members_lose_and_repeat_nothing() {
     nothing_is_lost_or_repeated(RebalanceProtocol::Eager).await;
 }
 
+/// F49: what has begun is waited for.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revoke_waits_for_what_has_begun_and_refuses_the_rest() {
     let topic = Topic::new("revoke", 2).await;
@@ -198,21 +202,25 @@ async fn a_paused_partition_that_comes_back_is_read(protocol: RebalanceProtocol)
     within("close", first.close()).await.expect("closed");
 }
 
+/// F51: cooperatively.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_partition_that_comes_back_is_read_by_a_cooperative_member() {
     a_paused_partition_that_comes_back_is_read(RebalanceProtocol::CooperativeSticky).await;
 }
 
+/// F51: eagerly.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_partition_that_comes_back_is_read_by_an_eager_member() {
     a_paused_partition_that_comes_back_is_read(RebalanceProtocol::Eager).await;
 }
 
+/// F51: where the broker decides.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_partition_that_comes_back_is_read_by_a_kip_848_member() {
     a_paused_partition_that_comes_back_is_read(RebalanceProtocol::Kip848).await;
 }
 
+/// F50: what is settled too late is not committed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revoke_does_not_wait_for_ever() {
     let topic = Topic::new("bound", 1).await;

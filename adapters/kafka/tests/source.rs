@@ -23,6 +23,7 @@ async fn nothing_comes(source: &mut KafkaSource) {
     assert!(next.is_err(), "{:?}", next.map(|next| next.map(|batch| batch.map(|batch| batch.len()))));
 }
 
+/// F89: bytes and headers as they came.
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_headers_and_bodies_survive_to_the_letter() {
     let topic = Topic::new("wire", 1).await;
@@ -66,6 +67,7 @@ async fn keys_headers_and_bodies_survive_to_the_letter() {
     within("close", source.close()).await.expect("closed");
 }
 
+/// F48, F52: the lowest message that is not settled bounds the commit.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_resumes_at_the_watermark_whatever_was_settled_above_it() {
     let topic = Topic::new("watermark", 1).await;
@@ -89,6 +91,7 @@ async fn a_restart_resumes_at_the_watermark_whatever_was_settled_above_it() {
     assert_eq!(committed(&group, &topic.name, 0), Some(10));
 }
 
+/// F52: the next offset is committed.
 #[tokio::test(flavor = "multi_thread")]
 async fn settled_offsets_are_committed_on_the_timer() {
     let topic = Topic::new("timer", 1).await;
@@ -99,6 +102,7 @@ async fn settled_offsets_are_committed_on_the_timer() {
     until("the commit", || committed(&group, &topic.name, 0) == Some(5)).await;
 }
 
+/// F63: in messages.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_window_pauses_its_partition_and_half_resumes_it_without_loss() {
     let topic = Topic::new("window", 1).await;
@@ -126,6 +130,7 @@ async fn a_full_window_pauses_its_partition_and_half_resumes_it_without_loss() {
     within("close", source.close()).await.expect("closed");
 }
 
+/// F63: in bytes.
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_and_the_total_bound_the_window_too() {
     let topic = Topic::new("bytes", 4).await;
@@ -214,6 +219,7 @@ async fn latest_skips_what_is_there_and_remembers_where_it_began() {
     assert_eq!(read(&mut second, 2).await.iter().map(body).collect::<Vec<_>>(), ["3", "4"]);
 }
 
+/// F60: by policy.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_offset_that_is_gone_stops_the_source_unless_told_otherwise() {
     let topic = Topic::new("range", 1).await;

@@ -35,11 +35,23 @@ pub(crate) const INBOX: Use = Use {
 pub(crate) const HELD: Use = Use {
     key: "n",
     columns: "n, consumer, place, ordering_key, digest, message_key, state, due_at, attempts, throttled, condemned, \
-              class, error, held_since, msg_key, headers, body, origin, via",
+              class, error, held_since, msg_key, headers, body, origin, via, crashes",
     permissions: &["SELECT", "INSERT", "UPDATE", "DELETE"],
 };
 
-const TABLES: [(&str, Use); 7] = [
+pub(crate) const CHARGE: Use = Use {
+    key: "consumer",
+    columns: "consumer, message_key, crashes, charged_at",
+    permissions: &["SELECT", "INSERT", "UPDATE", "DELETE"],
+};
+
+pub(crate) const RECEIPT: Use = Use {
+    key: "n",
+    columns: "n, consumer, instance, receipt, owed_since",
+    permissions: &["SELECT", "INSERT", "DELETE"],
+};
+
+const TABLES: [(&str, Use); 9] = [
     ("outbox", Use { key: "seq", columns: OUTBOX_COLUMNS, permissions: &["SELECT", "INSERT", "DELETE"] }),
     (
         "outbox_dead",
@@ -59,6 +71,8 @@ const TABLES: [(&str, Use); 7] = [
     ),
     ("inbox", INBOX),
     ("held", HELD),
+    ("charge", CHARGE),
+    ("receipt", RECEIPT),
     ("held_gate", Use { key: "n", columns: "n", permissions: &["SELECT", "UPDATE"] }),
     (
         "lease",

@@ -4,10 +4,13 @@ use std::future::Future;
 use std::time::Duration;
 
 use backstop_core::{AdapterError, FaultKind};
+use sqlx::MySqlPool;
 use tokio::time::sleep;
 use uuid::Uuid;
 
+use crate::failure::failed;
 use crate::patience::within;
+use crate::scoped::Scoped;
 
 /// Tries before the loser gives up.
 const TRIES: u32 = 5;
@@ -30,4 +33,19 @@ pub(crate) async fn contested<T, F: Future<Output = Result<T, AdapterError>>>(
             outcome => return outcome,
         }
     }
+}
+
+/// Runs statements in a transaction of their own, as [`contested`] does it; how many rows each has changed.
+pub(crate) async fn run_contested(
+    pool: &MySqlPool,
+    doing: &str,
+    sql: String,
+) -> Result<Vec<u64>, AdapterError> {
+    contested(doing, async || {
+        let mut scoped = Scoped::begin(pool).await.map_err(failed(doing))?;
+        let changed = scoped.run(sql.clone()).await.map_err(|stopped| failed(doing)(stopped.error))?;
+        scoped.commit().await.map_err(failed(doing))?;
+        Ok(changed)
+    })
+    .await
 }

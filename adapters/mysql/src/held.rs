@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
-use backstop_core::held::{ClaimedHead, Failure, HeldMessage, HeldMessages, HeldSummary, Holding, NewHeld};
+use backstop_core::held::{
+    ClaimError, ClaimedHead, Failure, Heads, HeldMessage, HeldMessages, HeldSummary, Holding, NewHeld,
+};
+use backstop_core::held_keys::{Ended, Ending, HeldFilter, HeldKey};
 use backstop_core::inbox::{CommitError, Limits};
-use backstop_core::{AdapterError, DeadReason, FaultKind, header_column};
+use backstop_core::{AdapterError, DeadReason, FaultKind, Headers, MessageKey, header_column};
 use sqlx::{AssertSqlSafe, Row};
 
 use crate::commit::commit;
@@ -18,6 +21,9 @@ use crate::scoped::Scoped;
 use crate::session;
 use crate::time::{from_micros, micros};
 use crate::transaction::{MySqlTx, Savepoint};
+
+/// How often a redriven message is taken in anew because what is held of it changes.
+const MAX_CHANGES: usize = 5;
 
 /// How many heads one call puts off because another instance is at their message.
 const MAX_BUSY: usize = 16;
@@ -51,22 +57,38 @@ impl HeldMessages for MySqlInbox {
     }
 
     async fn import(&self, message: NewHeld<'_>) -> Result<Holding, AdapterError> {
-        self.store(&message, As::Redriven, "take in the redriven message").await
+        for _ in 0..MAX_CHANGES {
+            let (holding, is_new) =
+                self.write(&message, As::Redriven, "take in the redriven message").await?;
+            // A new row may run and end before anybody looks at it again: only what was there before is revived.
+            if is_new || holding != Holding::Stored || self.revive(&message).await? {
+                return Ok(holding);
+            }
+        }
+        Err(AdapterError::new(FaultKind::Conflict, "the held message changes all the time"))
     }
 
     async fn claim(
         &self,
         consumer: &str,
         limits: Limits,
-    ) -> Result<Option<ClaimedHead<MySqlTx>>, AdapterError> {
+        heads: Heads,
+    ) -> Result<Option<ClaimedHead<MySqlTx>>, ClaimError> {
         for _ in 0..MAX_BUSY {
-            match within("claim a held message", Box::pin(self.claim_one(consumer, limits))).await? {
+            let mut charged = None;
+            let claim = Box::pin(self.claim_one(consumer, limits, heads, &mut charged));
+            let found = within("claim a held message", claim).await;
+            match found.map_err(|error| ClaimError { error, charged })? {
                 Found::Head(head) => return Ok(Some(*head)),
                 Found::Nothing => return Ok(None),
                 Found::Other => {}
             }
         }
         Ok(None)
+    }
+
+    async fn acquit_head(&self, consumer: &str, n: i64) -> Result<(), AdapterError> {
+        self.acquit_held(consumer, n).await
     }
 
     async fn finish(&self, consumer: &str, tx: MySqlTx, head: &HeldMessage) -> Result<(), CommitError> {
@@ -101,6 +123,7 @@ impl HeldMessages for MySqlInbox {
                 .bind(failure.class.as_str())
                 .bind(&failure.error)
                 .bind(micros(failure.due_in))
+                .bind(integer(failure.crashes))
                 .bind(integer(failure.attempts))
                 .bind(head.n)
                 .bind(integer(head.attempts))
@@ -114,12 +137,14 @@ impl HeldMessages for MySqlInbox {
 
     async fn give_up(&self, consumer: &str, head: &HeldMessage) -> Result<(), AdapterError> {
         const DOING: &str = "delete a held message that is given up";
+        let headers = header_column::encode(&head.envelope.headers)?;
         contested(DOING, async || {
             let mut scoped = Scoped::begin(&self.pool).await.map_err(failed(DOING))?;
             // The head first, and then its gate: another instance may have it claimed.
             let found = sqlx::query(AssertSqlSafe(Arc::clone(&self.held.given_up)))
                 .bind(head.n)
                 .bind(integer(head.attempts))
+                .bind(&headers)
                 .fetch_optional(&mut *scoped)
                 .await
                 .map_err(failed(DOING))?;
@@ -134,12 +159,40 @@ impl HeldMessages for MySqlInbox {
         .await
     }
 
+    async fn park(
+        &self,
+        consumer: &str,
+        message_key: &MessageKey,
+        attempts: u32,
+        headers: &Headers,
+    ) -> Result<(), AdapterError> {
+        self.park_condemned(consumer, message_key, attempts, headers).await
+    }
+
+    async fn end(
+        &self,
+        consumer: &str,
+        message_key: &MessageKey,
+        ending: Ending,
+        generation: Option<u32>,
+    ) -> Result<Ended, AdapterError> {
+        self.end_held(consumer, message_key, ending, generation).await
+    }
+
+    async fn keys(&self, filter: &HeldFilter, limit: u32) -> Result<Vec<HeldKey>, AdapterError> {
+        self.heads(filter, limit).await
+    }
+
     async fn summary(&self, consumer: &str) -> Result<HeldSummary, AdapterError> {
         let query = sqlx::query_as(AssertSqlSafe(Arc::clone(&self.held.summary))).bind(consumer.as_bytes());
         let doing = "count the held messages";
-        let (messages, oldest): (i64, Option<i64>) =
+        let (messages, quarantined, oldest): (i64, i64, Option<i64>) =
             within(doing, async { query.fetch_one(&self.pool).await.map_err(failed(doing)) }).await?;
-        Ok(HeldSummary { messages: u64::try_from(messages).unwrap_or(0), oldest: oldest.map(from_micros) })
+        Ok(HeldSummary {
+            messages: messages.unsigned_abs(),
+            quarantined: quarantined.unsigned_abs(),
+            oldest: oldest.map(from_micros),
+        })
     }
 }
 
@@ -153,6 +206,16 @@ enum Verdict {
 
 impl MySqlInbox {
     async fn store(&self, message: &NewHeld<'_>, how: As<'_>, doing: &str) -> Result<Holding, AdapterError> {
+        self.write(message, how, doing).await.map(|(holding, _)| holding)
+    }
+
+    /// What became of the message, and whether its row was written now.
+    async fn write(
+        &self,
+        message: &NewHeld<'_>,
+        how: As<'_>,
+        doing: &str,
+    ) -> Result<(Holding, bool), AdapterError> {
         let origin = serde_json::to_string(message.origin).map_err(|error| {
             AdapterError::new(FaultKind::Invalid, "cannot write the origin").with_source(error)
         })?;
@@ -163,17 +226,18 @@ impl MySqlInbox {
             match self.look(&mut scoped, message, how).await.map_err(failed(doing))? {
                 Verdict::Known(holding) => {
                     scoped.rollback().await;
-                    Ok(holding)
+                    Ok((holding, false))
                 }
                 Verdict::Write(state) => {
                     let inserted = self.insert(&mut scoped, message, &origin, &headers, state, how).await;
+                    let is_new = inserted.is_ok();
                     match inserted {
                         Ok(()) => scoped.commit().await.map_err(failed(doing))?,
                         // Under another key, and so behind another gate, it was stored meanwhile.
                         Err(error) if number(&error) == Some(errors::DUPLICATE) => scoped.rollback().await,
                         Err(error) => return Err(failed(doing)(error)),
                     }
-                    Ok(Holding::Stored)
+                    Ok((Holding::Stored, is_new))
                 }
             }
         })
@@ -258,15 +322,25 @@ impl MySqlInbox {
             .bind(failure.map(|failure| failure.class.as_str()))
             .bind(failure.map(|failure| failure.error.as_str()))
             .bind(failure.map_or(0, |failure| micros(failure.due_in)))
+            .bind(failure.map_or(0, |failure| integer(failure.crashes)))
             .execute(&mut **scoped)
             .await?;
         Ok(())
     }
 
-    async fn claim_one(&self, consumer: &str, limits: Limits) -> Result<Found, AdapterError> {
+    /// Tells `charged` of the head that it is about to charge.
+    async fn claim_one(
+        &self,
+        consumer: &str,
+        limits: Limits,
+        heads: Heads,
+        charged: &mut Option<i64>,
+    ) -> Result<Found, AdapterError> {
         let doing = || failed("claim a held message");
         let mut scoped = self.enter(limits).await?;
-        let claim = sqlx::query_scalar(AssertSqlSafe(Arc::clone(&self.held.claim))).bind(consumer.as_bytes());
+        let claim = sqlx::query_scalar(AssertSqlSafe(Arc::clone(&self.held.claim)))
+            .bind(consumer.as_bytes())
+            .bind(heads.are_doubtful());
         let n: i64 = match claim.fetch_optional(&mut *scoped).await {
             Ok(Some(n)) => n,
             Ok(None) => {
@@ -281,22 +355,53 @@ impl MySqlInbox {
         };
         let head = sqlx::query(AssertSqlSafe(Arc::clone(&self.held.head))).bind(n);
         let row = head.fetch_one(&mut *scoped).await.map_err(doing())?;
-        if row.try_get::<i64, _>(16).map_err(doing())? == 0 {
+        if row.try_get::<i64, _>(17).map_err(doing())? == 0 {
             scoped.rollback().await;
             return Ok(Found::Other);
         }
         match read(&row, n) {
-            Ok(head) => self.admit_head(consumer, scoped, head, limits).await,
+            Ok(head) => {
+                *charged = Some(n).filter(|_| head.condemned.is_none());
+                self.take_head(consumer, scoped, head, limits).await
+            }
             Err(error) => {
                 tracing::error!(consumer, n, %error, hint = error.hint(), "a held message is put off for a minute");
-                self.put_off(scoped, n, 60).await
+                self.put_off(scoped, self.held.put_off(n, 60)).await
             }
         }
     }
 
-    async fn put_off(&self, mut scoped: Scoped, n: i64, seconds: u32) -> Result<Found, AdapterError> {
+    /// Charges a claimed head, unless it is given up, and writes its inbox row.
+    async fn take_head(
+        &self,
+        consumer: &str,
+        mut scoped: Scoped,
+        head: HeldMessage,
+        limits: Limits,
+    ) -> Result<Found, AdapterError> {
+        if head.condemned.is_none() && !self.charge_head(&mut scoped, &head).await? {
+            scoped.rollback().await;
+            return Ok(Found::Other);
+        }
+        self.admit_head(consumer, scoped, head, limits).await
+    }
+
+    /// Commits the charge of a claimed head, and claims it again in a transaction that follows on its connection;
+    /// whether that was to be had.
+    async fn charge_head(&self, scoped: &mut Scoped, head: &HeldMessage) -> Result<bool, AdapterError> {
+        let doing = || failed("charge a held message");
+        let charge = self.held.charge_head(head.n);
+        let charge = format!("{charge}; COMMIT AND NO CHAIN NO RELEASE; {}", session::BEGIN);
+        scoped.run(charge).await.map_err(|stopped| doing()(stopped.error))?;
+        let again = sqlx::query(AssertSqlSafe(Arc::clone(&self.held.claim_charged)))
+            .bind(head.n)
+            .bind(integer(head.attempts));
+        again.fetch_optional(&mut **scoped).await.map(|row| row.is_some()).map_err(doing())
+    }
+
+    async fn put_off(&self, mut scoped: Scoped, sql: String) -> Result<Found, AdapterError> {
         let doing = || failed("put a held message off");
-        scoped.run(self.held.put_off(n, seconds)).await.map_err(|stopped| doing()(stopped.error))?;
+        scoped.run(sql).await.map_err(|stopped| doing()(stopped.error))?;
         scoped.commit().await.map_err(doing())?;
         Ok(Found::Other)
     }
@@ -320,13 +425,16 @@ impl MySqlInbox {
                     done.map_err(|stopped| failed("claim a held message")(stopped.error))?;
                     true
                 }
-                // The claim is lost with everything else.
+                // The claim is lost with everything else, and the charge stands.
                 Some(errors::DEADLOCK) => {
                     scoped.rollback().await;
+                    self.acquit_held(consumer, head.n).await?;
                     return Ok(Found::Other);
                 }
                 // Another instance is at the message.
-                _ if is_busy(&stopped.error) => return self.put_off(scoped, head.n, 1).await,
+                _ if is_busy(&stopped.error) => {
+                    return self.put_off(scoped, self.held.put_off_uncharged(&head, 1)).await;
+                }
                 _ => return Err(failed("write the inbox row of a held message")(stopped.error)),
             },
         };

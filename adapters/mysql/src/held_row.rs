@@ -13,7 +13,7 @@ use crate::time;
 /// The columns that [`read`] expects.
 pub(crate) const COLUMNS: &str = "n, place, ordering_key, message_key, msg_key, headers, body, origin, via, attempts, \
      class, error, CAST(held_since AS CHAR), TIMESTAMPDIFF(MICROSECOND, held_since, UTC_TIMESTAMP(6)), throttled, \
-     condemned";
+     condemned, crashes";
 
 /// A claimed head.
 pub(crate) fn read(row: &MySqlRow, n: i64) -> Result<HeldMessage, AdapterError> {
@@ -47,6 +47,7 @@ fn read_head(row: &MySqlRow) -> Result<HeldMessage, BoxError> {
         attempts: u32::try_from(row.try_get::<i32, _>(9)?)?,
         throttled: u32::try_from(row.try_get::<i32, _>(14)?)?,
         condemned: condemned.as_deref().and_then(DeadReason::parse),
+        crashes: u32::try_from(row.try_get::<i32, _>(16)?)?,
         class: class.as_deref().and_then(ErrorClass::parse),
         error: row.try_get(11)?,
         held_since: time::parse(&held_since).ok_or("held_since is not a date")?,

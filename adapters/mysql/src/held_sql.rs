@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use backstop_core::held::{Failure, HeldMessage};
+use backstop_core::held::{AFTER_CRASH, Failure, HeldMessage};
 
 use crate::literal::{bytes, text};
 use crate::tables::MySqlTables;
@@ -29,29 +29,36 @@ const LOOK: &str = "
 
 const INSERT: &str = "
     INSERT INTO {held} (consumer, place, ordering_key, message_key, msg_key, headers, body, origin, via, state,
-                        attempts, throttled, condemned, class, error, due_at)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND)";
+                        attempts, throttled, condemned, class, error, due_at, crashes)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND, ?)";
 
 /// The head that is due longest and that nobody else has. The index gives them in the order in which they fall due, so
 /// that no row is locked beside those that are looked at, and READ COMMITTED unlocks those that are no heads.
 const CLAIM: &str = "
     SELECT h.n FROM {held} AS h FORCE INDEX (`due`)
-    WHERE h.consumer = ? AND h.state = 'retry' AND h.due_at <= UTC_TIMESTAMP(6)
+    WHERE h.consumer = ? AND h.state = 'retry' AND h.due_at <= UTC_TIMESTAMP(6) AND (h.crashes > 0) = ?
       AND NOT EXISTS (SELECT 1 FROM {held} AS l WHERE l.consumer = h.consumer AND l.place = h.place
                       AND l.digest = h.digest AND l.n < h.n)
     ORDER BY h.due_at LIMIT 1
     FOR UPDATE SKIP LOCKED";
 
+/// The head that was charged, in the transaction in which it is to be handled. Somebody else may have been quicker.
+const CLAIM_CHARGED: &str = "
+    SELECT n FROM {held} WHERE n = ? AND attempts = ? AND state = 'retry' AND condemned IS NULL FOR UPDATE SKIP LOCKED";
+
+/// Assignments take effect from left to right: the class is asked for before it is written.
 const RESCHEDULE: &str = "
-    UPDATE {held} SET state = 'retry', throttled = ?, condemned = ?, class = ?, error = ?,
-           due_at = UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND, attempts = ?
+    UPDATE {held} SET state = 'retry', throttled = ?, condemned = ?,
+           held_since = IF(class IS NULL, UTC_TIMESTAMP(6), held_since), class = ?, error = ?,
+           due_at = UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND, crashes = ?, attempts = ?
     WHERE n = ? AND attempts = ?";
 
 const GIVEN_UP: &str =
-    "SELECT n FROM {held} WHERE n = ? AND attempts = ? AND condemned IS NOT NULL FOR UPDATE";
+    "SELECT n FROM {held} WHERE n = ? AND attempts = ? AND headers = ? AND condemned IS NOT NULL FOR UPDATE";
 
 const SUMMARY: &str = "
-    SELECT COUNT(*), TIMESTAMPDIFF(MICROSECOND, MIN(held_since), UTC_TIMESTAMP(6))
+    SELECT COUNT(*), COUNT(IF(state = 'waiting' AND condemned IS NOT NULL, 1, NULL)),
+           TIMESTAMPDIFF(MICROSECOND, MIN(held_since), UTC_TIMESTAMP(6))
     FROM {held} WHERE consumer = ?";
 
 /// The statements with the names of the tables filled in.
@@ -61,6 +68,7 @@ pub(crate) struct HeldSql {
     pub(crate) look: Arc<str>,
     pub(crate) insert: Arc<str>,
     pub(crate) claim: Arc<str>,
+    pub(crate) claim_charged: Arc<str>,
     pub(crate) head: Arc<str>,
     pub(crate) reschedule: Arc<str>,
     pub(crate) given_up: Arc<str>,
@@ -83,6 +91,7 @@ impl HeldSql {
             look: fill(LOOK),
             insert: fill(INSERT),
             claim: fill(CLAIM),
+            claim_charged: fill(CLAIM_CHARGED),
             head: fill(&head),
             reschedule: fill(RESCHEDULE),
             given_up: fill(GIVEN_UP),
@@ -109,7 +118,7 @@ impl HeldSql {
             ),
             format!(
                 "UPDATE {table} SET state = 'retry', due_at = UTC_TIMESTAMP(6) \
-                 WHERE n = @backstop_next AND state = 'waiting'"
+                 WHERE n = @backstop_next AND state = 'waiting' AND condemned IS NULL"
             ),
         ]
     }
@@ -119,10 +128,11 @@ impl HeldSql {
         let (table, due_in) = (&self.table, micros(failure.due_in));
         let (error, class) = (text(&failure.error), literal::text(failure.class.as_str()));
         let (attempts, throttled) = (integer(failure.attempts), integer(failure.throttled));
+        let crashes = integer(failure.crashes);
         let condemned = failure.condemned.map_or_else(|| "NULL".to_owned(), |why| text(why.as_str()));
         format!(
             "UPDATE {table} SET state = 'retry', attempts = {attempts}, throttled = {throttled}, \
-             condemned = {condemned}, class = {class}, error = {error}, \
+             condemned = {condemned}, crashes = {crashes}, held_since = IF(class IS NULL, UTC_TIMESTAMP(6), held_since), class = {class}, error = {error}, \
              due_at = UTC_TIMESTAMP(6) + INTERVAL {due_in} MICROSECOND WHERE n = {n}"
         )
     }
@@ -131,6 +141,24 @@ impl HeldSql {
     pub(crate) fn put_off(&self, n: i64, seconds: u32) -> String {
         let table = &self.table;
         format!("UPDATE {table} SET due_at = UTC_TIMESTAMP(6) + INTERVAL {seconds} SECOND WHERE n = {n}")
+    }
+
+    /// Puts a head off that was charged and not run.
+    pub(crate) fn put_off_uncharged(&self, head: &HeldMessage, seconds: u32) -> String {
+        let (table, n, crashes) = (&self.table, head.n, integer(head.crashes));
+        format!(
+            "UPDATE {table} SET due_at = UTC_TIMESTAMP(6) + INTERVAL {seconds} SECOND, crashes = {crashes} \
+             WHERE n = {n}"
+        )
+    }
+
+    /// Charges a head that is claimed.
+    pub(crate) fn charge_head(&self, n: i64) -> String {
+        let (table, pause) = (&self.table, micros(AFTER_CRASH));
+        format!(
+            "UPDATE {table} SET due_at = UTC_TIMESTAMP(6) + INTERVAL {pause} MICROSECOND, crashes = crashes + 1 \
+             WHERE n = {n}"
+        )
     }
 }
 

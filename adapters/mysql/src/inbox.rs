@@ -8,10 +8,12 @@ use backstop_core::inbox::{Admission, CommitError, GroupAdmission, Inbox, Limits
 use backstop_core::{AdapterError, Explained, FaultKind, MessageKey};
 use sqlx::{AssertSqlSafe, MySqlPool};
 
-use crate::contest::contested;
+use crate::contest::run_contested;
 use crate::failure::{errors, failed, is_busy, number};
+use crate::held_keys::KeysSql;
 use crate::held_sql::HeldSql;
 use crate::literal;
+use crate::owed::OwedSql;
 use crate::patience::within;
 use crate::scoped::Scoped;
 use crate::tables::MySqlTables;
@@ -37,6 +39,8 @@ pub struct MySqlInbox {
     pub(crate) tables: MySqlTables,
     pub(crate) sql: Arc<InboxSql>,
     pub(crate) held: Arc<HeldSql>,
+    pub(crate) keys: Arc<KeysSql>,
+    pub(crate) owed: Arc<OwedSql>,
 }
 
 #[derive(Debug)]
@@ -68,12 +72,14 @@ impl MySqlInbox {
             ),
             ready: fill(
                 "SELECT (SELECT COUNT(*) FROM (SELECT consumer, message_key, handled_at FROM {inbox} LIMIT 0) AS i) \
-                 + (SELECT COUNT(*) FROM (SELECT n, digest, origin FROM {held} LIMIT 0) AS h) \
+                 + (SELECT COUNT(*) FROM (SELECT n, digest, origin, crashes FROM {held} LIMIT 0) AS h) \
+                 + (SELECT COUNT(*) FROM (SELECT crashes, charged_at FROM {charge} LIMIT 0) AS c) \
                  + (SELECT COUNT(*) FROM {gate})",
             ),
         });
-        let held = Arc::new(HeldSql::new(&tables));
-        Self { pool, tables, sql, held }
+        let (held, keys) = (Arc::new(HeldSql::new(&tables)), Arc::new(KeysSql::new(&tables)));
+        let owed = Arc::new(OwedSql::new(&tables));
+        Self { pool, tables, sql, held, keys, owed }
     }
 
     pub(crate) async fn enter(&self, limits: Limits) -> Result<Scoped, AdapterError> {
@@ -122,14 +128,7 @@ impl MySqlInbox {
         let mut pruned = 0;
         for some in old.chunks(PRUNE_AT_ONCE) {
             let sql = self.sql.delete(consumer, some);
-            pruned += contested(DOING, async || {
-                let mut scoped = Scoped::begin(&self.pool).await.map_err(failed(DOING))?;
-                let deleted =
-                    scoped.run(sql.clone()).await.map_err(|stopped| failed(DOING)(stopped.error))?;
-                scoped.commit().await.map_err(failed(DOING))?;
-                Ok(deleted.iter().sum::<u64>())
-            })
-            .await?;
+            pruned += run_contested(&self.pool, DOING, sql).await?.iter().sum::<u64>();
         }
         Ok(pruned)
     }
@@ -236,7 +235,9 @@ impl Inbox for MySqlInbox {
     }
 
     async fn prune(&self, consumer: &str, age: Duration, limit: u32) -> Result<u64, AdapterError> {
-        self.prune_some(consumer, age, limit).await
+        let pruned = self.prune_some(consumer, age, limit).await?;
+        self.prune_charges(consumer, age).await?;
+        Ok(pruned)
     }
 
     fn explain(&self, error: &(dyn Error + 'static)) -> Option<Explained> {
@@ -253,7 +254,7 @@ impl Inbox for MySqlInbox {
             return Err(AdapterError::new(FaultKind::Missing, what)
                 .with_hint("write the numbers 0 to 63 into it, as migration 2 does"));
         }
-        for (table, columns) in [("inbox", check::INBOX), ("held", check::HELD)] {
+        for (table, columns) in [("inbox", check::INBOX), ("held", check::HELD), ("charge", check::CHARGE)] {
             let lacking = check::lacking(&self.pool, &self.tables, table, columns).await?;
             if !lacking.is_empty() {
                 let table = self.tables.quoted(table);

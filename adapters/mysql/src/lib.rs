@@ -22,6 +22,7 @@
 //! and SELECT on it; without, missing numbers are looked for as long as the reader lives, which costs time where many
 //! rows that wait are interspersed with many numbers that were rolled back, and loses nothing.
 
+mod charges;
 mod check;
 mod commit;
 mod contest;
@@ -31,6 +32,7 @@ mod failure;
 mod gaps;
 mod group;
 mod held;
+mod held_keys;
 mod held_row;
 mod held_sql;
 mod inbox;
@@ -40,6 +42,7 @@ mod numbers;
 mod open;
 mod outbox;
 mod outbox_row;
+mod owed;
 mod patience;
 mod reader;
 mod scheduled;

@@ -30,6 +30,8 @@ pub(crate) const MIGRATIONS: &[Migration] = &[
     migration!(3, "lease"),
     migration!(4, "scheduled"),
     migration!(5, "lease_report"),
+    migration!(6, "receipt"),
+    migration!(7, "charge"),
 ];
 
 /// How long to wait for another who changes the tables.
@@ -165,7 +167,7 @@ impl MySqlSchema {
         let doing = format!("run migration {} ({})", step.version, step.name);
         match connection.execute(sqlx::raw_sql(AssertSqlSafe(script))).await {
             Ok(_) => Ok(()),
-            // A step of one statement that was done, and not written down.
+            // A step whose last statement was done, and which was not written down.
             Err(error) if matches!(number(&error), Some(errors::COLUMN_EXISTS | errors::NO_SUCH_COLUMN)) => {
                 Ok(())
             }

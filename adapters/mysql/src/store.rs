@@ -10,7 +10,7 @@ use backstop_core::scheduled::ScheduledRows;
 use futures_core::future::BoxFuture;
 use sqlx::{AssertSqlSafe, MySqlPool};
 
-use crate::contest::contested;
+use crate::contest::{contested, run_contested};
 use crate::failure::failed;
 use crate::reader::MySqlOutboxReader;
 use crate::scoped::Scoped;
@@ -74,12 +74,7 @@ impl MySqlOutboxStore {
              AND (o.seq, CAST(o.id AS BINARY)) IN ({names})",
             self.tables.outbox()
         );
-        contested(DOING, async || {
-            let mut scoped = Scoped::begin(&self.pool).await.map_err(failed(DOING))?;
-            scoped.run(sql.clone()).await.map_err(|stopped| failed(DOING)(stopped.error))?;
-            scoped.commit().await.map_err(failed(DOING))
-        })
-        .await
+        run_contested(&self.pool, DOING, sql).await.map(drop)
     }
 
     async fn move_to_dead(&self, lease: &Lease, rows: &[DeadRow]) -> Result<bool, AdapterError> {

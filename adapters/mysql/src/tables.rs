@@ -101,9 +101,10 @@ impl MySqlTables {
         self.schema.as_ref().map_or_else(|| "DATABASE()".to_owned(), |schema| format!("'{schema}'"))
     }
 
-    /// A statement with `{outbox}`, `{dead}`, `{scheduled}`, `{inbox}`, `{held}`, `{gate}` and `{lease}` filled in.
+    /// A statement with `{outbox}`, `{dead}`, `{scheduled}`, `{inbox}`, `{held}`, `{gate}`, `{lease}`, `{receipt}` and `{charge}`
+    /// filled in.
     pub(crate) fn fill(&self, statement: &str) -> String {
-        const NAMES: [(&str, &str); 7] = [
+        const NAMES: [(&str, &str); 9] = [
             ("{outbox}", "outbox"),
             ("{dead}", "outbox_dead"),
             ("{scheduled}", "outbox_scheduled"),
@@ -111,6 +112,8 @@ impl MySqlTables {
             ("{held}", "held"),
             ("{gate}", "held_gate"),
             ("{lease}", "lease"),
+            ("{receipt}", "receipt"),
+            ("{charge}", "charge"),
         ];
         NAMES.iter().fold(statement.to_owned(), |text, (mark, table)| text.replace(mark, &self.quoted(table)))
     }

@@ -15,15 +15,25 @@ use crate::schema::MIGRATIONS;
 use crate::tables::PgTables;
 
 /// Each table with the permissions that whoever uses it needs.
-const TABLES: [(&str, &[&str]); 8] = [
+const TABLES: [(&str, &[&str]); 18] = [
     ("outbox", &["SELECT", "INSERT", "DELETE"]),
     ("outbox_dead", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("outbox_scheduled", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("inbox", &["SELECT", "INSERT", "DELETE"]),
     ("held", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("receipt", &["SELECT", "INSERT", "DELETE"]),
+    ("charge", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("lease", &["SELECT", "INSERT", "UPDATE"]),
     ("letter", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("letter_event", &["SELECT", "INSERT", "DELETE"]),
+    ("letter_group", &["SELECT", "INSERT", "UPDATE"]),
+    ("letter_count", &["SELECT", "INSERT", "UPDATE"]),
+    ("letter_minute", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("redrive", &["SELECT", "INSERT", "UPDATE"]),
+    ("redrive_letter", &["SELECT", "INSERT", "UPDATE"]),
+    ("redrive_count", &["SELECT", "INSERT", "UPDATE"]),
+    ("consumer", &["SELECT", "INSERT", "UPDATE"]),
+    ("audit", &["SELECT", "INSERT"]),
 ];
 
 const OLDEST_SERVER: i32 = 130_000;

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
-use backstop_core::held::{ClaimedHead, Failure, HeldMessage, HeldMessages, HeldSummary, Holding, NewHeld};
+use backstop_core::held::{
+    ClaimError, ClaimedHead, Failure, Heads, HeldMessage, HeldMessages, HeldSummary, Holding, NewHeld,
+};
+use backstop_core::held_keys::{Ended, Ending, HeldFilter, HeldKey};
 use backstop_core::inbox::{CommitError, Limits};
-use backstop_core::{AdapterError, DeadReason, FaultKind, header_column};
+use backstop_core::{AdapterError, DeadReason, FaultKind, Headers, MessageKey, header_column};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Executor, Postgres, Row};
@@ -12,7 +15,7 @@ use sqlx::{AssertSqlSafe, Executor, Postgres, Row};
 use crate::commit::commit_and_release;
 use crate::held_row::{Unreadable, read, seconds, via_name};
 use crate::held_sql::integer;
-use crate::inbox::{PgInbox, is_busy};
+use crate::inbox::{PgInbox, is_busy, settings};
 use crate::patience::answer_within;
 use crate::proof::Proof;
 use crate::storable::storable;
@@ -20,6 +23,9 @@ use crate::transaction::PgTx;
 
 const SAVEPOINT: &str = "SAVEPOINT backstop_claim";
 const UNDO: &str = "ROLLBACK TO SAVEPOINT backstop_claim";
+
+/// How often a redriven message is taken in anew because what is held of it changes.
+const MAX_CHANGES: usize = 5;
 
 /// How many heads one call puts off because another instance is at their message.
 const MAX_BUSY: usize = 16;
@@ -34,7 +40,8 @@ impl HeldMessages for PgInbox {
             .bind(failure.condemned.map(DeadReason::as_str))
             .bind(failure.class.as_str())
             .bind(storable(&failure.error))
-            .bind(failure.due_in.as_secs_f64());
+            .bind(failure.due_in.as_secs_f64())
+            .bind(integer(failure.crashes));
         self.store(query, "hold the message").await
     }
 
@@ -43,20 +50,35 @@ impl HeldMessages for PgInbox {
     }
 
     async fn import(&self, message: NewHeld<'_>) -> Result<Holding, AdapterError> {
-        self.store(bind(&self.held.import, &message)?, "take in the redriven message").await
+        for _ in 0..MAX_CHANGES {
+            let query = bind(&self.held.import, &message)?;
+            let (holding, is_new) = self.write(query, "take in the redriven message").await?;
+            // A new row may run and end before anybody looks at it again: only what was there before is revived.
+            if is_new || holding != Holding::Stored || self.revive(&message).await? {
+                return Ok(holding);
+            }
+        }
+        Err(AdapterError::new(FaultKind::Conflict, "the held message changes all the time"))
     }
 
-    async fn claim(&self, consumer: &str, limits: Limits) -> Result<Option<ClaimedHead<PgTx>>, AdapterError> {
+    async fn claim(
+        &self,
+        consumer: &str,
+        limits: Limits,
+        heads: Heads,
+    ) -> Result<Option<ClaimedHead<PgTx>>, ClaimError> {
         for _ in 0..MAX_BUSY {
             let mut scoped = self.begin_scoped(limits).await?;
-            let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.held.claim))).bind(consumer);
+            let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.held.claim)))
+                .bind(consumer)
+                .bind(heads.are_doubtful());
             let found = answer_within("claim a held message", query.fetch_optional(&mut *scoped)).await?;
             let Some(row) = found else {
                 scoped.release();
                 return Ok(None);
             };
             let (read, xid) = read(&row)?;
-            let mut tx = PgTx { scoped, proof: Proof::Xid(xid) };
+            let tx = PgTx { scoped, proof: Proof::Xid(xid) };
             let head = match read {
                 Ok(head) => head,
                 Err(Unreadable { n, error }) => {
@@ -67,13 +89,18 @@ impl HeldMessages for PgInbox {
                     continue;
                 }
             };
-            if let Some(handled) = self.admit_head(consumer, &mut tx, &head).await? {
-                return Ok(Some(ClaimedHead { tx, head, handled }));
+            let charged = Some(head.n).filter(|_| head.condemned.is_none());
+            match self.take_head(consumer, tx, head, limits).await {
+                Ok(None) => {}
+                Ok(claimed) => return Ok(claimed),
+                Err(error) => return Err(ClaimError { error, charged }),
             }
-            let put_off = self.held.put_off(head.n, 1);
-            commit_and_release(tx, &put_off).await.map_err(CommitError::into_error)?;
         }
         Ok(None)
+    }
+
+    async fn acquit_head(&self, consumer: &str, n: i64) -> Result<(), AdapterError> {
+        self.acquit_held(consumer, n).await
     }
 
     async fn finish(&self, consumer: &str, tx: PgTx, head: &HeldMessage) -> Result<(), CommitError> {
@@ -106,7 +133,8 @@ impl HeldMessages for PgInbox {
             .bind(failure.condemned.map(DeadReason::as_str))
             .bind(failure.class.as_str())
             .bind(error)
-            .bind(failure.due_in.as_secs_f64());
+            .bind(failure.due_in.as_secs_f64())
+            .bind(integer(failure.crashes));
         answer_within("reschedule the held message", query.execute(&self.pool)).await?;
         Ok(())
     }
@@ -116,30 +144,107 @@ impl HeldMessages for PgInbox {
         let query = sqlx::query_scalar("SELECT pg_current_xact_id()::text");
         let doing = "delete a held message that is given up";
         let xid = answer_within(doing, query.fetch_one(&mut *scoped)).await?;
-        let before = self.held.give_up(consumer, head);
+        let before = self.held.give_up(consumer, head, &header_column::encode(&head.envelope.headers)?);
         commit_and_release(PgTx { scoped, proof: Proof::Xid(xid) }, &before)
             .await
             .map_err(CommitError::into_error)
     }
 
+    async fn park(
+        &self,
+        consumer: &str,
+        message_key: &MessageKey,
+        attempts: u32,
+        headers: &Headers,
+    ) -> Result<(), AdapterError> {
+        self.park_condemned(consumer, message_key, attempts, headers).await
+    }
+
+    async fn end(
+        &self,
+        consumer: &str,
+        message_key: &MessageKey,
+        ending: Ending,
+        generation: Option<u32>,
+    ) -> Result<Ended, AdapterError> {
+        self.end_held(consumer, message_key, ending, generation).await
+    }
+
+    async fn keys(&self, filter: &HeldFilter, limit: u32) -> Result<Vec<HeldKey>, AdapterError> {
+        self.heads(filter, limit).await
+    }
+
     async fn summary(&self, consumer: &str) -> Result<HeldSummary, AdapterError> {
         let query = sqlx::query_as(AssertSqlSafe(Arc::clone(&self.held.summary))).bind(consumer);
-        let (messages, oldest): (i64, Option<f64>) =
+        let (messages, quarantined, oldest): (i64, i64, Option<f64>) =
             answer_within("count the held messages", query.fetch_one(&self.pool)).await?;
-        Ok(HeldSummary { messages: u64::try_from(messages).unwrap_or(0), oldest: oldest.map(seconds) })
+        Ok(HeldSummary {
+            messages: messages.unsigned_abs(),
+            quarantined: quarantined.unsigned_abs(),
+            oldest: oldest.map(seconds),
+        })
     }
 }
 
 impl PgInbox {
     async fn store(&self, query: Bound<'_>, doing: &str) -> Result<Holding, AdapterError> {
-        let read = |row: PgRow| Ok((row.try_get(0)?, row.try_get(1)?));
+        self.write(query, doing).await.map(|(holding, _)| holding)
+    }
+
+    /// What became of the message, and whether this statement wrote its row.
+    async fn write(&self, query: Bound<'_>, doing: &str) -> Result<(Holding, bool), AdapterError> {
+        let read = |row: PgRow| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get::<i64, _>(2)?));
         let answer = async { query.fetch_one(&self.pool).await.and_then(read) };
-        let (known, key_held) = answer_within(doing, answer).await?;
-        Ok(match (known, key_held) {
+        let (known, key_held, written) = answer_within(doing, answer).await?;
+        let holding = match (known, key_held) {
             (true, _) => Holding::AlreadyHandled,
             (false, true) => Holding::Stored,
             (false, false) => Holding::KeyFree,
-        })
+        };
+        Ok((holding, written > 0))
+    }
+
+    /// Charges a claimed head, unless it is given up, and writes its inbox row; `None` while another instance is at
+    /// the head or its message.
+    async fn take_head(
+        &self,
+        consumer: &str,
+        mut tx: PgTx,
+        head: HeldMessage,
+        limits: Limits,
+    ) -> Result<Option<ClaimedHead<PgTx>>, AdapterError> {
+        if head.condemned.is_none() {
+            match self.charge_head(&mut tx, &head, limits).await? {
+                Some(xid) => tx.proof = Proof::Xid(xid),
+                None => {
+                    tx.scoped.release();
+                    return Ok(None);
+                }
+            }
+        }
+        if let Some(handled) = self.admit_head(consumer, &mut tx, &head).await? {
+            return Ok(Some(ClaimedHead { tx, head, handled }));
+        }
+        let put_off = self.held.put_off_uncharged(&head, 1);
+        commit_and_release(tx, &put_off).await.map_err(CommitError::into_error)?;
+        Ok(None)
+    }
+
+    /// Commits the charge of a claimed head, and claims it again in the transaction that follows on its connection.
+    async fn charge_head(
+        &self,
+        tx: &mut PgTx,
+        head: &HeldMessage,
+        limits: Limits,
+    ) -> Result<Option<String>, AdapterError> {
+        const DOING: &str = "charge a held message";
+        let charge = format!("{}COMMIT AND CHAIN; {}", self.held.charge_head(head.n), settings(limits));
+        let charged = tx.scoped.execute(sqlx::raw_sql(AssertSqlSafe(charge)));
+        answer_within(DOING, async { charged.await.map(drop) }).await?;
+        let again = sqlx::query_scalar(AssertSqlSafe(Arc::clone(&self.held.claim_charged)))
+            .bind(head.n)
+            .bind(integer(head.attempts));
+        answer_within(DOING, again.fetch_optional(&mut *tx.scoped)).await
     }
 
     /// Writes the head's inbox row behind a savepoint; says whether it was there already, or `None` while another

@@ -24,13 +24,18 @@ pub(crate) fn read(row: &PgRow) -> Result<(Result<HeldMessage, Unreadable>, Stri
     let doing = || failed("read a held message");
     let n = row.try_get(0).map_err(doing())?;
     let xid = row.try_get(16).map_err(doing())?;
-    let head = read_head(row).map_err(|error| {
-        let error = AdapterError::new(FaultKind::Invalid, format!("held message {n} cannot be read"))
-            .with_hint("delete the row if it was not written by Backstop")
-            .with_source(error);
-        Unreadable { n, error }
-    });
+    let head = read_message(row).map_err(|error| Unreadable { n, error });
     Ok((head, xid))
+}
+
+/// A message, from the columns that every statement begins with.
+pub(crate) fn read_message(row: &PgRow) -> Result<HeldMessage, AdapterError> {
+    read_head(row).map_err(|error| {
+        let n: i64 = row.try_get(0).unwrap_or_default();
+        AdapterError::new(FaultKind::Invalid, format!("held message {n} cannot be read"))
+            .with_hint("delete the row if it was not written by Backstop")
+            .with_source(error)
+    })
 }
 
 fn read_head(row: &PgRow) -> Result<HeldMessage, BoxError> {
@@ -52,6 +57,7 @@ fn read_head(row: &PgRow) -> Result<HeldMessage, BoxError> {
         attempts: u32::try_from(row.try_get::<i32, _>(9)?)?,
         throttled: u32::try_from(row.try_get::<i32, _>(14)?)?,
         condemned: row.try_get::<Option<&str>, _>(15)?.and_then(DeadReason::parse),
+        crashes: u32::try_from(row.try_get::<i32, _>("crashes")?)?,
         class: class.and_then(ErrorClass::parse),
         error: row.try_get(11)?,
         held_since: row.try_get(12)?,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use backstop_core::held::{Failure, HeldMessage};
+use backstop_core::held::{AFTER_CRASH, Failure, HeldMessage};
 
 use crate::hex::hex;
 use crate::tables::PgTables;
@@ -14,9 +14,9 @@ const HOLD: &str = "
     WITH known AS MATERIALIZED (SELECT 1 FROM {inbox} WHERE consumer = $1 AND message_key = $4),
     ins AS (
         INSERT INTO {held} (consumer, place, ordering_key, message_key, msg_key, headers, body, origin, via,
-                            state, attempts, throttled, condemned, class, error, due_at)
+                            state, attempts, throttled, condemned, class, error, due_at, crashes)
         SELECT $1, $2, $3, $4, $5, $6, $7, $8::json, $9,
-               'retry', $10, $11, $12, $13, $14, clock_timestamp() + make_interval(secs => $15)
+               'retry', $10, $11, $12, $13, $14, clock_timestamp() + make_interval(secs => $15), $16
         WHERE NOT EXISTS (SELECT FROM known)
         ON CONFLICT (consumer, message_key) DO NOTHING
         RETURNING n
@@ -63,15 +63,20 @@ const IMPORT: &str = "
 const CLAIM: &str = "
     SELECT n, place, ordering_key, message_key, msg_key, headers, body, origin::text, via, attempts, class, error,
            {held_since}, extract(epoch FROM clock_timestamp() - {held_since})::float8, throttled, condemned,
-           pg_current_xact_id()::text
+           pg_current_xact_id()::text, crashes
     FROM {held} AS h
-    WHERE consumer = $1 AND state = 'retry' AND due_at <= clock_timestamp()
+    WHERE consumer = $1 AND state = 'retry' AND due_at <= clock_timestamp() AND (crashes > 0) = $2
       AND n = (SELECT l.n FROM {held} AS l
                WHERE l.consumer = h.consumer AND l.place = h.place
                  AND sha256(l.ordering_key) = sha256(h.ordering_key)
                ORDER BY l.n LIMIT 1)
     ORDER BY due_at LIMIT 1
     FOR NO KEY UPDATE OF h SKIP LOCKED";
+
+/// The head that was charged, in the transaction in which it is to be handled. Somebody else may have been quicker.
+const CLAIM_CHARGED: &str = "
+    SELECT pg_current_xact_id()::text FROM {held} WHERE n = $1 AND attempts = $2 AND state = 'retry' AND condemned IS NULL
+    FOR NO KEY UPDATE SKIP LOCKED";
 
 const ADMIT_HEAD: &str = "
     WITH ins AS (
@@ -82,11 +87,13 @@ const ADMIT_HEAD: &str = "
 
 const RESCHEDULE: &str = "
     UPDATE {held} SET state = 'retry', attempts = $3, throttled = $4, condemned = $5, class = $6, error = $7,
-           due_at = clock_timestamp() + make_interval(secs => $8)
+           due_at = clock_timestamp() + make_interval(secs => $8), crashes = $9,
+           held_since = CASE WHEN class IS NULL THEN clock_timestamp() ELSE held_since END
     WHERE n = $1 AND attempts = $2";
 
 const SUMMARY: &str = "
-    SELECT count(*), extract(epoch FROM clock_timestamp() - min({held_since}))::float8
+    SELECT count(*), count(*) FILTER (WHERE state = 'waiting' AND condemned IS NOT NULL),
+           extract(epoch FROM clock_timestamp() - min({held_since}))::float8
     FROM {held} WHERE consumer = $1";
 
 /// The statements with the names of the tables filled in.
@@ -96,6 +103,7 @@ pub(crate) struct HeldSql {
     pub(crate) append: Arc<str>,
     pub(crate) import: Arc<str>,
     pub(crate) claim: Arc<str>,
+    pub(crate) claim_charged: Arc<str>,
     pub(crate) admit_head: Arc<str>,
     pub(crate) reschedule: Arc<str>,
     pub(crate) summary: Arc<str>,
@@ -112,6 +120,7 @@ impl HeldSql {
             append: fill(APPEND),
             import: fill(IMPORT),
             claim: fill(CLAIM),
+            claim_charged: fill(CLAIM_CHARGED),
             admit_head: fill(ADMIT_HEAD),
             reschedule: fill(RESCHEDULE),
             summary: fill(SUMMARY),
@@ -126,9 +135,10 @@ impl HeldSql {
         self.delete_if("true", consumer, head)
     }
 
-    /// The same for a head that is still condemned as `head` says.
-    pub(crate) fn give_up(&self, consumer: &str, head: &HeldMessage) -> String {
-        let condition = format!("attempts = {} AND condemned IS NOT NULL", integer(head.attempts));
+    /// The same for a head that is still condemned as `head` says, with these `headers`.
+    pub(crate) fn give_up(&self, consumer: &str, head: &HeldMessage, headers: &[u8]) -> String {
+        let (attempts, headers) = (integer(head.attempts), literal(headers));
+        let condition = format!("attempts = {attempts} AND headers = {headers} AND condemned IS NOT NULL");
         self.delete_if(&condition, consumer, head)
     }
 
@@ -137,8 +147,8 @@ impl HeldSql {
         let (consumer, place) = (text_literal(consumer), text_literal(&head.place));
         format!(
             "DELETE FROM {table} WHERE n = {n} AND {condition}; \
-             UPDATE {table} SET state = 'retry', due_at = clock_timestamp() WHERE state = 'waiting' AND n = (\
-             SELECT n FROM {table} WHERE consumer = {consumer} AND place = {place} \
+             UPDATE {table} SET state = 'retry', due_at = clock_timestamp() WHERE state = 'waiting' AND condemned IS NULL \
+             AND n = (SELECT n FROM {table} WHERE consumer = {consumer} AND place = {place} \
              AND sha256(ordering_key) = sha256({key}) ORDER BY n LIMIT 1); "
         )
     }
@@ -148,18 +158,40 @@ impl HeldSql {
         let (table, error, class) = (&self.table, text_literal(error), text_literal(failure.class.as_str()));
         let (attempts, throttled) = (integer(failure.attempts), integer(failure.throttled));
         let condemned = failure.condemned.map_or_else(|| "NULL".to_owned(), |why| text_literal(why.as_str()));
-        let seconds = failure.due_in.as_secs_f64();
+        let (seconds, crashes) = (failure.due_in.as_secs_f64(), integer(failure.crashes));
         format!(
             "UPDATE {table} SET state = 'retry', attempts = {attempts}, throttled = {throttled}, \
-             condemned = {condemned}, class = {class}, error = {error}, \
-             due_at = clock_timestamp() + make_interval(secs => {seconds:.6}) WHERE n = {n}; "
+             condemned = {condemned}, class = {class}, error = {error}, crashes = {crashes}, \
+             due_at = clock_timestamp() + make_interval(secs => {seconds:.6}), \
+             held_since = CASE WHEN class IS NULL THEN clock_timestamp() ELSE held_since END WHERE n = {n}; "
         )
     }
 
     /// Puts a head off, unchanged otherwise.
     pub(crate) fn put_off(&self, n: i64, seconds: u32) -> String {
+        self.put_off_with("crashes", n, seconds)
+    }
+
+    /// Puts a head off that was charged and not run.
+    pub(crate) fn put_off_uncharged(&self, head: &HeldMessage, seconds: u32) -> String {
+        self.put_off_with(&integer(head.crashes).to_string(), head.n, seconds)
+    }
+
+    fn put_off_with(&self, crashes: &str, n: i64, seconds: u32) -> String {
         let table = &self.table;
-        format!("UPDATE {table} SET due_at = clock_timestamp() + interval '{seconds} s' WHERE n = {n}; ")
+        format!(
+            "UPDATE {table} SET due_at = clock_timestamp() + interval '{seconds} s', crashes = {crashes} \
+             WHERE n = {n}; "
+        )
+    }
+
+    /// Charges a head that is claimed.
+    pub(crate) fn charge_head(&self, n: i64) -> String {
+        let (table, pause) = (&self.table, AFTER_CRASH.as_secs_f64());
+        format!(
+            "UPDATE {table} SET crashes = crashes + 1, due_at = clock_timestamp() + make_interval(secs => {pause}) \
+             WHERE n = {n}; "
+        )
     }
 }
 
@@ -195,6 +227,7 @@ mod tests {
             attempts: 1,
             throttled: 0,
             condemned: None,
+            crashes: 0,
             class: None,
             error: None,
             held_since: chrono::Utc::now(),

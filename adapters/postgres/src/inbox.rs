@@ -12,10 +12,13 @@ use sqlx::{AssertSqlSafe, PgPool, Postgres, Row};
 use tokio::time::timeout;
 
 use crate::chain::Chain;
+use crate::charges::ChargesSql;
 use crate::failure::{code, failed};
 use crate::group::GroupSql;
+use crate::held_keys::KeysSql;
 use crate::held_sql::HeldSql;
 use crate::limits::{milliseconds, shown};
+use crate::owed::OwedSql;
 use crate::patience::{answer_within, within};
 use crate::proof::{DECLARE, Proof};
 use crate::scoped::Scoped;
@@ -68,7 +71,10 @@ pub struct PgInbox {
     pub(crate) tables: PgTables,
     pub(crate) sql: Arc<InboxSql>,
     pub(crate) held: Arc<HeldSql>,
+    pub(crate) keys: Arc<KeysSql>,
     pub(crate) group: Arc<GroupSql>,
+    pub(crate) owed: Arc<OwedSql>,
+    pub(crate) charges: Arc<ChargesSql>,
     chain: Chain,
 }
 
@@ -106,12 +112,14 @@ impl PgInbox {
             ),
             ready: fill(
                 "SELECT (SELECT count(*) FROM (SELECT consumer, message_key, handled_at FROM {inbox} LIMIT 0) i)
-                      + (SELECT count(*) FROM (SELECT n, ordering_key, origin FROM {held} LIMIT 0) h)",
+                      + (SELECT count(*) FROM (SELECT n, ordering_key, origin, crashes FROM {held} LIMIT 0) h)
+                      + (SELECT count(*) FROM (SELECT crashes, charged_at FROM {charge} LIMIT 0) c)",
             ),
         });
         let held = Arc::new(HeldSql::new(&tables));
-        let group = Arc::new(GroupSql::new(&tables));
-        Self { pool, tables, sql, held, group, chain: Chain::default() }
+        let (keys, group) = (Arc::new(KeysSql::new(&tables)), Arc::new(GroupSql::new(&tables)));
+        let (owed, charges) = (Arc::new(OwedSql::new(&tables)), Arc::new(ChargesSql::new(&tables)));
+        Self { pool, tables, sql, held, keys, group, owed, charges, chain: Chain::default() }
     }
 
     /// A statement about one message.
@@ -200,10 +208,14 @@ impl PgInbox {
 
 /// Begins a transaction in which the server enforces the limits. The session's own lock timeout is kept aside.
 fn begin(limits: Limits) -> String {
+    format!("BEGIN ISOLATION LEVEL READ COMMITTED; {}", settings(limits))
+}
+
+/// Lets the server enforce the limits in the transaction that is open.
+pub(crate) fn settings(limits: Limits) -> String {
     let (lock, handler) = (milliseconds(limits.lock), milliseconds(limits.handler));
     format!(
-        "BEGIN ISOLATION LEVEL READ COMMITTED; \
-         SELECT set_config('backstop.lock_timeout', current_setting('lock_timeout'), true), \
+        "SELECT set_config('backstop.lock_timeout', current_setting('lock_timeout'), true), \
          set_config('lock_timeout', '{lock}', true), set_config('statement_timeout', '{handler}', true), \
          set_config('idle_in_transaction_session_timeout', '{handler}', true)"
     )
@@ -281,6 +293,7 @@ impl Inbox for PgInbox {
             .bind(age.as_secs_f64())
             .bind(i64::from(limit));
         let done = answer_within("prune the inbox", query.execute(&self.pool)).await?;
+        self.prune_charges(consumer, age).await?;
         Ok(done.rows_affected())
     }
 
@@ -291,7 +304,7 @@ impl Inbox for PgInbox {
     async fn ready(&self) -> Result<(), AdapterError> {
         let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.ready)));
         answer_within("use the tables of inbox and held messages", query.execute(&self.pool)).await?;
-        let names = [self.tables.inbox(), self.tables.quoted("held")];
+        let names = [self.tables.inbox(), self.tables.quoted("held"), self.tables.quoted("charge")];
         let query = sqlx::query_scalar(
             "SELECT bool_and(has_table_privilege(name, right_)) \
              FROM unnest($1::text[]) AS name, unnest(ARRAY['SELECT', 'INSERT', 'DELETE']) AS right_",

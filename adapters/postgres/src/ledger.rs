@@ -1,37 +1,35 @@
 //! The ledger of dead letters.
 
+mod audit;
+mod change;
+mod choice;
+mod expiry;
+mod find;
+mod outcomes;
+mod record;
+mod redrive_row;
+mod redrives;
+
+use std::future::Future;
 use std::time::Duration;
 
 use backstop_core::lease::{Holder, Lease, Leases};
-use backstop_core::ledger::{Ledger, Letter, LetterEvent, LetterFilter, LetterStatus};
-use backstop_core::{AdapterError, header_column, identity};
+use backstop_core::ledger::{
+    AuditEntry, AuditFilter, AuditLog, Change, Expired, Expiry, Guard, Ledger, Letter, LetterEvent,
+    LetterFilter, LetterGroup, LetterStatus, NewAuditEntry, NewRedrive, PlanGroup, Redrive, Redrives, Sent,
+    Standing,
+};
+use backstop_core::{AdapterError, ConsumerReport, FaultKind, Receipt, identity};
+use chrono::{DateTime, Utc};
 use futures_core::future::BoxFuture;
-use sqlx::postgres::{PgArguments, PgConnection};
-use sqlx::query::Query;
-use sqlx::{AssertSqlSafe, PgPool, Postgres};
+use sqlx::{AssertSqlSafe, PgPool};
 
 use crate::failure::failed;
 use crate::lease;
-use crate::ledger_row::{self, COLUMNS};
 use crate::seat::Seat;
 use crate::storable::storable;
 use crate::tables::PgTables;
 use crate::time;
-
-/// Closes the older letters of a message that was redriven and died again: from now on the new letter stands for it,
-/// so that as many letters are open as messages are dead. One may be open again because the confirmation of its redrive
-/// was lost; the higher generation proves that the redrive arrived.
-const SUPERSEDE: &str = "
-    WITH older AS (
-        UPDATE {letter} SET status = 'superseded'
-        WHERE message_key = $1 AND consumer IS NOT DISTINCT FROM $2 AND status IN ('open', 'redriving')
-        AND generation < $4 AND id <> $3
-        RETURNING n
-    )
-    INSERT INTO {event} (letter, what, detail) SELECT n, 'failed-again', $3 FROM older";
-
-const INSERT_EVENT: &str = "
-    INSERT INTO {event} (letter, what, detail) SELECT n, $2, $3 FROM {letter} WHERE id = ANY($1)";
 
 const MARK: &str = "
     WITH moved AS (
@@ -43,10 +41,6 @@ const MARK: &str = "
 
 const HISTORY: &str = "
     SELECT {at}, e.what, e.detail FROM {event} AS e JOIN {letter} AS l ON l.n = e.letter WHERE l.id = $1 ORDER BY e.n";
-
-const FILTER: &str = "(cardinality($1::text[]) = 0 OR id = ANY($1)) AND ($2::text IS NULL OR consumer = $2) \
-                      AND ($3::text IS NULL OR place = $3) AND ($4::text IS NULL OR fingerprint = $4) \
-                      AND ($5::text IS NULL OR status = $5)";
 
 /// Dead letters in `backstop_letter`, with their history in `backstop_letter_event`.
 ///
@@ -60,8 +54,6 @@ pub struct PgLedger {
     tables: PgTables,
 }
 
-type Bound<'q> = Query<'q, Postgres, PgArguments>;
-
 impl PgLedger {
     /// The ledger among those tables.
     pub fn new(pool: PgPool, tables: PgTables) -> Self {
@@ -70,78 +62,6 @@ impl PgLedger {
 
     fn sql(&self, statement: &str) -> AssertSqlSafe<String> {
         AssertSqlSafe(self.tables.fill(statement))
-    }
-
-    async fn record_all(&self, letters: &[Letter]) -> Result<u64, AdapterError> {
-        let doing = || failed("record dead letters");
-        let mut tx = self.pool.begin().await.map_err(doing())?;
-        let mut new = 0;
-        for letter in letters {
-            new += u64::from(self.record_one(&mut tx, letter).await?);
-        }
-        tx.commit().await.map_err(doing())?;
-        Ok(new)
-    }
-
-    /// Whether the letter was new.
-    async fn record_one(&self, tx: &mut PgConnection, letter: &Letter) -> Result<bool, AdapterError> {
-        let doing = || failed("record a dead letter");
-        let insert = self.sql(&format!(
-            "INSERT INTO {{letter}} ({COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, \
-             $14, $15, $16, $17, $18, $19) ON CONFLICT (id) DO NOTHING"
-        ));
-        let inserted = bind(sqlx::query(insert), letter)?.execute(&mut *tx).await.map_err(doing())?;
-        if inserted.rows_affected() == 0 {
-            return Ok(false);
-        }
-        let id = stored_id(&letter.id);
-        sqlx::query(self.sql(INSERT_EVENT))
-            .bind(std::slice::from_ref(&id))
-            .bind("collected")
-            .bind(storable(&letter.found_in))
-            .execute(&mut *tx)
-            .await
-            .map_err(doing())?;
-        if let Some(message_key) = &letter.message_key {
-            sqlx::query(self.sql(SUPERSEDE))
-                .bind(storable(message_key))
-                .bind(stored(letter.consumer.as_deref()))
-                .bind(id)
-                .bind(letter.generation)
-                .execute(&mut *tx)
-                .await
-                .map_err(doing())?;
-        }
-        Ok(true)
-    }
-
-    async fn list_some(
-        &self,
-        filter: &LetterFilter,
-        after: Option<&str>,
-        limit: u32,
-    ) -> Result<Vec<Letter>, AdapterError> {
-        let sql = self.sql(&format!(
-            "SELECT {}, {} FROM {{letter}} WHERE {FILTER} \
-             AND ($6::text IS NULL OR n > (SELECT n FROM {{letter}} WHERE id = $6)) ORDER BY n LIMIT $7",
-            ledger_row::columns(),
-            time::clamped("collected_at")
-        ));
-        let rows = narrowed(sqlx::query(sql), filter)
-            .bind(after.map(stored_id))
-            .bind(i64::from(limit))
-            .fetch_all(&self.pool)
-            .await
-            .map_err(failed("list dead letters"))?;
-        rows.iter().map(ledger_row::read).collect()
-    }
-
-    async fn count_some(&self, filter: &LetterFilter) -> Result<u64, AdapterError> {
-        use sqlx::Row;
-        let sql = self.sql(&format!("SELECT count(*) FROM {{letter}} WHERE {FILTER}"));
-        let row = narrowed(sqlx::query(sql), filter).fetch_one(&self.pool).await;
-        let count: i64 = row.and_then(|row| row.try_get(0)).map_err(failed("count dead letters"))?;
-        Ok(u64::try_from(count).unwrap_or(0))
     }
 }
 
@@ -152,39 +72,6 @@ fn stored_id(id: &str) -> String {
 
 fn stored(text: Option<&str>) -> Option<String> {
     text.map(storable)
-}
-
-fn bind<'q>(query: Bound<'q>, letter: &'q Letter) -> Result<Bound<'q>, AdapterError> {
-    Ok(query
-        .bind(stored_id(&letter.id))
-        .bind(stored(letter.message_key.as_deref()))
-        .bind(stored(letter.consumer.as_deref()))
-        .bind(stored(letter.place.as_deref()))
-        .bind(storable(&letter.found_in))
-        .bind(stored(letter.door.as_deref()))
-        .bind(stored(letter.reason.as_deref()))
-        .bind(stored(letter.class.as_deref()))
-        .bind(stored(letter.error_type.as_deref()))
-        .bind(stored(letter.error.as_deref()))
-        .bind(stored(letter.fingerprint.as_deref()))
-        .bind(letter.attempts)
-        .bind(letter.generation)
-        .bind(letter.first_failed_at)
-        .bind(letter.dead_at)
-        .bind(letter.status.as_str())
-        .bind(letter.envelope.key.as_deref())
-        .bind(header_column::encode(&letter.envelope.headers)?)
-        .bind(letter.envelope.body.as_deref()))
-}
-
-fn narrowed<'q>(query: Bound<'q>, filter: &LetterFilter) -> Bound<'q> {
-    let ids: Vec<String> = filter.ids.iter().map(|id| stored_id(id)).collect();
-    query
-        .bind(ids)
-        .bind(stored(filter.consumer.as_deref()))
-        .bind(stored(filter.place.as_deref()))
-        .bind(stored(filter.fingerprint.as_deref()))
-        .bind(filter.status.map(LetterStatus::as_str))
 }
 
 impl Leases for PgLedger {
@@ -201,6 +88,10 @@ impl Leases for PgLedger {
         Box::pin(lease::release(&self.pool, &self.tables, lease))
     }
 
+    fn report<'a>(&'a self, lease: &'a Lease, text: &'a str) -> BoxFuture<'a, Result<(), AdapterError>> {
+        Box::pin(lease::report(&self.pool, &self.tables, lease, text))
+    }
+
     fn holder<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Holder>, AdapterError>> {
         Box::pin(lease::holder(&self.pool, &self.tables, name))
     }
@@ -208,7 +99,7 @@ impl Leases for PgLedger {
 
 impl Ledger for PgLedger {
     fn record<'a>(&'a self, letters: &'a [Letter]) -> BoxFuture<'a, Result<u64, AdapterError>> {
-        Box::pin(self.record_all(letters))
+        Box::pin(again(|| self.record_all(letters)))
     }
 
     fn list<'a>(
@@ -222,6 +113,14 @@ impl Ledger for PgLedger {
 
     fn count<'a>(&'a self, filter: &'a LetterFilter) -> BoxFuture<'a, Result<u64, AdapterError>> {
         Box::pin(self.count_some(filter))
+    }
+
+    fn groups<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<Vec<LetterGroup>, AdapterError>> {
+        Box::pin(self.group_some(filter, limit))
     }
 
     fn history<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Vec<LetterEvent>, AdapterError>> {
@@ -257,4 +156,151 @@ impl Ledger for PgLedger {
                 .map_err(failed("mark dead letters"))
         })
     }
+
+    fn change<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
+        change: &'a Change,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        Box::pin(again(move || self.change_some(filter, change, limit)))
+    }
+
+    fn expired<'a>(
+        &'a self,
+        expiry: &'a Expiry,
+        after: Option<&'a str>,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<Vec<Expired>, AdapterError>> {
+        Box::pin(self.find_expired(expiry, after, limit))
+    }
+
+    fn time(&self) -> BoxFuture<'_, Result<DateTime<Utc>, AdapterError>> {
+        Box::pin(async {
+            let now = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&self.pool).await;
+            now.map_err(failed("ask what time it is"))
+        })
+    }
+
+    fn purge<'a>(
+        &'a self,
+        expiry: &'a Expiry,
+        ids: &'a [String],
+    ) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        Box::pin(again(move || self.delete_expired(expiry, ids)))
+    }
+
+    fn record_outcomes<'a>(&'a self, receipts: &'a [Receipt]) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        Box::pin(again(|| self.take_receipts(receipts)))
+    }
+
+    fn record_reports<'a>(
+        &'a self,
+        reports: &'a [ConsumerReport],
+    ) -> BoxFuture<'a, Result<(), AdapterError>> {
+        Box::pin(again(|| self.take_reports(reports)))
+    }
+
+    fn consumers(&self) -> BoxFuture<'_, Result<Vec<ConsumerReport>, AdapterError>> {
+        Box::pin(self.read_reports())
+    }
+}
+
+impl Redrives for PgLedger {
+    fn plan_redrive<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
+        guard: &'a Guard,
+    ) -> BoxFuture<'a, Result<Vec<PlanGroup>, AdapterError>> {
+        Box::pin(self.plan_one(filter, guard))
+    }
+
+    fn create_redrive<'a>(&'a self, new: &'a NewRedrive) -> BoxFuture<'a, Result<Redrive, AdapterError>> {
+        Box::pin(self.create_one(new))
+    }
+
+    fn redrives<'a>(
+        &'a self,
+        after: Option<&'a str>,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<Vec<Redrive>, AdapterError>> {
+        Box::pin(self.read_page(after, limit))
+    }
+
+    fn redrive<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Redrive>, AdapterError>> {
+        Box::pin(self.read_one(id))
+    }
+
+    fn running_redrives(&self) -> BoxFuture<'_, Result<Vec<Redrive>, AdapterError>> {
+        Box::pin(self.read_running())
+    }
+
+    fn steer_redrive<'a>(
+        &'a self,
+        id: &'a str,
+        from: &'a Standing,
+        to: &'a Standing,
+    ) -> BoxFuture<'a, Result<bool, AdapterError>> {
+        Box::pin(self.steer(id, from, to))
+    }
+
+    fn set_redrive_rate<'a>(
+        &'a self,
+        id: &'a str,
+        rate: Option<f64>,
+    ) -> BoxFuture<'a, Result<bool, AdapterError>> {
+        Box::pin(self.set_rate(id, rate))
+    }
+
+    fn claim_letters<'a>(
+        &'a self,
+        lease: &'a Lease,
+        id: &'a str,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<Option<Vec<Letter>>, AdapterError>> {
+        Box::pin(again(move || self.claim(lease, id, limit)))
+    }
+
+    fn letters_in_flight<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Vec<Letter>, AdapterError>> {
+        Box::pin(self.in_flight(id))
+    }
+
+    fn settle_letters<'a>(
+        &'a self,
+        id: &'a str,
+        sent: &'a [(String, Sent)],
+    ) -> BoxFuture<'a, Result<(), AdapterError>> {
+        Box::pin(again(move || self.settle(id, sent)))
+    }
+
+    fn fall_silent(&self) -> BoxFuture<'_, Result<u64, AdapterError>> {
+        Box::pin(again(|| self.silence()))
+    }
+}
+
+impl AuditLog for PgLedger {
+    fn write_audit<'a>(&'a self, entry: &'a NewAuditEntry) -> BoxFuture<'a, Result<(), AdapterError>> {
+        Box::pin(self.write_entry(entry))
+    }
+
+    fn read_audit<'a>(
+        &'a self,
+        filter: &'a AuditFilter,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<Vec<AuditEntry>, AdapterError>> {
+        Box::pin(self.read_entries(filter, limit))
+    }
+}
+
+/// Does what lost a race, such as a deadlock over the counters, once more, up to three times.
+async fn again<T, F: Future<Output = Result<T, AdapterError>>>(
+    work: impl Fn() -> F,
+) -> Result<T, AdapterError> {
+    for _ in 0..3 {
+        match work().await {
+            Err(error) if error.kind() == FaultKind::Conflict => {}
+            other => return other,
+        }
+    }
+    work().await
 }

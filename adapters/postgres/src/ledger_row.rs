@@ -1,6 +1,6 @@
 //! Rows of the ledger.
 
-use backstop_core::ledger::{Letter, LetterStatus};
+use backstop_core::ledger::{Letter, LetterStatus, Outcome};
 use backstop_core::{AdapterError, BoxError, Envelope, FaultKind, header_column};
 use bytes::Bytes;
 use sqlx::Row;
@@ -8,17 +8,43 @@ use sqlx::postgres::PgRow;
 
 use crate::time;
 
-/// The columns that `record` writes.
-pub(crate) const COLUMNS: &str = "id, message_key, consumer, place, found_in, door, reason, class, error_type, error, fingerprint, \
-                                  attempts, generation, first_failed_at, dead_at, status, msg_key, headers, body";
+const COLUMNS: [&str; 23] = [
+    "id",
+    "message_key",
+    "consumer",
+    "place",
+    "found_in",
+    "door",
+    "reason",
+    "class",
+    "error_type",
+    "error",
+    "fingerprint",
+    "attempts",
+    "generation",
+    "first_failed_at",
+    "dead_at",
+    "status",
+    "msg_key",
+    "headers",
+    "body",
+    "collected_at",
+    "outcome",
+    "redrive",
+    "hold",
+];
 
-/// [`COLUMNS`] as [`read`] expects them: without times that cannot be told.
-pub(crate) fn columns() -> String {
-    let guarded = |columns: String, column: &str| columns.replace(column, &time::sound(column));
-    ["first_failed_at", "dead_at"].into_iter().fold(COLUMNS.to_owned(), guarded)
+/// The columns of a row of that name as [`read`] expects them: without times that cannot be told.
+pub(crate) fn columns(row: &str) -> String {
+    let guarded = |column: &str| match column {
+        "first_failed_at" | "dead_at" => time::sound(&format!("{row}.{column}")),
+        "collected_at" => time::clamped(&format!("{row}.{column}")),
+        _ => format!("{row}.{column}"),
+    };
+    COLUMNS.map(guarded).join(", ")
 }
 
-/// A letter of the ledger: [`columns`], then `collected_at`.
+/// A letter of the ledger from its [`columns`].
 pub(crate) fn read(row: &PgRow) -> Result<Letter, AdapterError> {
     read_letter(row).map_err(|error| {
         let id: &str = row.try_get(0).unwrap_or("?");
@@ -49,5 +75,9 @@ fn read_letter(row: &PgRow) -> Result<Letter, BoxError> {
     letter.dead_at = row.try_get(14)?;
     letter.status = LetterStatus::parse(row.try_get(15)?).ok_or("its status is unknown")?;
     letter.collected_at = row.try_get(19)?;
+    letter.outcome =
+        text(20)?.map(|name| Outcome::parse(&name).ok_or("its outcome is unknown")).transpose()?;
+    letter.redrive = text(21)?;
+    letter.hold = text(22)?;
     Ok(letter)
 }

@@ -15,6 +15,7 @@
 
 mod ahead;
 mod chain;
+mod charges;
 mod check;
 mod commit;
 mod dead_rows;
@@ -25,6 +26,7 @@ mod failure;
 mod gaps;
 mod group;
 mod held;
+mod held_keys;
 mod held_row;
 mod held_sql;
 mod hex;
@@ -39,6 +41,7 @@ mod model;
 mod open;
 mod outbox;
 mod outbox_row;
+mod owed;
 mod patience;
 mod progress;
 mod proof;

@@ -99,13 +99,21 @@ struct State {
     scanned: Instant,
     /// When the outbox itself was read last.
     read: Option<Instant>,
+    /// Whether the last read brought rows: then so will the next, most likely.
+    fruitful: bool,
     /// Bytes of a row, on average of the last read that brought any.
     row_bytes: usize,
 }
 
 impl State {
     fn new() -> Self {
-        Self { progress: Progress::new(), scanned: Instant::now(), read: None, row_bytes: 256 }
+        Self {
+            progress: Progress::new(),
+            scanned: Instant::now(),
+            read: None,
+            fruitful: false,
+            row_bytes: 256,
+        }
     }
 }
 
@@ -164,7 +172,8 @@ impl PgOutboxReader {
     /// One statement in place of a transaction, which is what an idle outbox costs.
     async fn is_complete(&self) -> Result<bool, AdapterError> {
         let (Some(pulse), Some(read)) = (&self.pulse, self.state.read) else { return Ok(false) };
-        if !self.state.progress.awaits_nothing() || read.elapsed() >= WHOLE || self.scan_is_due() {
+        let State { progress, fruitful, .. } = &self.state;
+        if *fruitful || !progress.awaits_nothing() || read.elapsed() >= WHOLE || self.scan_is_due() {
             return Ok(false);
         }
         let Pulse { last, server, .. } = ask(pulse, false, &self.pool).await?;
@@ -234,7 +243,8 @@ impl PgOutboxReader {
         // There is no wait between this and the return of the rows: a caller that is cancelled has lost none.
         let read: Vec<_> = batch.rows.iter().map(|(row, _)| (row.seq, row.message.id.as_str())).collect();
         self.state.progress.advance(&read, batch.cut, before);
-        if !batch.rows.is_empty() {
+        self.state.fruitful = !batch.rows.is_empty();
+        if self.state.fruitful {
             self.state.row_bytes = (batch.bytes / batch.rows.len()).max(1);
         }
         Ok(batch.into_claimed(0))

@@ -12,11 +12,14 @@ use crate::tables::PgTables;
 
 macro_rules! migration {
     ($version:literal, $name:literal) => {
+        migration!($version, $name, "000")
+    };
+    ($version:literal, $name:literal, $zeros:literal) => {
         Migration {
             version: $version,
             name: $name,
-            up: include_str!(concat!("../migrations/000", $version, "_", $name, ".up.sql")),
-            down: include_str!(concat!("../migrations/000", $version, "_", $name, ".down.sql")),
+            up: include_str!(concat!("../migrations/", $zeros, $version, "_", $name, ".up.sql")),
+            down: include_str!(concat!("../migrations/", $zeros, $version, "_", $name, ".down.sql")),
         }
     };
 }
@@ -29,6 +32,10 @@ pub(crate) const MIGRATIONS: &[Migration] = &[
     migration!(5, "scheduled"),
     migration!(6, "dead_origin"),
     migration!(7, "lease_report"),
+    migration!(8, "redrive"),
+    migration!(9, "receipt"),
+    migration!(10, "audit", "00"),
+    migration!(11, "charge", "00"),
 ];
 
 /// How long a step waits for a table: whoever comes after it waits as long.

@@ -87,9 +87,9 @@ impl PgTables {
         }
     }
 
-    /// A statement with `{outbox}`, `{dead}`, `{scheduled}`, `{inbox}`, `{held}`, `{lease}`, `{letter}` and `{event}` filled in.
+    /// A statement with the names of tables filled in: those below.
     pub(crate) fn fill(&self, statement: &str) -> String {
-        const NAMES: [(&str, &str); 8] = [
+        const NAMES: [(&str, &str); 18] = [
             ("{outbox}", "outbox"),
             ("{dead}", "outbox_dead"),
             ("{scheduled}", "outbox_scheduled"),
@@ -98,6 +98,16 @@ impl PgTables {
             ("{lease}", "lease"),
             ("{letter}", "letter"),
             ("{event}", "letter_event"),
+            ("{group}", "letter_group"),
+            ("{count}", "letter_count"),
+            ("{minute}", "letter_minute"),
+            ("{redrive}", "redrive"),
+            ("{cohort}", "redrive_letter"),
+            ("{redrive_count}", "redrive_count"),
+            ("{consumer}", "consumer"),
+            ("{receipt}", "receipt"),
+            ("{charge}", "charge"),
+            ("{audit}", "audit"),
         ];
         NAMES.iter().fold(statement.to_owned(), |text, (mark, table)| text.replace(mark, &self.quoted(table)))
     }

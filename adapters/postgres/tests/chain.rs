@@ -163,13 +163,14 @@ async fn a_server_that_does_not_answer_is_given_up() {
         backstop_core::held::HeldMessages::claim(
             &inbox,
             CONSUMER,
-            Limits { lock: Duration::from_secs(300), handler: Duration::from_secs(300) }
+            Limits { lock: Duration::from_secs(300), handler: Duration::from_secs(300) },
+            backstop_core::held::Heads::Sound
         ),
         inbox.ready(),
     );
     assert_eq!(known.expect_err("no answer").kind(), FaultKind::Unreachable);
     assert_eq!(pruned.expect_err("no answer").kind(), FaultKind::Unreachable);
-    assert_eq!(claimed.expect_err("no answer").kind(), FaultKind::Unreachable);
+    assert_eq!(claimed.expect_err("no answer").error.kind(), FaultKind::Unreachable);
     assert_eq!(ready.expect_err("no answer").kind(), FaultKind::Unreachable);
     lock.rollback().await.expect("unlocked");
     assert!(!inbox.is_handled(CONSUMER, &of_1).await.expect("it answers again"));

@@ -147,6 +147,7 @@ async fn the_pool_is_given_back_clean() {
     db.drop().await;
 }
 
+/// F84: on PostgreSQL.
 #[tokio::test]
 async fn a_cancelled_handler_cannot_commit_late() {
     let db = db().await;
@@ -193,6 +194,7 @@ async fn the_server_enforces_the_limits() {
     db.drop().await;
 }
 
+/// F76: on PostgreSQL.
 #[tokio::test]
 async fn two_instances_at_one_message_make_one_effect() {
     let db = db().await;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use backstop_core::held::{ClaimedHead, Failure, HeldMessage, HeldMessages, Holding};
+use backstop_core::held::{ClaimedHead, Failure, Heads, HeldMessage, HeldMessages, Holding};
 use backstop_core::inbox::{Admission, CommitError, Inbox, Unit};
 use backstop_core::{DeadReason, FaultKind, MessageKey, Via};
 use backstop_postgres::{PgInbox, PgTx};
@@ -16,8 +16,12 @@ use support::{CONSUMER, Db, PLACE, envelope, failure, fresh, key, limits, new_he
 const NOW: Duration = Duration::ZERO;
 const HOUR: Duration = Duration::from_secs(3_600);
 
+/// A due head, sound or not.
 async fn claim(inbox: &PgInbox) -> Option<ClaimedHead<PgTx>> {
-    inbox.claim(CONSUMER, limits()).await.expect("asked")
+    match inbox.claim(CONSUMER, limits(), Heads::Sound).await.expect("asked") {
+        None => inbox.claim(CONSUMER, limits(), Heads::Doubtful).await.expect("asked"),
+        claimed => claimed,
+    }
 }
 
 async fn hold(inbox: &PgInbox, id: &str) -> Holding {

@@ -2,7 +2,9 @@
 
 mod support;
 
-use backstop_core::ledger::{Ledger, Letter, LetterFilter, LetterStatus};
+use backstop_core::ledger::{
+    AuditFilter, AuditLog, AuditStep, Ledger, Letter, LetterFilter, LetterStatus, NewAuditEntry,
+};
 use backstop_postgres::PgLedger;
 use support::{Db, envelope};
 
@@ -101,5 +103,35 @@ async fn letters_of_strangers_are_kept_whatever_they_say() {
     assert_eq!(ledger.record(&[letter]).await.expect("recorded"), 0);
     let by_id = LetterFilter { ids: vec![long.clone()], fingerprint: Some(long), ..LetterFilter::default() };
     assert_eq!(ledger.count(&by_id).await.expect("counted"), 1);
+    db.drop().await;
+}
+
+/// Not even the table's owner can tidy the audit log up by an oversight.
+#[tokio::test]
+async fn the_audit_log_only_grows() {
+    let db = Db::new().await;
+    let ledger = PgLedger::new(db.pool.clone(), db.tables.clone());
+    let entry = NewAuditEntry {
+        deed: "1".into(),
+        step: AuditStep::Done,
+        who: "ann\0".into(),
+        role: "operator".into(),
+        origin: "console".into(),
+        action: "letters.discard".into(),
+        object: String::new(),
+        redrive: None,
+        letters: Some(3),
+        because: None,
+        error: None,
+    };
+    ledger.write_audit(&entry).await.expect("written");
+    for statement in
+        ["UPDATE backstop_audit SET who = 'bob'", "DELETE FROM backstop_audit", "TRUNCATE backstop_audit"]
+    {
+        let refused = sqlx::raw_sql(statement).execute(&db.pool).await.expect_err(statement);
+        assert!(refused.to_string().contains("the audit log only grows"), "{statement}: {refused}");
+    }
+    let entries = ledger.read_audit(&AuditFilter::default(), 9).await.expect("read");
+    assert_eq!(entries.iter().map(|entry| &*entry.entry.who).collect::<Vec<_>>(), ["ann\u{fffd}"]);
     db.drop().await;
 }

@@ -23,15 +23,15 @@ async fn up_twice_at_once_and_down_and_up() {
     let (first, second) = tokio::join!(one.migrate(), two.migrate());
     let mut taken = [first.expect("migrated"), second.expect("migrated")].concat();
     taken.sort_unstable();
-    assert_eq!(taken, [1, 2, 3, 4, 5, 6, 7], "each step was taken once");
+    assert_eq!(taken, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], "each step was taken once");
     assert_eq!(one.migrate().await.expect("nothing to do"), Vec::<i64>::new());
-    assert_eq!(one.revert(2).await.expect("reverted"), [7, 6, 5, 4, 3]);
+    assert_eq!(one.revert(2).await.expect("reverted"), [11, 10, 9, 8, 7, 6, 5, 4, 3]);
     assert_eq!(one.applied().await.expect("asked"), [1, 2]);
     assert_eq!(one.revert(0).await.expect("reverted"), [2, 1]);
     let tables =
         "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace";
     assert_eq!(db.number(tables).await, 1, "only the table of migrations is left");
-    assert_eq!(one.migrate().await.expect("migrated"), [1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(one.migrate().await.expect("migrated"), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
     db.drop().await;
 }
 
@@ -58,7 +58,7 @@ async fn a_prefix_keeps_two_sets_of_tables_apart() {
     let db = Db::new().await;
     let tables = db.tables.clone().with_prefix("other").expect("a name");
     let other = PgSchema::new(db.pool.clone(), tables.clone());
-    assert_eq!(other.migrate().await.expect("migrated"), [1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(other.migrate().await.expect("migrated"), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
     let mut tx = fresh(&PgInbox::with_tables(db.pool.clone(), tables.clone()), "1").await;
     let outgoing = backstop_core::Outgoing::to("orders", backstop_core::Message::new("a"));
     PgOutbox::with_tables(&tables).enqueue(&mut tx, outgoing).await.expect("written");
@@ -74,7 +74,7 @@ async fn the_check_finds_what_is_wrong() {
     let db = Db::bare().await;
     let findings = schema(&db).check().await.expect("checked");
     let wrong = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
-    assert_eq!(wrong, 9, "eight tables and the migrations: {findings:?}");
+    assert_eq!(wrong, 19, "eighteen tables and the migrations: {findings:?}");
     schema(&db).migrate().await.expect("migrated");
     let findings = schema(&db).check().await.expect("checked");
     let ours = |subject: &str| !subject.starts_with("prepared");
@@ -168,7 +168,7 @@ async fn writers_go_on_while_steps_are_taken() {
     let outgoing = || backstop_core::Outgoing::to("orders", backstop_core::Message::new("a"));
     let outbox = PgOutbox::with_tables(&db.tables);
     outbox.enqueue(&mut writer, outgoing()).await.expect("written");
-    assert_eq!(schema(&db).migrate().await.expect("migrated beside an open writer"), [5, 6, 7]);
+    assert_eq!(schema(&db).migrate().await.expect("migrated beside an open writer"), [5, 6, 7, 8, 9, 10, 11]);
     outbox.enqueue(&mut writer, outgoing()).await.expect("written");
     writer.commit().await.expect("committed");
     assert_eq!(db.number("SELECT count(*) FROM backstop_outbox").await, 2);

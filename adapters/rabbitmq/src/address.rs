@@ -70,9 +70,9 @@ mod tests {
 
     #[test]
     fn a_name_without_routing_key_is_a_queue() {
-        let address = Address::of(&Destination::new("orders")).unwrap();
+        let address = Address::of(&Destination::new("orders")).expect("valid");
         assert_eq!((address.exchange.as_str(), address.routing_key.as_str()), ("", "orders"));
-        let address = Address::of(&Destination::exchange("orders", "")).unwrap();
+        let address = Address::of(&Destination::exchange("orders", "")).expect("valid");
         assert_eq!((address.exchange.as_str(), address.routing_key.as_str()), ("orders", ""));
     }
 

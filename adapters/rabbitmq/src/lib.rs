@@ -6,6 +6,7 @@
 //! | [`RabbitSink`] | [`Sink`](backstop_core::sink::Sink) | one confirmed publish at a time |
 //! | [`RabbitPublisher`] | [`Publisher`](backstop_core::sink::Publisher) | the relay's pipeline |
 //! | [`RabbitDeadLetters`] | [`DeadLetters`](backstop_core::DeadLetters) | quarantine |
+//! | [`RabbitManagement`] | | which queues there are |
 //!
 //! Every message is published persistent, mandatory and with a confirm. lapin's automatic recovery stays off: a
 //! confirm or a delivery belongs to one connection and is unknown once that is lost, so each of these types opens a
@@ -20,6 +21,7 @@ mod address;
 mod dead_letters;
 mod error;
 mod link;
+mod management;
 pub mod properties;
 mod publisher;
 mod settings;
@@ -31,6 +33,7 @@ mod typed;
 mod wire;
 
 pub use dead_letters::RabbitDeadLetters;
+pub use management::RabbitManagement;
 pub use publisher::{Ordering, RabbitPublisher, RabbitPublisherBuilder};
 pub use settings::RabbitSettings;
 pub use sink::RabbitSink;

@@ -144,14 +144,14 @@ mod tests {
             let error = RabbitSettings::parse(url).unwrap_err();
             assert!(!format!("{error} {error:?} {:?}", error.hint()).contains("s3cret"), "{url}");
         }
-        let settings = RabbitSettings::parse("amqp://us3r:s3cret@host/v").unwrap();
+        let settings = RabbitSettings::parse("amqp://us3r:s3cret@host/v").expect("valid");
         let texts = format!("{settings} {settings:?}");
         assert!(!texts.contains("s3cret") && !texts.contains("us3r"), "{texts}");
     }
 
     #[test]
     fn hosts_are_what_the_url_says() {
-        let host = |url: &str| RabbitSettings::parse(url).unwrap().host().to_owned();
+        let host = |url: &str| RabbitSettings::parse(url).expect("valid").host().to_owned();
         assert_eq!(host("amqp://u:p@[::1]:5673/%2f"), "::1");
         assert_eq!(host("amqp://10.0.0.7/%2f"), "10.0.0.7");
     }
@@ -159,12 +159,12 @@ mod tests {
     #[test]
     fn an_empty_vhost_is_refused_with_a_hint() {
         let error = RabbitSettings::parse("amqp://host/").unwrap_err();
-        assert!(error.hint().unwrap().contains("%2f"));
+        assert!(error.hint().expect("a hint").contains("%2f"));
     }
 
     #[test]
     fn the_heartbeat_comes_from_the_url_or_the_default() {
-        let seconds = |url: &str| RabbitSettings::parse(url).unwrap().uri.query.heartbeat;
+        let seconds = |url: &str| RabbitSettings::parse(url).expect("valid").uri.query.heartbeat;
         assert_eq!(seconds("amqp://h/%2f"), Some(HEARTBEAT_SECONDS));
         assert_eq!(seconds("amqp://h/%2f?heartbeat=3"), Some(3));
     }

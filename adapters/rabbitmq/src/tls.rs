@@ -145,11 +145,11 @@ mod tests {
 
     #[test]
     fn files_come_from_the_url() {
-        let files =
-            TlsFiles::of_url("amqps://h/%2f?cacertfile=%2Fca.pem&certfile=/c%20d.pem&keyfile=/k").unwrap();
+        let files = TlsFiles::of_url("amqps://h/%2f?cacertfile=%2Fca.pem&certfile=/c%20d.pem&keyfile=/k")
+            .expect("valid");
         assert_eq!(files.authorities, Some("/ca.pem".into()));
         assert_eq!(files.identity, Some(("/c d.pem".into(), "/k".into())));
-        assert_eq!(TlsFiles::of_url("amqp://h/%2f?heartbeat=3").unwrap(), TlsFiles::default());
+        assert_eq!(TlsFiles::of_url("amqp://h/%2f?heartbeat=3").expect("valid"), TlsFiles::default());
     }
 
     #[test]
@@ -164,7 +164,7 @@ mod tests {
         for (url, hint) in cases {
             let error = TlsFiles::of_url(url).unwrap_err();
             assert_eq!(error.kind(), FaultKind::Invalid);
-            assert!(error.hint().unwrap().contains(hint), "{error:?}");
+            assert!(error.hint().expect("a hint").contains(hint), "{error:?}");
             assert!(!format!("{error:?}").contains("s3cret"));
         }
     }

@@ -201,16 +201,16 @@ pub(crate) mod tests {
     #[test]
     fn every_type_comes_back() {
         for value in every_type() {
-            let json = exact(&value).unwrap().to_string();
-            assert_eq!(restore(&serde_json::from_str(&json).unwrap()), Some(value), "{json}");
+            let json = exact(&value).expect("valid").to_string();
+            assert_eq!(restore(&serde_json::from_str(&json).expect("valid")), Some(value), "{json}");
         }
-        let nan = restore(&exact(&AMQPValue::Double(f64::NAN)).unwrap());
+        let nan = restore(&exact(&AMQPValue::Double(f64::NAN)).expect("valid"));
         assert!(matches!(nan, Some(AMQPValue::Double(value)) if value.is_nan()));
     }
 
     #[test]
     fn texts_are_readable() {
-        let text = |value| String::from_utf8(text(&value)).unwrap();
+        let text = |value| String::from_utf8(text(&value)).expect("valid");
         assert_eq!(text(AMQPValue::LongInt(-5)), "-5");
         assert_eq!(text(AMQPValue::DecimalValue(DecimalValue { scale: 2, value: 5 })), "0.05");
         assert_eq!(text(AMQPValue::DecimalValue(DecimalValue { scale: 0, value: 5 })), "5");
@@ -230,7 +230,7 @@ pub(crate) mod tests {
     fn nonsense_is_not_restored() {
         for text in [r#"{"b":300}"#, r#"{"z":1}"#, "5", r#"{"x":"0g"}"#, r#"{"x":"abc"}"#, r#"{"b":1,"B":1}"#]
         {
-            assert_eq!(restore(&serde_json::from_str(text).unwrap()), None, "{text}");
+            assert_eq!(restore(&serde_json::from_str(text).expect("valid")), None, "{text}");
         }
     }
 }

@@ -239,7 +239,7 @@ mod tests {
 
     fn round_trip(properties: &BasicProperties, body: &[u8]) -> (Envelope, BasicProperties) {
         let envelope = decode(properties, body.to_vec());
-        let encoded = encode(&envelope).unwrap();
+        let encoded = encode(&envelope).expect("valid");
         (envelope, encoded)
     }
 
@@ -280,7 +280,10 @@ mod tests {
     fn a_changed_text_wins_over_the_recorded_type() {
         let mut envelope = decode(&table(vec![("n", AMQPValue::LongInt(5))]), vec![]);
         envelope.headers.set("n", "6");
-        assert_eq!(encode(&envelope).unwrap().headers().as_ref().unwrap().inner()["n"], string("6"));
+        assert_eq!(
+            encode(&envelope).expect("valid").headers().as_ref().expect("valid").inner()["n"],
+            string("6")
+        );
     }
 
     #[test]
@@ -336,7 +339,7 @@ mod tests {
 
     #[test]
     fn an_absent_body_is_not_an_empty_one() {
-        let absent = encode(&Envelope::default()).unwrap();
+        let absent = encode(&Envelope::default()).expect("valid");
         assert_eq!(
             decode(&absent, vec![]),
             Envelope { headers: decode(&absent, vec![]).headers, ..Envelope::default() }

@@ -3,9 +3,12 @@
 //! Every change is made under the file's one write lock, so that what a statement sees is what the next one finds:
 //! no follower can be appended to a key between the look at its head and the head's deletion.
 
-use backstop_core::held::{ClaimedHead, Failure, HeldMessage, HeldMessages, HeldSummary, Holding, NewHeld};
+use backstop_core::held::{
+    ClaimError, ClaimedHead, Failure, Heads, HeldMessage, HeldMessages, HeldSummary, Holding, NewHeld,
+};
+use backstop_core::held_keys::{Ended, Ending, HeldFilter, HeldKey};
 use backstop_core::inbox::{CommitError, Limits};
-use backstop_core::{AdapterError, DeadReason, FaultKind};
+use backstop_core::{AdapterError, DeadReason, FaultKind, Headers, MessageKey};
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use crate::commit::{commit, prove};
@@ -48,6 +51,9 @@ impl SqliteInbox {
         if self.handled(tx, unit.consumer, unit.message_key).await? {
             return Ok(Holding::AlreadyHandled);
         }
+        if let As::Redriven = how {
+            self.revive(tx, message).await?;
+        }
         let followed = self.key_is_held(tx, unit).await?;
         let (state, failure) = match how {
             As::Failed(failure) => ("retry", Some(failure)),
@@ -72,8 +78,8 @@ impl SqliteInbox {
         })?;
         let sql = format!(
             "INSERT INTO {} (consumer, place, ordering_key, message_key, via, state, due_at, attempts, throttled, \
-             condemned, class, error, msg_key, headers, body, origin, held_since) \
-             VALUES (?, ?, ?, ?, ?, ?, {NOW} + ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {NOW}) ON CONFLICT DO NOTHING",
+             condemned, crashes, class, error, msg_key, headers, body, origin, held_since) \
+             VALUES (?, ?, ?, ?, ?, ?, {NOW} + ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {NOW}) ON CONFLICT DO NOTHING",
             self.database.tables.held()
         );
         sqlx::query(AssertSqlSafe(sql))
@@ -87,6 +93,7 @@ impl SqliteInbox {
             .bind(failure.map_or(0, |failure| failure.attempts))
             .bind(failure.map_or(0, |failure| failure.throttled))
             .bind(failure.and_then(|failure| failure.condemned).map(DeadReason::as_str))
+            .bind(failure.map_or(0, |failure| failure.crashes))
             .bind(failure.map(|failure| failure.class.as_str()))
             .bind(failure.map(|failure| &*failure.error))
             .bind(envelope.key.as_deref())
@@ -100,26 +107,59 @@ impl SqliteInbox {
     }
 
     /// The due head that waits longest.
-    async fn due_head(
+    pub(crate) async fn due_head(
         &self,
         connection: &mut SqliteConnection,
         consumer: &str,
+        heads: Heads,
     ) -> Result<Option<HeldMessage>, AdapterError> {
         let held = self.database.tables.held();
         let sql = format!(
             "SELECT {} FROM {held} h WHERE h.consumer = ? AND h.state = 'retry' AND h.due_at <= {NOW} \
-             AND NOT EXISTS (SELECT 1 FROM {held} l WHERE l.consumer = h.consumer AND l.place = h.place \
+             AND (h.crashes > 0) = ? AND NOT EXISTS (SELECT 1 FROM {held} l WHERE l.consumer = h.consumer AND l.place = h.place \
                  AND l.ordering_key = h.ordering_key AND l.n < h.n) \
              ORDER BY h.due_at, h.n LIMIT 1",
             columns()
         );
-        let row = sqlx::query(AssertSqlSafe(sql)).bind(consumer).fetch_optional(connection).await;
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(consumer).bind(heads.are_doubtful());
+        let row = query.fetch_optional(connection).await;
         let row = row.map_err(|error| adapter("cannot read held messages", error))?;
         row.as_ref().map(held_message).transpose()
     }
 
+    /// The transaction in which a head is handled that was charged; `None` when it is not to be had any more.
+    async fn enter_head(
+        &self,
+        consumer: &str,
+        limits: Limits,
+        head: HeldMessage,
+    ) -> Result<Option<ClaimedHead<SqliteTx>>, AdapterError> {
+        let Some(mut tx) = self.database.lend(limits).await? else {
+            self.acquit_held(consumer, head.n).await?;
+            return Ok(None);
+        };
+        let still = format!(
+            "SELECT EXISTS (SELECT 1 FROM {} WHERE n = ? AND state = 'retry' AND attempts = ? \
+             AND (condemned IS NULL) = ?)",
+            self.database.tables.held()
+        );
+        let still: bool = sqlx::query_scalar(AssertSqlSafe(still))
+            .bind(head.n)
+            .bind(head.attempts)
+            .bind(head.condemned.is_none())
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(|error| adapter("cannot read held messages", error))?;
+        if !still {
+            tx.rollback().await;
+            return Ok(None);
+        }
+        let handled = !self.insert(&mut tx, consumer, &head.message_key).await?;
+        Ok(Some(ClaimedHead { tx, head, handled }))
+    }
+
     /// Deletes the head if it still is as `condition` says, and makes the lowest one of its key the head.
-    async fn pop_if(
+    pub(crate) async fn pop_if(
         &self,
         condition: &str,
         connection: &mut SqliteConnection,
@@ -132,7 +172,7 @@ impl SqliteInbox {
         let delete = sqlx::query(AssertSqlSafe(delete)).bind(head.n).bind(consumer);
         delete.execute(&mut *connection).await.map_err(doing)?;
         let promote = format!(
-            "UPDATE {held} SET state = 'retry', due_at = {NOW} WHERE state = 'waiting' AND n = \
+            "UPDATE {held} SET state = 'retry', due_at = {NOW} WHERE state = 'waiting' AND condemned IS NULL AND n = \
              (SELECT min(n) FROM {held} WHERE consumer = ? AND place = ? AND ordering_key = ?)"
         );
         let promote =
@@ -149,8 +189,8 @@ impl SqliteInbox {
         failure: &Failure,
     ) -> Result<(), AdapterError> {
         let sql = format!(
-            "UPDATE {} SET due_at = {NOW} + ?, attempts = ?, throttled = ?, condemned = ?, class = ?, error = ? \
-             WHERE n = ? AND consumer = ? AND attempts = ?",
+            "UPDATE {} SET due_at = {NOW} + ?, attempts = ?, throttled = ?, condemned = ?, crashes = ?, class = ?, error = ?, \
+             held_since = CASE WHEN class IS NULL THEN {NOW} ELSE held_since END WHERE n = ? AND consumer = ? AND attempts = ?",
             self.database.tables.held()
         );
         sqlx::query(AssertSqlSafe(sql))
@@ -158,6 +198,7 @@ impl SqliteInbox {
             .bind(failure.attempts)
             .bind(failure.throttled)
             .bind(failure.condemned.map(DeadReason::as_str))
+            .bind(failure.crashes)
             .bind(failure.class.as_str())
             .bind(&failure.error)
             .bind(head.n)
@@ -189,21 +230,20 @@ impl HeldMessages for SqliteInbox {
         &self,
         consumer: &str,
         limits: Limits,
-    ) -> Result<Option<ClaimedHead<SqliteTx>>, AdapterError> {
+        heads: Heads,
+    ) -> Result<Option<ClaimedHead<SqliteTx>>, ClaimError> {
         let mut connection = self.database.connection().await?;
-        if self.due_head(&mut connection, consumer).await?.is_none() {
+        if self.due_head(&mut connection, consumer, heads).await?.is_none() {
             return Ok(None);
         }
         drop(connection);
-        let Some(mut tx) = self.database.lend(limits).await? else {
-            return Ok(None);
-        };
-        let Some(head) = self.due_head(&mut tx, consumer).await? else {
-            tx.rollback().await;
-            return Ok(None);
-        };
-        let handled = !self.insert(&mut tx, consumer, &head.message_key).await?;
-        Ok(Some(ClaimedHead { tx, head, handled }))
+        let Some(head) = self.charge_head(consumer, limits, heads).await? else { return Ok(None) };
+        let charged = Some(head.n).filter(|_| head.condemned.is_none());
+        self.enter_head(consumer, limits, head).await.map_err(|error| ClaimError { error, charged })
+    }
+
+    async fn acquit_head(&self, consumer: &str, n: i64) -> Result<(), AdapterError> {
+        self.acquit_held(consumer, n).await
     }
 
     /// The proof comes first: on a connection whose transaction has ended, the deletion would be committed by
@@ -239,22 +279,52 @@ impl HeldMessages for SqliteInbox {
 
     async fn give_up(&self, consumer: &str, head: &HeldMessage) -> Result<(), AdapterError> {
         let mut tx = self.database.write("cannot delete the held message").await?;
-        let still_condemned = format!("attempts = {} AND condemned IS NOT NULL", head.attempts);
+        let headers = to_column(&head.envelope.headers).replace('\'', "''");
+        let still_condemned =
+            format!("attempts = {} AND headers = '{headers}' AND condemned IS NOT NULL", head.attempts);
         self.pop_if(&still_condemned, &mut tx, consumer, head).await?;
         commit(tx).await.map_err(plain)
     }
 
+    async fn park(
+        &self,
+        consumer: &str,
+        message_key: &MessageKey,
+        attempts: u32,
+        headers: &Headers,
+    ) -> Result<(), AdapterError> {
+        self.park_condemned(consumer, message_key, attempts, headers).await
+    }
+
+    async fn end(
+        &self,
+        consumer: &str,
+        message_key: &MessageKey,
+        ending: Ending,
+        generation: Option<u32>,
+    ) -> Result<Ended, AdapterError> {
+        self.end_held(consumer, message_key, ending, generation).await
+    }
+
+    async fn keys(&self, filter: &HeldFilter, limit: u32) -> Result<Vec<HeldKey>, AdapterError> {
+        self.heads(filter, limit).await
+    }
+
     async fn summary(&self, consumer: &str) -> Result<HeldSummary, AdapterError> {
         let sql = format!(
-            "SELECT count(*), {NOW} - min(held_since) FROM {} WHERE consumer = ?",
+            "SELECT count(*), count(*) FILTER (WHERE state = 'waiting' AND condemned IS NOT NULL), {NOW} - min(held_since) FROM {} WHERE consumer = ?",
             self.database.tables.held()
         );
         let mut connection = self.database.connection().await?;
-        let (messages, oldest): (i64, Option<i64>) = sqlx::query_as(AssertSqlSafe(sql))
+        let (messages, quarantined, oldest): (i64, i64, Option<i64>) = sqlx::query_as(AssertSqlSafe(sql))
             .bind(consumer)
             .fetch_one(&mut *connection)
             .await
             .map_err(|error| adapter("cannot read held messages", error))?;
-        Ok(HeldSummary { messages: messages.unsigned_abs(), oldest: oldest.map(duration) })
+        Ok(HeldSummary {
+            messages: messages.unsigned_abs(),
+            quarantined: quarantined.unsigned_abs(),
+            oldest: oldest.map(duration),
+        })
     }
 }

@@ -12,7 +12,7 @@ use crate::time::{NOW, duration};
 /// The columns that [`held_message`] reads.
 pub(crate) fn columns() -> String {
     format!(
-        "h.n, h.place, h.ordering_key, h.message_key, h.via, h.attempts, h.throttled, h.condemned, h.class, h.error, \
+        "h.n, h.place, h.ordering_key, h.message_key, h.via, h.attempts, h.throttled, h.condemned, h.crashes, h.class, h.error, \
          h.msg_key, h.headers, h.body, h.origin, h.held_since, {NOW} - h.held_since AS age"
     )
 }
@@ -51,6 +51,7 @@ fn read(row: &SqliteRow, n: i64) -> Result<HeldMessage, &'static str> {
         attempts: count("attempts")?,
         throttled: count("throttled")?,
         condemned: condemned.as_deref().and_then(DeadReason::parse),
+        crashes: count("crashes")?,
         class: match class {
             Some(class) => Some(ErrorClass::parse(&class).ok_or("class")?),
             None => None,

@@ -164,8 +164,13 @@ impl SqliteInbox {
             let what = "a database in memory cannot be shared by the connections of a pool";
             return Err(AdapterError::new(FaultKind::Invalid, what).with_hint("open a file"));
         }
-        for (name, table) in [("inbox", tables.inbox()), ("held messages", tables.held())] {
-            sqlx::query(AssertSqlSafe(format!("SELECT 1 FROM {table} LIMIT 0")))
+        let columns = [
+            ("inbox", tables.inbox(), "handled_at"),
+            ("held messages", tables.held(), "crashes"),
+            ("charges", tables.charge(), "crashes"),
+        ];
+        for (name, table, column) in columns {
+            sqlx::query(AssertSqlSafe(format!("SELECT {column} FROM {table} LIMIT 0")))
                 .fetch_optional(&mut *connection)
                 .await
                 .map_err(|error| adapter(format!("the table of {name} ({table}) cannot be read"), error))?;
@@ -254,13 +259,10 @@ impl Inbox for SqliteInbox {
         self.handled(&mut connection, consumer, message_key).await
     }
 
-    fn prune(
-        &self,
-        consumer: &str,
-        age: Duration,
-        limit: u32,
-    ) -> impl Future<Output = Result<u64, AdapterError>> + Send {
-        self.prune_some(consumer, age, limit)
+    async fn prune(&self, consumer: &str, age: Duration, limit: u32) -> Result<u64, AdapterError> {
+        let pruned = self.prune_some(consumer, age, limit).await?;
+        self.prune_charges(consumer, age).await?;
+        Ok(pruned)
     }
 
     fn explain(&self, error: &(dyn Error + 'static)) -> Option<Explained> {

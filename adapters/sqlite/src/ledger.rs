@@ -1,27 +1,34 @@
 //! The ledger of dead letters.
 
+mod audit;
+mod choice;
+mod expiry;
+mod find;
+mod outcomes;
+mod record;
+mod redrive_row;
+mod redrives;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use backstop_core::lease::{Holder, Lease, Leases};
-use backstop_core::ledger::{Ledger, Letter, LetterEvent, LetterFilter, LetterStatus};
-use backstop_core::{AdapterError, FaultKind};
+use backstop_core::ledger::{
+    AuditEntry, AuditFilter, AuditLog, Change, Expired, Expiry, Guard, Ledger, Letter, LetterEvent,
+    LetterFilter, LetterGroup, LetterStatus, NewAuditEntry, NewRedrive, PlanGroup, Redrive, Redrives, Sent,
+    Standing,
+};
+use backstop_core::{AdapterError, ConsumerReport, FaultKind, Receipt};
+use chrono::{DateTime, Utc};
 use futures_core::future::BoxFuture;
-use sqlx::sqlite::SqliteArguments;
-use sqlx::{AssertSqlSafe, Row, Sqlite, SqliteConnection, SqlitePool};
+use sqlx::{AssertSqlSafe, SqlitePool};
 
 use crate::commit::commit;
 use crate::database::{Database, plain};
 use crate::error::adapter;
 use crate::lease;
-use crate::letter_row::{COLUMNS, insert, letter};
 use crate::tables::SqliteTables;
 use crate::time;
-
-/// The conditions of a filter, each true where its field is not set.
-const CONDITIONS: &str = "(?1 IS NULL OR l.id IN (SELECT value FROM json_each(?1))) \
-    AND (?2 IS NULL OR l.consumer = ?2) AND (?3 IS NULL OR l.place = ?3) \
-    AND (?4 IS NULL OR l.fingerprint = ?4) AND (?5 IS NULL OR l.status = ?5)";
 
 /// Dead letters in one file, with their history.
 ///
@@ -37,105 +44,6 @@ impl SqliteLedger {
     /// The ledger in these tables.
     pub fn new(pool: SqlitePool, tables: SqliteTables) -> Self {
         Self { database: Arc::new(Database::new(pool, tables)) }
-    }
-
-    async fn write_letters(&self, letters: &[Letter]) -> Result<u64, AdapterError> {
-        let failed = |error| adapter("cannot write dead letters", error);
-        let table = self.database.tables.letter();
-        let mut new = 0;
-        let mut tx = self.database.write("cannot write dead letters").await?;
-        for letter in letters {
-            let row = insert(&table, letter).fetch_optional(&mut *tx).await.map_err(failed)?;
-            let Some(row) = row else { continue };
-            new += 1;
-            self.note(&mut tx, row.get("n"), "collected", Some(&letter.found_in)).await?;
-            self.supersede(&mut tx, letter).await?;
-        }
-        commit(tx).await.map_err(plain)?;
-        Ok(new)
-    }
-
-    /// Closes older letters of the same message: this one says how their redrive ended. One may be open again because
-    /// the confirmation of its redrive was lost; the higher generation proves that the redrive arrived.
-    async fn supersede(&self, connection: &mut SqliteConnection, newer: &Letter) -> Result<(), AdapterError> {
-        let sql = format!(
-            "UPDATE {} SET status = ? WHERE consumer IS ? AND message_key = ? AND status IN (?, ?) AND generation < ? \
-             AND id <> ? RETURNING n",
-            self.database.tables.letter()
-        );
-        let older: Vec<i64> = sqlx::query_scalar(AssertSqlSafe(sql))
-            .bind(LetterStatus::Superseded.as_str())
-            .bind(newer.consumer.as_deref())
-            .bind(newer.message_key.as_deref())
-            .bind(LetterStatus::Open.as_str())
-            .bind(LetterStatus::Redriving.as_str())
-            .bind(newer.generation)
-            .bind(&newer.id)
-            .fetch_all(&mut *connection)
-            .await
-            .map_err(|error| adapter("cannot close the older letter", error))?;
-        for n in older {
-            self.note(connection, n, "failed-again", Some(&newer.id)).await?;
-        }
-        Ok(())
-    }
-
-    async fn note(
-        &self,
-        connection: &mut SqliteConnection,
-        letter: i64,
-        what: &str,
-        detail: Option<&str>,
-    ) -> Result<(), AdapterError> {
-        let sql = format!(
-            "INSERT INTO {} (letter, what, detail) VALUES (?, ?, ?)",
-            self.database.tables.letter_event()
-        );
-        let query = sqlx::query(AssertSqlSafe(sql)).bind(letter).bind(what).bind(detail);
-        query.execute(connection).await.map_err(|error| adapter("cannot write a letter's history", error))?;
-        Ok(())
-    }
-
-    async fn read_letters(
-        &self,
-        filter: &LetterFilter,
-        after: Option<&str>,
-        limit: u32,
-    ) -> Result<Vec<Letter>, AdapterError> {
-        let table = self.database.tables.letter();
-        let mut connection = self.database.connection().await?;
-        let after = match after {
-            Some(id) => self.number(&mut connection, id).await?,
-            None => i64::MIN,
-        };
-        let sql = format!(
-            "SELECT {COLUMNS}, collected_at FROM {table} l WHERE {CONDITIONS} AND l.n > ?6 ORDER BY l.n LIMIT ?7"
-        );
-        let query = sqlx::query_with(AssertSqlSafe(sql), arguments(filter)?).bind(after).bind(limit);
-        let rows = query.fetch_all(&mut *connection).await;
-        let rows = rows.map_err(|error| adapter("cannot read dead letters", error))?;
-        rows.iter().map(letter).collect()
-    }
-
-    async fn number(&self, connection: &mut SqliteConnection, id: &str) -> Result<i64, AdapterError> {
-        let sql = format!("SELECT n FROM {} WHERE id = ?", self.database.tables.letter());
-        let n: Option<i64> = sqlx::query_scalar(AssertSqlSafe(sql))
-            .bind(id)
-            .fetch_optional(connection)
-            .await
-            .map_err(|error| adapter("cannot read dead letters", error))?;
-        n.ok_or_else(|| {
-            AdapterError::new(FaultKind::Missing, format!("there is no letter {id:?}"))
-                .with_hint("list from the beginning")
-        })
-    }
-
-    async fn count_letters(&self, filter: &LetterFilter) -> Result<u64, AdapterError> {
-        let sql = format!("SELECT count(*) FROM {} l WHERE {CONDITIONS}", self.database.tables.letter());
-        let mut connection = self.database.connection().await?;
-        let query = sqlx::query_scalar_with::<_, i64, _>(AssertSqlSafe(sql), arguments(filter)?);
-        let count = query.fetch_one(&mut *connection).await;
-        count.map(i64::unsigned_abs).map_err(|error| adapter("cannot count dead letters", error))
     }
 
     async fn read_history(&self, id: &str) -> Result<Vec<LetterEvent>, AdapterError> {
@@ -190,21 +98,6 @@ impl SqliteLedger {
     }
 }
 
-/// The arguments of [`CONDITIONS`].
-fn arguments(filter: &LetterFilter) -> Result<SqliteArguments, AdapterError> {
-    use sqlx::Arguments;
-    let ids = (!filter.ids.is_empty()).then(|| serde_json::json!(filter.ids).to_string());
-    let status = filter.status.map(|status| status.as_str().to_owned());
-    let mut arguments = <Sqlite as sqlx::Database>::Arguments::default();
-    let fields = [ids, filter.consumer.clone(), filter.place.clone(), filter.fingerprint.clone(), status];
-    for field in fields {
-        arguments.add(field).map_err(|error| {
-            AdapterError::new(FaultKind::Invalid, "the filter cannot be sent to SQLite").with_source(error)
-        })?;
-    }
-    Ok(arguments)
-}
-
 impl Leases for SqliteLedger {
     fn acquire<'a>(
         &'a self,
@@ -217,6 +110,10 @@ impl Leases for SqliteLedger {
 
     fn release<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<(), AdapterError>> {
         Box::pin(lease::release(&self.database, lease))
+    }
+
+    fn report<'a>(&'a self, lease: &'a Lease, text: &'a str) -> BoxFuture<'a, Result<(), AdapterError>> {
+        Box::pin(lease::report(&self.database, lease, text))
     }
 
     fn holder<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Holder>, AdapterError>> {
@@ -242,6 +139,14 @@ impl Ledger for SqliteLedger {
         Box::pin(self.count_letters(filter))
     }
 
+    fn groups<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<Vec<LetterGroup>, AdapterError>> {
+        Box::pin(self.read_groups(filter, limit))
+    }
+
     fn history<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Vec<LetterEvent>, AdapterError>> {
         Box::pin(self.read_history(id))
     }
@@ -255,5 +160,137 @@ impl Ledger for SqliteLedger {
         detail: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Vec<String>, AdapterError>> {
         Box::pin(self.move_letters(ids, from, to, what, detail))
+    }
+
+    fn change<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
+        change: &'a Change,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        Box::pin(self.change_letters(filter, change, limit))
+    }
+
+    fn expired<'a>(
+        &'a self,
+        expiry: &'a Expiry,
+        after: Option<&'a str>,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<Vec<Expired>, AdapterError>> {
+        Box::pin(self.find_expired(expiry, after, limit))
+    }
+
+    /// SQLite has the clock of its process.
+    fn time(&self) -> BoxFuture<'_, Result<DateTime<Utc>, AdapterError>> {
+        Box::pin(std::future::ready(Ok(Utc::now())))
+    }
+
+    fn purge<'a>(
+        &'a self,
+        expiry: &'a Expiry,
+        ids: &'a [String],
+    ) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        Box::pin(self.delete_expired(expiry, ids))
+    }
+
+    fn record_outcomes<'a>(&'a self, receipts: &'a [Receipt]) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        Box::pin(self.take_receipts(receipts))
+    }
+
+    fn record_reports<'a>(
+        &'a self,
+        reports: &'a [ConsumerReport],
+    ) -> BoxFuture<'a, Result<(), AdapterError>> {
+        Box::pin(self.take_reports(reports))
+    }
+
+    fn consumers(&self) -> BoxFuture<'_, Result<Vec<ConsumerReport>, AdapterError>> {
+        Box::pin(self.read_reports())
+    }
+}
+
+impl Redrives for SqliteLedger {
+    fn plan_redrive<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
+        guard: &'a Guard,
+    ) -> BoxFuture<'a, Result<Vec<PlanGroup>, AdapterError>> {
+        Box::pin(self.plan(filter, guard))
+    }
+
+    fn create_redrive<'a>(&'a self, new: &'a NewRedrive) -> BoxFuture<'a, Result<Redrive, AdapterError>> {
+        Box::pin(self.create(new))
+    }
+
+    fn redrives<'a>(
+        &'a self,
+        after: Option<&'a str>,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<Vec<Redrive>, AdapterError>> {
+        Box::pin(self.read_page(after, limit))
+    }
+
+    fn redrive<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Redrive>, AdapterError>> {
+        Box::pin(self.read_one(id))
+    }
+
+    fn running_redrives(&self) -> BoxFuture<'_, Result<Vec<Redrive>, AdapterError>> {
+        Box::pin(self.read_running())
+    }
+
+    fn steer_redrive<'a>(
+        &'a self,
+        id: &'a str,
+        from: &'a Standing,
+        to: &'a Standing,
+    ) -> BoxFuture<'a, Result<bool, AdapterError>> {
+        Box::pin(self.steer(id, from, to))
+    }
+
+    fn set_redrive_rate<'a>(
+        &'a self,
+        id: &'a str,
+        rate: Option<f64>,
+    ) -> BoxFuture<'a, Result<bool, AdapterError>> {
+        Box::pin(self.set_rate(id, rate))
+    }
+
+    fn claim_letters<'a>(
+        &'a self,
+        lease: &'a Lease,
+        id: &'a str,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<Option<Vec<Letter>>, AdapterError>> {
+        Box::pin(self.claim(lease, id, limit))
+    }
+
+    fn letters_in_flight<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Vec<Letter>, AdapterError>> {
+        Box::pin(self.in_flight(id))
+    }
+
+    fn settle_letters<'a>(
+        &'a self,
+        id: &'a str,
+        sent: &'a [(String, Sent)],
+    ) -> BoxFuture<'a, Result<(), AdapterError>> {
+        Box::pin(self.settle(id, sent))
+    }
+
+    fn fall_silent(&self) -> BoxFuture<'_, Result<u64, AdapterError>> {
+        Box::pin(self.silence())
+    }
+}
+
+impl AuditLog for SqliteLedger {
+    fn write_audit<'a>(&'a self, entry: &'a NewAuditEntry) -> BoxFuture<'a, Result<(), AdapterError>> {
+        Box::pin(self.write_entry(entry))
+    }
+
+    fn read_audit<'a>(
+        &'a self,
+        filter: &'a AuditFilter,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<Vec<AuditEntry>, AdapterError>> {
+        Box::pin(self.read_entries(filter, limit))
     }
 }

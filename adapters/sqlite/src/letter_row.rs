@@ -1,25 +1,63 @@
 //! Dead letters as rows.
 
-use backstop_core::ledger::{Letter, LetterStatus};
+use backstop_core::ledger::{Letter, LetterStatus, Outcome};
 use backstop_core::{AdapterError, Envelope, FaultKind};
 use sqlx::Row;
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{AssertSqlSafe, Sqlite};
 
 use crate::envelope::{from_column, to_column};
-use crate::time;
+use crate::time::{self, NOW};
 
 type Query = sqlx::query::Query<'static, Sqlite, SqliteArguments>;
 
 /// The columns of a letter, in the order in which [`insert`] binds them.
-pub(crate) const COLUMNS: &str = "id, message_key, consumer, place, found_in, door, reason, class, error_type, \
-    error, fingerprint, attempts, generation, first_failed_at, dead_at, status, msg_key, headers, body";
+const COLUMNS: [&str; 22] = [
+    "id",
+    "message_key",
+    "consumer",
+    "place",
+    "found_in",
+    "door",
+    "reason",
+    "class",
+    "error_type",
+    "error",
+    "fingerprint",
+    "attempts",
+    "generation",
+    "first_failed_at",
+    "dead_at",
+    "status",
+    "msg_key",
+    "headers",
+    "body",
+    "outcome",
+    "redrive",
+    "hold",
+];
 
-/// Writes a letter unless it is there, and returns its number if it was not.
-pub(crate) fn insert(table: &str, letter: &Letter) -> Query {
-    let values = vec!["?"; COLUMNS.split(',').count()].join(", ");
-    let sql =
-        format!("INSERT INTO {table} ({COLUMNS}) VALUES ({values}) ON CONFLICT (id) DO NOTHING RETURNING n");
+/// What [`letter`] expects, of a row of that name; without one where there is none.
+pub(crate) fn columns(row: &str) -> String {
+    let prefix = if row.is_empty() { String::new() } else { format!("{row}.") };
+    let columns = COLUMNS.iter().chain(&["collected_at"]);
+    columns.map(|column| format!("{prefix}{column}")).collect::<Vec<_>>().join(", ")
+}
+
+/// When a letter died, in milliseconds; now where it does not say.
+pub(crate) fn seen_at(dead_at: &str) -> String {
+    format!("coalesce({dead_at}, {NOW})")
+}
+
+/// Writes a letter of that group unless it is there, and returns its number if it was not.
+pub(crate) fn insert(table: &str, letter: &Letter, group: i64) -> Query {
+    let values = vec!["?"; COLUMNS.len()].join(", ");
+    let sql = format!(
+        "INSERT INTO {table} ({}, grp, seen_at) VALUES ({values}, ?, {}) ON CONFLICT (id) DO NOTHING RETURNING n",
+        COLUMNS.join(", "),
+        seen_at("?")
+    );
+    let dead_at = letter.dead_at.map(|at| at.timestamp_millis());
     let letter = letter.clone();
     sqlx::query(AssertSqlSafe(sql))
         .bind(letter.id)
@@ -41,6 +79,11 @@ pub(crate) fn insert(table: &str, letter: &Letter) -> Query {
         .bind(letter.envelope.key.map(Vec::from))
         .bind(to_column(&letter.envelope.headers))
         .bind(letter.envelope.body.map(Vec::from))
+        .bind(letter.outcome.map(Outcome::as_str))
+        .bind(letter.redrive)
+        .bind(letter.hold)
+        .bind(group)
+        .bind(dead_at)
 }
 
 /// The row as a letter.
@@ -83,5 +126,11 @@ fn read(row: &SqliteRow, id: &str) -> Result<Letter, &'static str> {
     letter.dead_at = time("dead_at")?;
     letter.status = LetterStatus::parse(&text("status")?.unwrap_or_default()).ok_or("status")?;
     letter.collected_at = time("collected_at")?.ok_or("collected_at")?;
+    letter.outcome = match text("outcome")? {
+        Some(name) => Some(Outcome::parse(&name).ok_or("outcome")?),
+        None => None,
+    };
+    letter.redrive = text("redrive")?;
+    letter.hold = text("hold")?;
     Ok(letter)
 }

@@ -18,6 +18,7 @@
 //!
 //! Readers are never blocked and block nobody (write-ahead log).
 
+mod charges;
 mod commit;
 mod database;
 mod dead_rows;
@@ -25,6 +26,7 @@ mod envelope;
 mod error;
 mod explain;
 mod held;
+mod held_keys;
 mod held_row;
 mod inbox;
 mod lease;
@@ -33,6 +35,7 @@ mod letter_row;
 mod open;
 mod outbox;
 mod outbox_row;
+mod owed;
 mod queue;
 mod ranges;
 mod reader;

@@ -30,6 +30,10 @@ const MIGRATIONS: &[Migration] = &[
     migration!(4, "dead-letter ledger", "0004_ledger"),
     migration!(5, "scheduled rows of the outbox", "0005_scheduled"),
     migration!(6, "what owners of leases report", "0006_lease_report"),
+    migration!(7, "redrives, and counts of dead letters", "0007_redrive"),
+    migration!(8, "owed receipts", "0008_receipt"),
+    migration!(9, "audit log", "0009_audit"),
+    migration!(10, "charges", "0010_charge"),
 ];
 
 /// The schema of one file.
@@ -103,8 +107,18 @@ impl SqliteSchema {
             tables.lease(),
             tables.inbox(),
             tables.held(),
+            tables.receipt(),
             tables.letter(),
             tables.letter_event(),
+            tables.letter_group(),
+            tables.letter_count(),
+            tables.letter_minute(),
+            tables.letter_term(),
+            tables.redrive(),
+            tables.redrive_letter(),
+            tables.redrive_count(),
+            tables.consumer(),
+            tables.audit(),
         ] {
             findings.push(table_finding(&mut connection, &table).await?);
         }

@@ -88,6 +88,61 @@ impl SqliteTables {
         self.quoted("letter_event")
     }
 
+    /// Groups of dead letters, quoted.
+    pub(crate) fn letter_group(&self) -> String {
+        self.quoted("letter_group")
+    }
+
+    /// How many letters of a group have which status, quoted.
+    pub(crate) fn letter_count(&self) -> String {
+        self.quoted("letter_count")
+    }
+
+    /// How many letters of a group died in which minute, quoted.
+    pub(crate) fn letter_minute(&self) -> String {
+        self.quoted("letter_minute")
+    }
+
+    /// What letters are searched for by, quoted.
+    pub(crate) fn letter_term(&self) -> String {
+        self.quoted("letter_term")
+    }
+
+    /// Redrives, quoted.
+    pub(crate) fn redrive(&self) -> String {
+        self.quoted("redrive")
+    }
+
+    /// Letters of redrives, quoted.
+    pub(crate) fn redrive_letter(&self) -> String {
+        self.quoted("redrive_letter")
+    }
+
+    /// How many letters of a redrive stand where, quoted.
+    pub(crate) fn redrive_count(&self) -> String {
+        self.quoted("redrive_count")
+    }
+
+    /// What consumers say of themselves, quoted.
+    pub(crate) fn consumer(&self) -> String {
+        self.quoted("consumer")
+    }
+
+    /// The audit log, quoted.
+    pub(crate) fn audit(&self) -> String {
+        self.quoted("audit")
+    }
+
+    /// Owed receipts, quoted.
+    pub(crate) fn receipt(&self) -> String {
+        self.quoted("receipt")
+    }
+
+    /// Charges of messages that are not held, quoted.
+    pub(crate) fn charge(&self) -> String {
+        self.quoted("charge")
+    }
+
     /// Versions of the schema that are applied, quoted.
     pub(crate) fn migrations(&self) -> String {
         self.quoted("migrations")

@@ -2,6 +2,9 @@
 //!
 //! A key with a row is *held*; its lowest number is the *head*. Only heads run; their followers wait. Whichever
 //! instance finds a due head claims it in the handler's transaction, so that order holds whoever runs it.
+//!
+//! A head that is given up may stay where it is, *quarantined*: its letter is published, nobody runs it, and its
+//! followers wait until it is redriven or somebody [ends](HeldMessages::end) it.
 
 use std::future::Future;
 use std::time::Duration;
@@ -9,12 +12,15 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use crate::adapter_error::AdapterError;
-use crate::dead_letter::DeadReason;
+use crate::charges::Charges;
+use crate::dead_letter::{DeadReason, generation};
 use crate::error::ErrorClass;
+use crate::held_keys::{Ended, Ending, HeldFilter, HeldKey};
 use crate::identity::MessageKey;
-use crate::inbox::{CommitError, Inbox, Limits, Unit};
-use crate::message::{Envelope, Message};
+use crate::inbox::{CommitError, Limits, Unit};
+use crate::message::{Envelope, Headers, Message};
 use crate::origin::{Origin, Via};
+use crate::owed::OwedReceipts;
 
 /// The key under which a message is kept in order.
 ///
@@ -49,6 +55,8 @@ pub struct Failure {
     pub due_in: Duration,
     /// Why the message is given up: there is no next attempt, only its letter must still be published.
     pub condemned: Option<DeadReason>,
+    /// Runs in a row that did not come to an end, because their process died: 0 after one that did.
+    pub crashes: u32,
 }
 
 /// A message to be held.
@@ -98,14 +106,52 @@ pub struct HeldMessage {
     pub throttled: u32,
     /// Why it is given up, if it is.
     pub condemned: Option<DeadReason>,
+    /// Runs in a row that did not come to an end, because their process died; of a claimed head, without the one that
+    /// it is claimed for.
+    pub crashes: u32,
     /// Class of the last error; `None` before the first attempt.
     pub class: Option<ErrorClass>,
     /// Text of the last error.
     pub error: Option<String>,
-    /// When it was first held.
+    /// When it was first held, or when it failed first, if that was later.
     pub held_since: DateTime<Utc>,
-    /// How long it has been held, by the database's clock.
+    /// How long ago that was, by the database's clock.
     pub age: Duration,
+}
+
+impl HeldMessage {
+    /// How long it has been failing; zero before its first failure, however long it waited for others.
+    pub fn failing_for(&self) -> Duration {
+        if self.class.is_some() { self.age } else { Duration::ZERO }
+    }
+
+    /// How often it has been redriven. Only what came through the door says so: elsewhere anybody may write the header.
+    pub fn generation(&self) -> u32 {
+        match self.via {
+            Via::Live => 0,
+            Via::Door => generation(&self.envelope.headers),
+        }
+    }
+}
+
+/// How long a head that is charged is left alone, unless its run comes to an end: nobody else claims it before its handler
+/// is called, and instances do not go down one right after another.
+pub const AFTER_CRASH: Duration = Duration::from_secs(2);
+
+/// Which heads are to be claimed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heads {
+    /// Those whose last run came to an end, or that never ran.
+    Sound,
+    /// Those whose last run did not: each may have felled its process, and is run by itself.
+    Doubtful,
+}
+
+impl Heads {
+    /// As statements ask for them.
+    pub const fn are_doubtful(self) -> bool {
+        matches!(self, Self::Doubtful)
+    }
 }
 
 /// A head, claimed inside an open transaction.
@@ -119,17 +165,36 @@ pub struct ClaimedHead<Tx> {
     pub handled: bool,
 }
 
+/// A claim that did not come about.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct ClaimError {
+    /// What the database said, or that it did not answer.
+    pub error: AdapterError,
+    /// The head that may be charged although it is not run: to be taken back by
+    /// [`acquit_head`](HeldMessages::acquit_head).
+    pub charged: Option<i64>,
+}
+
+impl From<AdapterError> for ClaimError {
+    fn from(error: AdapterError) -> Self {
+        Self { error, charged: None }
+    }
+}
+
 /// How much is held.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HeldSummary {
     /// Messages held.
     pub messages: u64,
+    /// How many of them are quarantined: keys that wait for somebody.
+    pub quarantined: u64,
     /// Age of the oldest.
     pub oldest: Option<Duration>,
 }
 
 /// The table of held messages beside an inbox.
-pub trait HeldMessages: Inbox {
+pub trait HeldMessages: OwedReceipts + Charges {
     /// Holds a message that failed first: its key is held from now on. Storing the same message twice changes
     /// nothing.
     ///
@@ -147,7 +212,10 @@ pub trait HeldMessages: Inbox {
     /// When the database cannot be asked; the message must not be settled then.
     fn append(&self, message: NewHeld<'_>) -> impl Future<Output = Result<Holding, AdapterError>> + Send;
 
-    /// Takes in a redriven message: it runs when all that is held of its key before it has ended.
+    /// Takes in a redriven message: it runs when all that is held of its key before it has ended. Where the message
+    /// itself is still held and was given up, with its letter published or not, it takes that one's place, with nothing
+    /// charged and this envelope; unless that one has been redriven more often, as its
+    /// [generation](fn@crate::dead_letter::generation) says.
     ///
     /// # Errors
     /// When the database cannot be asked; the message must not be settled then.
@@ -155,19 +223,32 @@ pub trait HeldMessages: Inbox {
 
     /// Claims one due head of the consumer that no other instance has, and writes its inbox row.
     ///
+    /// Unless it is condemned, it is charged before: that one more run has begun is committed when this returns, and
+    /// stands until [`finish`](HeldMessages::finish) or [`reschedule`](HeldMessages::reschedule) say how the run ended,
+    /// or [`acquit_head`](HeldMessages::acquit_head) takes it back. Should the process die, the head is doubtful,
+    /// and falls due again [`AFTER_CRASH`] after its claim.
+    ///
     /// # Errors
     /// When the database cannot be asked.
     fn claim(
         &self,
         consumer: &str,
         limits: Limits,
-    ) -> impl Future<Output = Result<Option<ClaimedHead<Self::Tx>>, AdapterError>> + Send;
+        heads: Heads,
+    ) -> impl Future<Output = Result<Option<ClaimedHead<Self::Tx>>, ClaimError>> + Send;
+
+    /// Makes a head sound and due again whose run came to an end of which nothing could be written, because its
+    /// transaction was lost while the process lives on. Nothing changes where it is not held any more.
+    ///
+    /// # Errors
+    /// When the database cannot be asked; asking again is safe.
+    fn acquit_head(&self, consumer: &str, n: i64) -> impl Future<Output = Result<(), AdapterError>> + Send;
 
     /// Deletes a claimed head, makes its follower the head, and commits with proof: after success and after a
     /// duplicate.
     ///
     /// # Errors
-    /// As [`Inbox::commit`].
+    /// As [`Inbox::commit`](crate::inbox::Inbox::commit).
     fn finish(
         &self,
         consumer: &str,
@@ -181,7 +262,8 @@ pub trait HeldMessages: Inbox {
     /// When the transaction cannot be used any more; the claim is lost then.
     fn undo(&self, tx: &mut Self::Tx) -> impl Future<Output = Result<(), AdapterError>> + Send;
 
-    /// Writes a failed attempt of a claimed head and gives the claim back. With `tx` (after
+    /// Writes a failed attempt of a claimed head and gives the claim back. With its first failure it begins to be held
+    /// anew. With `tx` (after
     /// [`undo`](HeldMessages::undo)) the claim is held throughout; without, for a transaction that is lost, the row
     /// is changed only if `head.attempts` still stands in it.
     ///
@@ -197,7 +279,7 @@ pub trait HeldMessages: Inbox {
 
     /// Deletes a condemned head whose letter is confirmed, in a transaction of its own, and makes its follower the
     /// head. The inbox does not know it afterwards, so that a redrive runs it. Nothing changes unless the row still
-    /// is as `head` says: condemned, with as many attempts.
+    /// is as `head` says: condemned, with as many attempts and the same headers.
     ///
     /// # Errors
     /// When the database cannot be asked; the head comes again then, and its letter with it.
@@ -206,6 +288,43 @@ pub trait HeldMessages: Inbox {
         consumer: &str,
         head: &HeldMessage,
     ) -> impl Future<Output = Result<(), AdapterError>> + Send;
+
+    /// Keeps a condemned message whose letter is confirmed at its place, quarantined: it is not run, and its followers
+    /// wait. Nothing changes unless it still is condemned, with as many attempts and these headers: it may have been
+    /// redriven meanwhile.
+    ///
+    /// # Errors
+    /// When the database cannot be asked; it comes again then, and its letter with it.
+    fn park(
+        &self,
+        consumer: &str,
+        message_key: &MessageKey,
+        attempts: u32,
+        headers: &Headers,
+    ) -> impl Future<Output = Result<(), AdapterError>> + Send;
+
+    /// Ends the wait for a message from outside of the loop: it is taken out, and its follower is the head. With
+    /// `generation`, only if it has been redriven that often.
+    ///
+    /// # Errors
+    /// When the database cannot be asked; asking again is safe.
+    fn end(
+        &self,
+        consumer: &str,
+        message_key: &MessageKey,
+        ending: Ending,
+        generation: Option<u32>,
+    ) -> impl Future<Output = Result<Ended, AdapterError>> + Send;
+
+    /// Heads, of whatever consumer, by their numbers.
+    ///
+    /// # Errors
+    /// When the database cannot be asked, or a row cannot be read.
+    fn keys(
+        &self,
+        filter: &HeldFilter,
+        limit: u32,
+    ) -> impl Future<Output = Result<Vec<HeldKey>, AdapterError>> + Send;
 
     /// How much the consumer holds.
     ///

@@ -64,7 +64,8 @@ pub trait Leases: Send + Sync {
     fn release<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<(), AdapterError>>;
 
     /// Keeps what the owner tells of itself beside its lease, for whoever asks for the [`holder`](Leases::holder).
-    /// Nothing is kept of one whose lease it no longer is, nor, as by default, where nobody asks.
+    /// It stays there for the next owner, until that one tells something itself. Nothing is kept of one whose lease it no
+    /// longer is, nor, as by default, where nobody asks.
     ///
     /// # Errors
     /// When the database cannot be asked.

@@ -1,14 +1,36 @@
 //! The ledger: dead letters in a database, where they can be searched and redriven.
 
+mod audit;
+pub mod course;
+mod expiry;
+mod filter;
+mod group;
+mod job;
+pub mod terms;
+
 use std::fmt;
 
 use chrono::{DateTime, Utc};
 use futures_core::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+pub use audit::{AuditEntry, AuditFilter, AuditLog, AuditStep, NewAuditEntry};
+pub use expiry::{Expired, Expiry};
+pub use filter::{HeaderFilter, LetterFilter};
+pub use group::{LetterGroup, StatusCounts};
+pub use job::{
+    Guard, NewRedrive, Phase, PlanGroup, Redrive, Redrives, Run, Sent, Standing, Step, Tally, Verdict,
+};
+
 use crate::adapter_error::AdapterError;
+use crate::dead_letter::door_of_letters;
 use crate::lease::Leases;
 use crate::message::Envelope;
+use crate::receipt::Receipt;
+use crate::report_in::ConsumerReport;
+
+/// How far letters are counted one by one; see [`Ledger::count`].
+pub const COUNT_LIMIT: u64 = 10_000;
 
 /// Where a dead letter stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -53,8 +75,47 @@ impl fmt::Display for LetterStatus {
     }
 }
 
+/// How the last redrive of a letter ended, or stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Outcome {
+    /// Sent, and nothing heard yet.
+    Waiting,
+    /// Its consumer has handled it.
+    Resolved,
+    /// It failed again.
+    FailedAgain,
+    /// Sent, and nothing heard in time.
+    Silent,
+    /// Sent to where nobody tells outcomes.
+    Unknown,
+}
+
+impl Outcome {
+    /// Every outcome.
+    pub const ALL: [Self; 5] =
+        [Self::Waiting, Self::Resolved, Self::FailedAgain, Self::Silent, Self::Unknown];
+
+    /// The outcome as columns and commands spell it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Resolved => "resolved",
+            Self::FailedAgain => "failed-again",
+            Self::Silent => "silent",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// The outcome of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|outcome| outcome.as_str() == name)
+    }
+}
+
 /// What the ledger keeps of a dead letter beside its envelope.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Letter {
     /// Its identity: `backstop-dead-letter-id`, or made from the coordinates of a letter without one.
@@ -89,6 +150,12 @@ pub struct Letter {
     pub dead_at: Option<DateTime<Utc>>,
     /// Where it stands.
     pub status: LetterStatus,
+    /// How its last redrive ended, or stands; `None` where it was never sent.
+    pub outcome: Option<Outcome>,
+    /// The redrive that sent it last.
+    pub redrive: Option<String>,
+    /// Why it is under legal hold; `None` where it is not. What is on hold is never discarded.
+    pub hold: Option<String>,
     /// When the ledger took it.
     pub collected_at: DateTime<Utc>,
     /// Key, headers and body as found.
@@ -116,40 +183,89 @@ impl Letter {
             first_failed_at: None,
             dead_at: None,
             status: LetterStatus::Open,
+            outcome: None,
+            redrive: None,
+            hold: None,
             collected_at: Utc::now(),
             envelope,
         }
     }
-}
 
-/// Which letters are meant. Every field that is set narrows it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LetterFilter {
-    /// Exactly these.
-    pub ids: Vec<String>,
-    /// Of this consumer.
-    pub consumer: Option<String>,
-    /// From this topic or queue.
-    pub place: Option<String>,
-    /// With this fingerprint.
-    pub fingerprint: Option<String>,
-    /// With this status.
-    pub status: Option<LetterStatus>,
+    /// Its door, as far as that fits the place where the letter was found: a row that was tampered with reaches no
+    /// other destination.
+    pub fn sound_door(&self) -> Option<&str> {
+        let door = self.door.as_deref()?;
+        (door_of_letters(&self.found_in).as_deref() == Some(door)).then_some(door)
+    }
+
+    /// When it died; where it does not say, when the ledger took it.
+    pub fn seen_at(&self) -> DateTime<Utc> {
+        self.dead_at.unwrap_or(self.collected_at)
+    }
 }
 
 /// Something that happened to a letter.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LetterEvent {
     /// When.
     pub at: DateTime<Utc>,
-    /// What: `collected`, `redriven`, `failed-again`, …
+    /// What: `collected`, `redriven`, `failed-again`, `resolved`, …
     pub what: String,
     /// More of it.
     pub detail: Option<String>,
 }
 
+/// What somebody does with letters by hand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Gives open and redriving letters up, for this reason. Letters on hold stay as they are.
+    Discard {
+        /// Why.
+        because: String,
+    },
+    /// Puts letters under legal hold, for this reason; those that are already stay as they are.
+    Hold {
+        /// Why.
+        because: String,
+    },
+    /// Ends a legal hold, for this reason.
+    Release {
+        /// Why.
+        because: String,
+    },
+}
+
+impl Change {
+    /// Why.
+    pub fn because(&self) -> &str {
+        match self {
+            Self::Discard { because } | Self::Hold { because } | Self::Release { because } => because,
+        }
+    }
+
+    /// What the history calls it.
+    pub fn event(&self) -> &'static str {
+        match self {
+            Self::Discard { .. } => "discarded",
+            Self::Hold { .. } => "held",
+            Self::Release { .. } => "released",
+        }
+    }
+
+    /// Whether it does anything to the letter.
+    pub fn applies_to(&self, letter: &Letter) -> bool {
+        match self {
+            Self::Discard { .. } => {
+                letter.hold.is_none() && matches!(letter.status, LetterStatus::Open | LetterStatus::Redriving)
+            }
+            Self::Hold { .. } => letter.hold.is_none(),
+            Self::Release { .. } => letter.hold.is_some(),
+        }
+    }
+}
+
 /// Keeps dead letters. Object-safe: the relay's configuration chooses the database.
-pub trait Ledger: Leases {
+pub trait Ledger: Leases + Redrives + AuditLog {
     /// Writes letters that are not there yet, all or none; returns how many were new. A letter whose message was
     /// redriven and failed again puts the older letter's history on, `failed-again`, and closes it as superseded, so that
     /// there is one open letter a dead message. Older are letters of the same message and consumer with a lower
@@ -160,7 +276,8 @@ pub trait Ledger: Leases {
     /// When the database cannot be asked; the letters must not be settled then.
     fn record<'a>(&'a self, letters: &'a [Letter]) -> BoxFuture<'a, Result<u64, AdapterError>>;
 
-    /// Letters, oldest first, from after `after` (a letter's id) on.
+    /// Letters, by [`seen_at`](Letter::seen_at) and then in the order in which the ledger took them, from after `after`
+    /// (a letter's id) on.
     ///
     /// # Errors
     /// When the database cannot be asked.
@@ -171,11 +288,24 @@ pub trait Ledger: Leases {
         limit: u32,
     ) -> BoxFuture<'a, Result<Vec<Letter>, AdapterError>>;
 
-    /// How many letters are meant.
+    /// How many letters are meant. Exact where the filter [is by group](LetterFilter::is_by_group); else counted up to
+    /// [`COUNT_LIMIT`] + 1, which stands for more than the limit.
     ///
     /// # Errors
     /// When the database cannot be asked.
     fn count<'a>(&'a self, filter: &'a LetterFilter) -> BoxFuture<'a, Result<u64, AdapterError>>;
+
+    /// Groups with letters that are meant, those with most of them first, then by the time of the last; at most
+    /// `limit`. Exact where the filter [is by group](LetterFilter::is_by_group): then the letters of all groups add up to
+    /// [`count`](Self::count). Else they are those of the first [`COUNT_LIMIT`] + 1 letters that are found.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    fn groups<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<Vec<LetterGroup>, AdapterError>>;
 
     /// What happened to a letter, oldest first.
     ///
@@ -195,4 +325,64 @@ pub trait Ledger: Leases {
         what: &'a str,
         detail: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Vec<String>, AdapterError>>;
+
+    /// Does `change` to letters that are meant and to which it [applies](Change::applies_to), at most `limit` of them,
+    /// and writes it into their history; returns how many. Called again until it returns 0, it has done all.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    fn change<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
+        change: &'a Change,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<u64, AdapterError>>;
+
+    /// Letters whose time in the ledger is over, in the order in which it took them, from after `after` (a letter's id)
+    /// on, each with its history. Those under legal hold, and those that a redrive still deals with, are none of them.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    fn expired<'a>(
+        &'a self,
+        expiry: &'a Expiry,
+        after: Option<&'a str>,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<Vec<Expired>, AdapterError>>;
+
+    /// What time it is for the database, which dates what happens to letters.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    fn time(&self) -> BoxFuture<'_, Result<DateTime<Utc>, AdapterError>>;
+
+    /// Deletes those of the letters `ids` whose time in the ledger is still over, with their history; returns how many.
+    /// It waits for nobody: a letter that somebody else is at stays. What redrives count of their letters stays as it is.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    fn purge<'a>(&'a self, expiry: &'a Expiry, ids: &'a [String])
+    -> BoxFuture<'a, Result<u64, AdapterError>>;
+
+    /// Takes what consumers say of redriven messages, all or none; returns how many letters changed. A receipt belongs
+    /// to the letter that it names, or to the one of its message, consumer and generation less one. `handled` and
+    /// `already-handled` resolve a letter that is open or redriving, `skipped` discards it, `released` is written into
+    /// its history only. What no letter fits is ignored; what was taken before changes nothing.
+    ///
+    /// # Errors
+    /// When the database cannot be asked; the receipts must not be settled then.
+    fn record_outcomes<'a>(&'a self, receipts: &'a [Receipt]) -> BoxFuture<'a, Result<u64, AdapterError>>;
+
+    /// Takes what consumers say of themselves, all or none; the latest of each instance is kept.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    fn record_reports<'a>(&'a self, reports: &'a [ConsumerReport])
+    -> BoxFuture<'a, Result<(), AdapterError>>;
+
+    /// The latest report of each instance of each consumer, by consumer and instance.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    fn consumers(&self) -> BoxFuture<'_, Result<Vec<ConsumerReport>, AdapterError>>;
 }

@@ -7,16 +7,21 @@
 //! | module | holds |
 //! |---|---|
 //! | [`message`], [`identity`], [`cloudevents`] | the message, its identity, its form on the wire |
-//! | [`handler`], [`router`], [`codec`], [`error`], [`classify`], [`retry`] | what a service team writes and sets |
-//! | [`source`], [`sink`] | the broker side that an adapter implements |
-//! | [`inbox`], [`held`], [`outbox`], [`dead_rows`], [`scheduled`], [`lease`], [`ledger`], [`schema`], [`header_column`] | the database side that an adapter implements |
+//! | [`handler`], [`batch`], [`router`], [`codec`], [`error`], [`classify`], [`retry`] | what a service team writes and sets |
+//! | [`source`], [`sink`], [`pipeline`] | the broker side that an adapter implements |
+//! | [`inbox`], [`held`], [`held_keys`], [`owed`], [`outbox`], [`dead_rows`], [`scheduled`], [`lease`], [`ledger`], [`schema`], [`header_column`] | the database side that an adapter implements |
 //! | [`dead_letter`], [`report`], [`fingerprint`] | what a quarantined message carries |
+//! | [`command`] | what an operator tells a consumer |
+//! | [`receipt`], [`report_in`] | what a consumer says of redriven messages and of itself |
 //! | [`trace`], [`context`] | the trace context, and which message caused which |
 
 pub mod adapter_error;
+pub mod batch;
+pub mod charges;
 pub mod classify;
 pub mod cloudevents;
 pub mod codec;
+pub mod command;
 pub mod context;
 pub mod crash;
 pub mod dead_letter;
@@ -27,6 +32,7 @@ pub mod fingerprint;
 pub mod handler;
 pub mod header_column;
 pub mod held;
+pub mod held_keys;
 pub mod identifier;
 pub mod identity;
 pub mod inbox;
@@ -36,7 +42,11 @@ pub mod message;
 pub mod names;
 pub mod origin;
 pub mod outbox;
+pub mod owed;
+pub mod pipeline;
+pub mod receipt;
 pub mod report;
+pub mod report_in;
 pub mod retry;
 pub mod router;
 pub mod scheduled;
@@ -47,6 +57,7 @@ pub mod trace;
 pub mod watermark;
 
 pub use adapter_error::{AdapterError, FaultKind};
+pub use batch::{BatchHandler, Outcomes};
 pub use classify::{Classifier, Explained};
 pub use codec::{Codec, DecodeError, Json, Undecoded};
 pub use dead_letter::{DeadLetter, DeadLetters, DeadReason};
@@ -56,6 +67,8 @@ pub use handler::Handler;
 pub use identity::{Identity, MessageKey};
 pub use message::{Destination, Envelope, Headers, Message, Outgoing};
 pub use origin::{Origin, Via};
+pub use receipt::{Receipt, ReceiptOutcome};
 pub use report::ErrorReport;
+pub use report_in::{BreakerState, ConsumerReport, ConsumerState};
 pub use retry::RetryPolicy;
 pub use router::{Router, Unrouted};

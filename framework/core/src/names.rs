@@ -12,6 +12,10 @@ pub const MESSAGE_KEY: &str = "backstop-message-key";
 pub const DEAD_LETTER_ID: &str = "backstop-dead-letter-id";
 /// How often the message has been redriven.
 pub const REDRIVE_GENERATION: &str = "backstop-redrive-generation";
+/// At a door: what is to become of a held message; see [`Command`](crate::command::Command).
+pub const COMMAND: &str = "backstop-command";
+/// The redrive that sent the message through the door.
+pub const REDRIVE_ID: &str = "backstop-redrive-id";
 /// Why the message was given up; see [`DeadReason`](crate::DeadReason).
 pub const REASON: &str = "backstop-reason";
 /// The error class of the last failure.
@@ -72,6 +76,9 @@ pub mod kip1191 {
     /// Error text.
     pub const MESSAGE: &str = "__dlq.errors.message";
 }
+
+/// Which parts of a letter the ledger has redacted, such as `body`: it cannot be redriven.
+pub const REDACTED: &str = "backstop-redacted";
 
 /// W3C trace context.
 pub const TRACEPARENT: &str = "traceparent";

@@ -1,15 +1,24 @@
 //! Building a consumer.
 
+mod calling;
 mod context;
+mod door;
 mod group;
 mod group_size;
 mod held_work;
+mod in_place;
 mod invoke;
 mod lanes;
 mod live;
+mod ordered;
+mod pipeline;
 mod plain;
 mod policy;
+mod receipts;
+mod reports;
 mod run;
+mod sequence;
+mod suspects;
 mod transactional;
 
 use std::fmt;
@@ -19,27 +28,42 @@ use std::time::Duration;
 
 use backstop_core::held::HeldMessages;
 use backstop_core::inbox::Limits;
+use backstop_core::pipeline::{LetterOutput, Outputs, SettleWith};
+use backstop_core::sink::Sink;
 use backstop_core::source::Source;
-use backstop_core::{AdapterError, Classifier, Codec, DeadLetters, ErrorClass, Handler, Json, RetryPolicy};
+use backstop_core::{
+    AdapterError, BatchHandler, Classifier, Codec, DeadLetters, Destination, ErrorClass, Handler, Json,
+    RetryPolicy,
+};
 use tokio_util::sync::CancellationToken;
 
+use crate::control::Control;
+use crate::control::handle::ConsumerHandle;
 use crate::run_error::RunError;
-use crate::settings::{GroupCommit, MissingId};
+use crate::settings::{GroupCommit, MissingId, SequenceCheck};
 use crate::stats::{Snapshot, Stats};
-use context::{Context, Redact};
+use calling::{Calls, Each, Whole};
+use context::Context;
+pub(crate) use context::Redact;
 use group_size::GroupSize;
+use in_place::InPlace;
+use pipeline::PipelineWork;
 use plain::PlainWork;
 use policy::Policies;
-use run::LoopSettings;
+use receipts::{Address, Desk, Post};
+use run::{LoopSettings, Process};
+use sequence::Sequences;
 use transactional::Transactional;
 
 /// Longest consumer name in bytes, so that it fits every index.
 const MAX_NAME: usize = 128;
+/// Messages of a batch, at most, unless set.
+const BATCH: usize = 100;
 
 /// A consumer: a source, a handler, and what happens between them.
 ///
-/// Built with [`transactional`](Consumer::transactional) beside an inbox, or [`plain`](Consumer::plain) without a
-/// database, and run with [`run`](Consumer::run). It does not run before it has a
+/// Built with [`transactional`](Consumer::transactional) beside an inbox, [`pipeline`](Consumer::pipeline) from topic to
+/// topic, or [`plain`](Consumer::plain) without a database, and run with [`run`](Consumer::run). It does not run before it has a
 /// [dead-letter destination](Consumer::dead_letter).
 #[must_use = "a consumer does nothing until it is run"]
 pub struct Consumer<S, M, H, C = Json, D = Unset> {
@@ -63,10 +87,15 @@ struct Options {
     group_commit: GroupCommit,
     drain: Duration,
     retention: Duration,
+    max_crashes: u32,
     in_place_max: Duration,
     missing_id: MissingId,
     unordered: bool,
+    ordered: bool,
     continue_trace: bool,
+    control: Arc<Control>,
+    receipts: Option<Arc<dyn Post>>,
+    sequence: Option<SequenceCheck>,
 }
 
 impl Default for Options {
@@ -81,10 +110,15 @@ impl Default for Options {
             group_commit: GroupCommit::up_to(1),
             drain: Duration::from_secs(30),
             retention: Duration::from_secs(7 * 24 * 60 * 60),
+            max_crashes: 3,
             in_place_max: Duration::from_secs(60),
             missing_id: MissingId::default(),
             unordered: false,
+            ordered: false,
             continue_trace: false,
+            control: Arc::default(),
+            receipts: None,
+            sequence: None,
         }
     }
 }
@@ -93,9 +127,17 @@ impl Default for Options {
 #[derive(Debug)]
 pub struct WithInbox<I>(I);
 
+/// The mode of a consumer beside an inbox whose handler is given several messages at once.
+#[derive(Debug)]
+pub struct InBatches<I>(I);
+
 /// The mode of a consumer without a database.
 #[derive(Debug)]
 pub struct WithoutInbox;
+
+/// The mode of a consumer whose outputs are committed with the position of its source.
+#[derive(Debug)]
+pub struct InPipeline;
 
 /// Stands where a consumer has no dead-letter destination yet.
 #[derive(Debug)]
@@ -111,11 +153,40 @@ impl<S, I, H> Consumer<S, WithInbox<I>, H> {
     }
 }
 
+impl<S, I, H> Consumer<S, InBatches<I>, H> {
+    /// A transactional consumer whose [`BatchHandler`] is given several messages at once, which share a transaction:
+    /// the way to write with one statement for all of them.
+    ///
+    /// A batch is what waits, of whatever keys: at low load a single message. By default it holds at most 100 messages
+    /// and takes at most 50 ms; [`group_commit`](Consumer::group_commit) sets both. Batches that take longer are
+    /// followed by smaller ones. What is promised of a message, and what a failure costs its neighbours, is as with
+    /// group commit. [`handler_timeout`](Consumer::handler_timeout) is for a batch.
+    pub fn batch(name: impl Into<String>, source: S, inbox: I, handler: H) -> Self {
+        Self::new(name, source, InBatches(inbox), handler).group_commit(GroupCommit::up_to(BATCH))
+    }
+}
+
 impl<S, H> Consumer<S, WithoutInbox, H> {
     /// A consumer without a database: its handler sees every message *at least once*, and a failed one is retried in
     /// memory while its key waits, for at most [`in_place_max`](Consumer::in_place_max).
     pub fn plain(name: impl Into<String>, source: S, handler: H) -> Self {
         Self::new(name, source, WithoutInbox, handler)
+    }
+}
+
+impl<S, H> Consumer<S, InPipeline, H> {
+    /// A consumer that reads, processes and writes: what its handler sends to [`Outputs`] and the position of the
+    /// source are committed in one transaction of the broker. Who reads the outputs with `read_committed` sees those of
+    /// each message exactly once, as a whole or not at all; whatever else the handler does happens at least once.
+    ///
+    /// Nothing is deduplicated: a message that a producer has written twice is two messages. A failed message is retried
+    /// in memory while its key waits, for at most [`in_place_max`](Consumer::in_place_max); what it would have sent is
+    /// forgotten. Others go on meanwhile, and their outputs wait in memory, within the bounds of the source, until the
+    /// failed one is done. When it is given up its letter is published in place of its outputs, in the same transaction.
+    ///
+    /// [`receipts`](Consumer::receipts) must go to a topic of the same brokers: they are outputs, too.
+    pub fn pipeline(name: impl Into<String>, source: S, handler: H) -> Self {
+        Self::new(name, source, InPipeline, handler)
     }
 }
 
@@ -220,9 +291,22 @@ impl<S, M, H, C, D> Consumer<S, M, H, C, D> {
         self
     }
 
-    /// How long a plain consumer retries one message in memory. Defaults to 60 s; then it is quarantined.
+    /// How long a plain consumer retries one message in memory. Defaults to 60 s; then it is quarantined. While what
+    /// its handler needs is unavailable the time does not run.
     pub fn in_place_max(mut self, time: Duration) -> Self {
         self.options.in_place_max = time;
+        self
+    }
+
+    /// How often in a row a message may fell the process, charged each time, before it is quarantined as
+    /// `crashed-process` without being run again. Defaults to 3; less than 2 is refused. Without effect on a consumer without
+    /// a database, which has nowhere to write charges to.
+    ///
+    /// Charged are messages that a process which did not leave in order may have been handling: they are run
+    /// with a write before and after each, and one by one where one of them was charged before. Held messages are always charged. The first death of which nobody could
+    /// tell the cause is not counted.
+    pub fn max_crashes(mut self, crashes: u32) -> Self {
+        self.options.max_crashes = crashes;
         self
     }
 
@@ -230,6 +314,13 @@ impl<S, M, H, C, D> Consumer<S, M, H, C, D> {
     /// again, so this must exceed the longest redelivery and redrive.
     pub fn inbox_retention(mut self, time: Duration) -> Self {
         self.options.retention = time;
+        self
+    }
+
+    /// How long messages may be at work without any of them being completed before
+    /// [`health`](ConsumerHandle::health) fails. Defaults to 60 s.
+    pub fn stalled_after(self, limit: Duration) -> Self {
+        self.options.control.set_stalled_after(limit);
         self
     }
 
@@ -245,6 +336,40 @@ impl<S, M, H, C, D> Consumer<S, M, H, C, D> {
         self
     }
 
+    /// Keeps the order of a key through quarantine: when a message is given up and its letter is published, it stays
+    /// in the held table as the head of its key, and all later messages of that key wait behind it, until the letter is
+    /// redriven and handled, or somebody releases, skips or resolves it through the door or with
+    /// `backstop-relay held`. Off by default: later messages go on without it. Without effect on a consumer without a
+    /// database.
+    ///
+    /// Choose it where a later message is wrong without the earlier one. One message that is given up then stops its
+    /// key until somebody acts; the consumer says so every minute. Three kinds cannot be waited for, and their keys go
+    /// on: messages without an id, messages that the database refuses to store, and with
+    /// [`unordered`](Consumer::unordered) those without a key.
+    pub fn ordered(mut self) -> Self {
+        self.options.ordered = true;
+        self
+    }
+
+    /// Looks whether the messages of each key come without gaps and in the order of the numbers that their producer
+    /// gave them. Off by default.
+    ///
+    /// A finding is counted ([`Snapshot::gaps`], [`Snapshot::reordered`] and the metric `backstop_sequence_findings`),
+    /// warned of, and the message is handled, unless the check says otherwise. A message whose number has come before
+    /// is a duplicate, and no finding; nor is one that was redriven. A message without a number is counted and
+    /// handled; one without a key is not looked at.
+    ///
+    /// It is a check, not a proof. What it knows is in memory: a key begins anew at the first number that comes after
+    /// a start, after its partition or channel was lost, and after it was
+    /// [forgotten](SequenceCheck::keys), so that a gap just there is not seen. Of late messages it knows those that are at
+    /// most 63 behind the highest. Several consumers of one RabbitMQ queue each see a part of a key's
+    /// messages, which looks like gaps: there it needs a single active consumer, and after a lost connection what was
+    /// settled before does not come again with what was not, which may look like one.
+    pub fn sequence_check(mut self, check: SequenceCheck) -> Self {
+        self.options.sequence = Some(check);
+        self
+    }
+
     /// Makes the producer's span the parent of the handler's. Defaults to a link between two traces, as the
     /// OpenTelemetry conventions have it.
     pub fn continue_trace(mut self) -> Self {
@@ -252,10 +377,29 @@ impl<S, M, H, C, D> Consumer<S, M, H, C, D> {
         self
     }
 
-    /// The application's version, for dead letters. Defaults to none.
+    /// Where receipts of redriven messages and reports of this consumer go: the relay reads them there, and knows by
+    /// them what a redrive came to. Off by default.
+    ///
+    /// A receipt is published once the effects of a message that came through the door are committed, also when it
+    /// had been handled before; it may come twice, and never not at all. A transactional consumer keeps what it owes in
+    /// its database (`backstop_receipt`), so that nothing waits for this destination. A plain one settles a redriven
+    /// message when its receipt is confirmed. Reports are sent every 30 s and at the end; see
+    /// [`ConsumerReport`](crate::ConsumerReport).
+    pub fn receipts(mut self, sink: impl Sink, destination: Destination) -> Self {
+        self.options.receipts = Some(Arc::new(Address { sink, destination }));
+        self
+    }
+
+    /// The application's version, for dead letters and reports. Defaults to none.
     pub fn version(mut self, version: impl Into<String>) -> Self {
         self.options.version = version.into();
         self
+    }
+
+    /// Shows what it does while it runs, and steers it. Take it after [`redact`](Consumer::redact) is set.
+    pub fn handle(&self) -> ConsumerHandle {
+        let Options { control, redact, .. } = &self.options;
+        ConsumerHandle::new(&self.name, control.clone(), self.stats.clone(), redact.clone())
     }
 
     /// Counters to read while it runs.
@@ -273,6 +417,10 @@ impl<S, M, H, C, D> Consumer<S, M, H, C, D> {
         }
         if self.options.concurrency == 0 {
             return Err(RunError::setting(format!("concurrency of consumer \"{name}\" must be at least 1")));
+        }
+        if self.options.max_crashes < 2 {
+            // One death may be charged to all that was at work beside the culprit.
+            return Err(RunError::setting(format!("max_crashes of consumer \"{name}\" must be at least 2")));
         }
         if self.options.group_commit.messages() == 0 {
             return Err(RunError::setting(format!(
@@ -298,14 +446,31 @@ impl<S: Source, I, H, C, D> Consumer<S, WithInbox<I>, H, C, D> {
         C: Codec<H::Message>,
         D: DeadLetters,
     {
+        let Self { name, source, mode, handler, codec, dead_letters, options, stats } = self;
+        let handler = Each(handler);
+        let consumer = Consumer { name, source, mode, handler, codec, dead_letters, options, stats };
+        consumer.run_beside_inbox(shutdown).await
+    }
+
+    async fn run_beside_inbox(self, shutdown: impl Future<Output = ()> + Send) -> Result<Snapshot, RunError>
+    where
+        I: HeldMessages,
+        H: Calls<I::Tx>,
+        C: Codec<H::Message>,
+        D: DeadLetters,
+    {
         self.check()?;
+        let _running = self.options.control.start(&self.name, self.options.concurrency);
+        let shutdown = self.options.control.clone().or_drained(shutdown);
         let (name, stats, settings) = (self.name, self.stats.clone(), self.options.loop_settings());
         let Options {
             limits,
             missing_id,
             unordered,
+            ordered,
             continue_trace,
             retention,
+            max_crashes,
             concurrency,
             group_commit,
             ..
@@ -320,24 +485,53 @@ impl<S: Source, I, H, C, D> Consumer<S, WithInbox<I>, H, C, D> {
             limits,
             missing_id,
             unordered,
+            ordered,
             continue_trace,
             retention,
             group_size: GroupSize::new(group_commit),
             group_age: group_commit.age(),
             held_work: held_work::HeldWork::default(),
+            suspects: suspects::Suspects::new(&context.consumer, max_crashes),
             held_workers: concurrency.div_ceil(4).min(4),
         });
         let mut shutdown = std::pin::pin!(shutdown);
         let ready = async {
             until_ready(|| work.inbox.ready()).await.map_err(RunError::store)?;
+            if context.desk.is_some() {
+                until_ready(|| work.inbox.can_owe()).await.map_err(RunError::store)?;
+            }
             until_ready(|| context.dead_letters.prepare(&info)).await.map_err(RunError::dead_letters)
         };
         tokio::select! {
             ready = ready => ready?,
             () = &mut shutdown => return Ok(stats.snapshot()),
         }
-        run::run(self.source, work.clone(), context.clone(), settings, shutdown).await?;
-        Ok(stats.snapshot())
+        let ended = run::run(self.source, work.clone(), context, settings, shutdown).await;
+        work.acquit_dropped().await;
+        work.leave().await;
+        ended.map(|()| stats.snapshot())
+    }
+}
+
+impl<S: Source, I, H, C, D> Consumer<S, InBatches<I>, H, C, D> {
+    /// Runs until `shutdown` completes; then takes nothing new, finishes what runs, settles it and returns.
+    ///
+    /// Outages of broker and database are waited out, at start-up too.
+    ///
+    /// # Errors
+    /// [`RunError`], with a hint, for what waiting cannot mend: a missing table or topic, refused credentials, a
+    /// message without an id.
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<Snapshot, RunError>
+    where
+        I: HeldMessages,
+        H: BatchHandler<I::Tx>,
+        C: Codec<H::Message>,
+        D: DeadLetters,
+    {
+        let Self { name, source, mode, handler, codec, dead_letters, options, stats } = self;
+        let (mode, handler) = (WithInbox(mode.0), Whole(handler));
+        let consumer = Consumer { name, source, mode, handler, codec, dead_letters, options, stats };
+        consumer.run_beside_inbox(shutdown).await
     }
 }
 
@@ -353,6 +547,49 @@ impl<S: Source, H, C, D> Consumer<S, WithoutInbox, H, C, D> {
         D: DeadLetters,
     {
         self.check()?;
+        self.run_in_place(shutdown, PlainWork).await
+    }
+}
+
+impl<S: Source, H, C, D> Consumer<S, InPipeline, H, C, D> {
+    /// Runs until `shutdown` completes; then takes nothing new, finishes what runs, commits it and returns.
+    ///
+    /// Outages of the broker are waited out, at start-up too.
+    ///
+    /// # Errors
+    /// [`RunError`], with a hint, for what waiting cannot mend: refused credentials, a missing topic, another producer
+    /// that has taken over.
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<Snapshot, RunError>
+    where
+        S::Settlement: SettleWith,
+        H: Handler<Outputs>,
+        C: Codec<H::Message>,
+        D: LetterOutput,
+    {
+        self.check()?;
+        let binding = <S::Settlement as SettleWith>::BINDING;
+        if self.options.receipts.as_ref().is_some_and(|post| post.binding() != binding) {
+            return Err(RunError::setting(format!(
+                "receipts of pipeline \"{}\" must go to a topic of its own brokers",
+                self.name
+            )));
+        }
+        self.run_in_place(shutdown, PipelineWork).await
+    }
+}
+
+impl<S: Source, M, H, C, D> Consumer<S, M, H, C, D> {
+    /// Runs a consumer that holds nothing; `work` says what becomes of its messages.
+    async fn run_in_place<P: Process<S::Settlement>>(
+        self,
+        shutdown: impl Future<Output = ()> + Send,
+        work: impl FnOnce(InPlace<H, C, D>) -> P,
+    ) -> Result<Snapshot, RunError>
+    where
+        D: DeadLetters,
+    {
+        let _running = self.options.control.start(&self.name, self.options.concurrency);
+        let shutdown = self.options.control.clone().or_drained(shutdown);
         let (name, stats, settings) = (self.name, self.stats.clone(), self.options.loop_settings());
         let Options { limits, unordered, continue_trace, in_place_max, .. } = self.options;
         let info = self.source.describe();
@@ -362,7 +599,7 @@ impl<S: Source, H, C, D> Consumer<S, WithoutInbox, H, C, D> {
             ready = until_ready(|| context.dead_letters.prepare(&info)) => ready.map_err(RunError::dead_letters)?,
             () = &mut shutdown => return Ok(stats.snapshot()),
         }
-        let work = Arc::new(PlainWork {
+        let work = Arc::new(work(InPlace {
             context: context.clone(),
             handler: self.handler,
             codec: self.codec,
@@ -370,15 +607,16 @@ impl<S: Source, H, C, D> Consumer<S, WithoutInbox, H, C, D> {
             in_place_max,
             unordered,
             continue_trace,
-        });
-        run::run(self.source, work, context, settings, shutdown).await?;
-        Ok(stats.snapshot())
+        }));
+        let ended = run::run(self.source, work, context.clone(), settings, shutdown).await;
+        context.sign_off().await;
+        ended.map(|()| stats.snapshot())
     }
 }
 
 impl Options {
     fn loop_settings(&self) -> LoopSettings {
-        LoopSettings { concurrency: self.concurrency, drain: self.drain }
+        LoopSettings { concurrency: self.concurrency, drain: self.drain, handler: self.limits.handler }
     }
 }
 
@@ -389,16 +627,21 @@ fn context<D>(
     stats: Arc<Stats>,
     options: Options,
 ) -> Arc<Context<D>> {
+    let host = host_name();
+    let sequence = options.sequence.map(|check| Sequences::new(check, &consumer, stats.clone()));
     Arc::new(Context {
         consumer,
         group,
         version: options.version,
-        host: host_name(),
+        desk: options.receipts.map(|post| Desk::new(post, &host)),
+        host,
         dead_letters,
         policies: options.policies,
         classifier: options.classifier,
         redact: options.redact,
         stats,
+        sequence,
+        control: options.control,
         stop: CancellationToken::new(),
         fatal: Mutex::new(None),
     })

@@ -24,6 +24,9 @@
 //! ```
 
 mod consumer;
+mod control;
+#[cfg(feature = "http")]
+pub mod http;
 mod run_error;
 mod settings;
 mod shutdown;
@@ -32,9 +35,13 @@ mod stop_partition;
 
 pub use backstop_core::*;
 
-pub use crate::consumer::{Consumer, Unset, WithInbox, WithoutInbox};
+pub use crate::consumer::{Consumer, InBatches, InPipeline, Unset, WithInbox, WithoutInbox};
+pub use crate::control::breaker::{BreakerCause, BreakerPhase};
+pub use crate::control::handle::ConsumerHandle;
+pub use crate::control::status::{BreakerStatus, ConsumerStatus, MessageAtWork, RunState, Stalled};
+pub use crate::control::waiting::WaitingKey;
 pub use crate::run_error::RunError;
-pub use crate::settings::{GroupCommit, MissingId};
+pub use crate::settings::{GroupCommit, MissingId, SequenceCheck};
 pub use crate::shutdown::shutdown_signal;
 pub use crate::stats::{Snapshot, Stats};
 pub use crate::stop_partition::StopPartition;

@@ -11,7 +11,7 @@ macro_rules! counters {
         }
 
         /// What the counters said at one moment.
-        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
         #[non_exhaustive]
         pub struct Snapshot {
             $($(#[$doc])* pub $name: u64,)*
@@ -43,10 +43,20 @@ counters! {
     waiting,
     /// Redriven messages that came in through the door.
     redriven,
+    /// Messages that may have felled a process and were handled by themselves, charged before.
+    suspects,
     /// Messages that were quarantined.
     quarantined,
+    /// Messages whose wait was ended by a command through the door.
+    ended,
     /// Messages without an id of their own, told apart by Kafka's coordinates.
     without_id,
+    /// Gaps in the numbers of a key, however many messages each lacks.
+    gaps,
+    /// Messages that came after a later one of their key, as their numbers tell.
+    reordered,
+    /// Messages whose numbers were to be checked, and that have none.
+    unnumbered,
 }
 
 pub(crate) fn count(counter: &AtomicU64) {

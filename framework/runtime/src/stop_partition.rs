@@ -1,5 +1,6 @@
 //! The choice of having no dead-letter destination.
 
+use backstop_core::pipeline::{LetterOutput, Output};
 use backstop_core::sink::{PublishError, Scope};
 use backstop_core::source::SourceInfo;
 use backstop_core::{AdapterError, DeadLetter, DeadLetters, FaultKind};
@@ -8,7 +9,7 @@ use backstop_core::{AdapterError, DeadLetter, DeadLetters, FaultKind};
 /// is mended.
 ///
 /// A transactional consumer keeps such messages in its held table and tries them again every minute; a plain one
-/// stops at them.
+/// and a pipeline stop at them.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct StopPartition;
 
@@ -25,5 +26,11 @@ impl DeadLetters for StopPartition {
 
     fn keeps(&self) -> bool {
         true
+    }
+}
+
+impl LetterOutput for StopPartition {
+    fn output(&self, _: &DeadLetter, _: bool) -> Option<Output> {
+        None
     }
 }

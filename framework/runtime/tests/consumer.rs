@@ -26,6 +26,7 @@ async fn a_duplicate_is_absorbed_and_settled() {
     assert_eq!((report.handled, report.duplicates), (1, 2));
 }
 
+/// F59: the key waits.
 #[tokio::test(start_paused = true)]
 async fn a_failed_message_keeps_its_key_in_order_and_lets_others_go_on() {
     let scene = Scene::new();
@@ -67,6 +68,7 @@ async fn what_will_never_pass_is_quarantined_at_once() {
     assert_eq!(scene.handler.0.load(Ordering::SeqCst), 1, "the handler never sees what cannot be read");
 }
 
+/// F84: panic and timeout.
 #[tokio::test(start_paused = true)]
 async fn a_panic_and_a_slow_handler_are_failures_like_others() {
     let scene = Scene::new();
@@ -108,6 +110,7 @@ async fn a_handlers_own_commit_counts_and_its_rollback_is_given_up() {
     assert_eq!(scene.letters()[0].headers.get_str(names::REASON), Some("permanent"));
 }
 
+/// F85: whatever the database.
 #[tokio::test(start_paused = true)]
 async fn a_commit_nobody_knows_of_is_looked_up() {
     for fault in [
@@ -124,6 +127,7 @@ async fn a_commit_nobody_knows_of_is_looked_up() {
     }
 }
 
+/// F87: messages wait.
 #[tokio::test(start_paused = true)]
 async fn a_database_that_is_down_is_waited_for() {
     let scene = Scene::new();
@@ -133,6 +137,7 @@ async fn a_database_that_is_down_is_waited_for() {
     assert_eq!((report.failures, report.held), (0, 0));
 }
 
+/// F56: whatever the broker.
 #[tokio::test(start_paused = true)]
 async fn a_letter_that_is_not_confirmed_keeps_its_message() {
     let scene = Scene::new();
@@ -209,6 +214,7 @@ async fn a_codec_that_panics_has_not_decoded() {
     assert_eq!(scene.store.applied(), ["a2"]);
 }
 
+/// F80: at the door.
 #[tokio::test(start_paused = true)]
 async fn a_redriven_message_is_applied_once() {
     let scene = Scene::new();

@@ -2,16 +2,13 @@
 
 mod common;
 
-use std::cell::Cell;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use backstop::{GroupCommit, Message, Snapshot, names};
 use backstop_testkit::memory::CommitFault;
+use common::warm::*;
 use common::{Scene, Trouble};
-
-/// Orders after which groups are large.
-const WARM: usize = 100;
 
 fn scene() -> Scene {
     Scene { groups: GroupCommit::up_to(64).max_age(Duration::from_secs(3)), concurrency: 1, ..Scene::new() }
@@ -19,42 +16,9 @@ fn scene() -> Scene {
 
 /// Runs the consumer until groups are large, publishes what is tested, and goes on until `done` says so.
 async fn run(scene: &Scene, publish: impl Fn(&Scene), done: impl Fn(&Scene, &[String]) -> bool) -> Snapshot {
-    for n in 0..WARM {
-        scene.publish("warm", &format!("w{n}"), Trouble::None);
-    }
-    let published = Cell::new(false);
-    scene
-        .run_until(|scene| {
-            if scene.store.applied().len() == WARM && !published.replace(true) {
-                publish(scene);
-            }
-            published.get() && scene.settled() && done(scene, &applied(scene))
-        })
-        .await
+    publish_warmth(scene);
+    scene.run_until(once_warm(publish, done)).await
 }
-
-/// What was applied after the beginning.
-fn applied(scene: &Scene) -> Vec<String> {
-    scene.store.applied().split_off(WARM)
-}
-
-/// Messages of two keys, of which one is in trouble.
-fn publish_around(trouble: Trouble) -> impl Fn(&Scene) {
-    move |scene| {
-        for n in 0..5 {
-            scene.publish("a", &format!("a{n}"), if n == 2 { trouble } else { Trouble::None });
-            scene.publish("b", &format!("b{n}"), Trouble::None);
-        }
-    }
-}
-
-/// What was applied of one key, in its order.
-fn of_key<'a>(applied: &'a [String], key: &str) -> Vec<&'a str> {
-    applied.iter().map(String::as_str).filter(|name| name.starts_with(key)).collect()
-}
-
-const ALL_OF_A: [&str; 5] = ["a0", "a1", "a2", "a3", "a4"];
-const ALL_OF_B: [&str; 5] = ["b0", "b1", "b2", "b3", "b4"];
 
 #[tokio::test(start_paused = true)]
 async fn messages_share_a_transaction_and_keep_their_order() {
@@ -67,6 +31,7 @@ async fn messages_share_a_transaction_and_keep_their_order() {
     assert_eq!(scene.handler.0.load(Ordering::SeqCst), 110, "nobody is handled twice");
 }
 
+/// F77: in memory.
 #[tokio::test(start_paused = true)]
 async fn whoever_fails_in_a_group_is_charged_alone_and_keeps_its_key_in_order() {
     let scene = scene();
@@ -114,6 +79,7 @@ async fn several_failures_in_one_group_harm_nobody_else() {
     assert_eq!((report.failures, report.quarantined), (10, 5), "{report:?}");
 }
 
+/// F78: one effect.
 #[tokio::test(start_paused = true)]
 async fn duplicates_inside_a_group_are_applied_once() {
     let scene = scene();
@@ -193,6 +159,7 @@ async fn a_handler_that_commits_by_itself_loses_nothing_of_its_neighbours() {
     assert_eq!(report.quarantined, 1);
 }
 
+/// F87: groups wait too.
 #[tokio::test(start_paused = true)]
 async fn a_database_that_is_down_is_waited_for_by_groups() {
     let scene = scene();

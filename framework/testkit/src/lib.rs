@@ -1,9 +1,16 @@
-//! Test tools for Backstop: an in-memory broker and database, the conformance suite that every adapter passes, a
-//! ledger oracle for fault runs, and helpers that break processes and connections.
+//! Test tools for Backstop: for those who write handlers, and for those who write adapters.
+//!
+//! **For tests of your handlers**, see [`trial`] and the guide `docs/guides/testing.md`:
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`trial`] | a handler in the real loop, killed at every point, and whether its effects are exactly once |
 //! | [`memory`] | a broker and a database without servers, with faults on demand |
+//!
+//! **For adapters and fault runs against real servers:**
+//!
+//! | module | holds |
+//! |---|---|
 //! | [`conformance`] | what every adapter must show, one named test a case |
 //! | [`oracle`] | nothing lost, nothing twice, order kept: the books of a fault run |
 //! | [`fault`] | crash points in a child process, a TCP proxy that cuts |
@@ -16,3 +23,6 @@ pub mod memory;
 pub mod oracle;
 #[doc(hidden)]
 pub mod page;
+pub mod trial;
+
+pub use trial::{Outside, TestConsumer};

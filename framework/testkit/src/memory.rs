@@ -8,7 +8,9 @@
 //! Time is tokio's: under `tokio::time::pause` leases expire and held messages fall due when the test's clock says so.
 //! Neither survives the process, and neither is made for speed.
 
+mod audit;
 mod broker;
+mod charges;
 mod data;
 mod dead_rows;
 mod group;
@@ -16,6 +18,8 @@ mod held;
 mod inbox;
 mod ledger;
 mod outbox;
+mod owed;
+mod redrives;
 mod scheduled;
 mod sink;
 mod source;

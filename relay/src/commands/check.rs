@@ -5,19 +5,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backstop_core::lease::Holder;
+use backstop_core::ledger::Ledger;
 use backstop_core::outbox::{OutboxRow, OutboxStatus, OutboxStore};
+use backstop_core::report::escaped;
+use backstop_core::report_in::{self, ConsumerState};
 use backstop_core::schema::{Finding, Severity};
 use backstop_core::sink::{Publisher, Scope, Traffic};
-use backstop_core::{AdapterError, Destination};
+use backstop_core::{AdapterError, ConsumerReport, Destination};
 use chrono::Utc;
 use serde_json::{Value, json};
 
 use crate::broker;
 use crate::commands::Context;
 use crate::commands::outbox::{in_words, time};
-use crate::config::{Config, DatabaseConfig, OutboxConfig};
+use crate::config::{Config, DatabaseConfig, NotifyConfig, OutboxConfig};
 use crate::database::Database;
 use crate::exit::{Exit, Failure, with_cause};
+use crate::notify::send::Sender;
 use crate::output::{self, counted};
 
 /// Pending rows whose destinations are looked at.
@@ -28,7 +32,7 @@ const OLD: Duration = Duration::from_secs(60);
 /// How long a broker may take to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
+pub(super) async fn run(context: &Context, notify: bool) -> Result<Exit, Failure> {
     let config = &context.config;
     let mut findings = config.loosened();
     let mut opened = Vec::new();
@@ -50,16 +54,44 @@ pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
         }
     }
     if let Some(database) = usable(config.ledger()).filter(|_| config.dead_letters.enabled) {
-        if let Err(error) = database.ledger() {
-            findings.push(failed("ledger", &error));
+        match database.ledger() {
+            Ok(ledger) if !config.dead_letters.receipts.is_empty() => {
+                consumers(&mut findings, &*ledger).await;
+            }
+            Ok(_) => {}
+            Err(error) => findings.push(failed("ledger", &error)),
         }
         lease(&mut findings, database, &config.dead_letters.name).await;
     }
     look_at_brokers(&mut findings, config, waiting).await;
+    look_for_queues(&mut findings, config).await;
+    if notify {
+        for target in &config.notify {
+            findings.push(look_at_target(target).await);
+        }
+    }
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     print(context, &findings)?;
     let failed = findings.iter().any(|finding| finding.severity == Severity::Error);
     Ok(if failed { Exit::Failed } else { Exit::Ok })
+}
+
+/// Whether anybody answers at the address of somebody who is told.
+async fn look_at_target(target: &NotifyConfig) -> Finding {
+    let subject = format!("notify {}", target.name);
+    let answer = match Sender::new(target) {
+        Ok(sender) => sender.probe().await,
+        Err(error) => Err(with_cause(&error)),
+    };
+    match answer {
+        Ok(300..400) => {
+            let remedy = "write the address that it leads to";
+            Finding::error(subject, "it answers with a redirect, which is not followed", remedy)
+        }
+        // Many answer HEAD with an error and take a POST all the same.
+        Ok(status) => Finding::fine(subject, format!("somebody answers, with status {status}")),
+        Err(why) => Finding::error(subject, why, "check url, and the way to it"),
+    }
 }
 
 /// What findings call a database of this configuration.
@@ -190,10 +222,71 @@ async fn lease(findings: &mut Vec<Finding>, database: &Database, name: &str) {
     });
 }
 
-/// Sources of the collector that are names, not patterns; none when it is off.
+/// Sources of the collector that are names, not patterns, and where receipts are; none when it is off.
 fn named_sources(config: &Config) -> impl Iterator<Item = Destination> {
-    let sources = config.dead_letters.enabled.then_some(&config.dead_letters.sources);
-    sources.into_iter().flatten().filter(|source| !source.starts_with('^')).map(Destination::new)
+    let letters = config.dead_letters.enabled.then_some(&config.dead_letters);
+    let places = letters.into_iter().flat_map(|letters| letters.sources.iter().chain(&letters.receipts));
+    places.filter(|place| !broker::is_pattern(place)).map(Destination::new)
+}
+
+/// Queues of RabbitMQ that the patterns of the sources match now.
+async fn look_for_queues(findings: &mut Vec<Finding>, config: &Config) {
+    let subject = "dead-letter queues";
+    let letters = Some(&config.dead_letters).filter(|letters| letters.enabled);
+    let (Some(letters), Some(broker)) = (letters, &config.broker) else { return };
+    let queues = match broker::matching_queues(broker, letters) {
+        Ok(Some(queues)) => queues.names().await,
+        Ok(None) => return,
+        Err(error) => Err(error),
+    };
+    findings.push(match queues {
+        Err(error) => failed(subject, &error),
+        Ok(names) if names.is_empty() => Finding::warning(
+            subject,
+            "none matches the patterns",
+            "check the patterns of [dead_letters] sources; queues that are made later are found by themselves",
+        ),
+        Ok(names) => {
+            Finding::fine(subject, format!("{} by pattern: {}", counted(names.len() as u64, "queue"), some(&names)))
+        }
+    });
+}
+
+/// The first few names.
+fn some(names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| escaped(name)).collect();
+    let more = if names.len() > SHOWN { ", …" } else { "" };
+    format!("{}{more}", shown.join(", "))
+}
+
+/// Whether an instance has reported lately.
+fn is_there(report: &ConsumerReport) -> bool {
+    (Utc::now() - report.at).to_std().is_ok_and(|age| age <= 3 * report_in::EVERY)
+}
+
+/// Consumers that report in: none, where receipts are configured, is a consumer that was not told where to.
+async fn consumers(findings: &mut Vec<Finding>, ledger: &dyn Ledger) {
+    let subject = "consumers";
+    let reports = match ledger.consumers().await {
+        Ok(reports) => reports,
+        Err(error) => return findings.push(failed(subject, &error)),
+    };
+    let heard: BTreeSet<&str> = reports.iter().map(|report| report.consumer.as_str()).collect();
+    // One that was killed says no goodbye; that matters where no other has taken its place.
+    let there = reports.iter().filter(|report| is_there(report) || report.state == ConsumerState::Stopped);
+    let there: BTreeSet<&str> = there.map(|report| report.consumer.as_str()).collect();
+    let lost: Vec<&str> = heard.difference(&there).copied().collect();
+    findings.push(if heard.is_empty() {
+        let remedy =
+            "give consumers `.receipts(…)` with this destination; those that cannot report stay unknown";
+        Finding::warning(subject, "none has reported in", remedy)
+    } else if lost.is_empty() {
+        Finding::fine(subject, format!("{} reported in", counted(heard.len() as u64, "consumer")))
+    } else {
+        let detail = format!("silent, without a goodbye: {}", lost.join(", "));
+        Finding::warning(subject, detail, "look whether they run, and whether they reach the broker")
+    });
 }
 
 /// The brokers of outboxes and the one of dead letters, which are mostly the same.

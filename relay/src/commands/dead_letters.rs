@@ -1,24 +1,105 @@
-//! `dead-letters list` and `dead-letters show`
+//! `dead-letters groups`, `list` and `show`
 
-use backstop_core::ledger::{Letter, LetterEvent, LetterFilter};
+use backstop_core::ledger::{
+    COUNT_LIMIT, Letter, LetterEvent, LetterFilter, LetterGroup, Outcome, StatusCounts,
+};
 use backstop_core::report::escaped;
 use serde_json::json;
 
+use crate::audit::Action;
 use crate::cli::{DeadLettersCommand, Filter};
 use crate::commands::outbox::time;
-use crate::commands::{Context, content, database};
+use crate::commands::{Context, content, database, letter_changes, letter_files};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, or_dash};
 
 pub(super) async fn run(context: &Context, command: DeadLettersCommand) -> Result<Exit, Failure> {
     match command {
+        DeadLettersCommand::Groups { filter, limit } => groups(context, &filter, limit).await?,
         DeadLettersCommand::List { filter, limit, after } => {
             list(context, &filter, limit, after.as_deref()).await?
         }
         DeadLettersCommand::Show { id, reveal } => show(context, &id, reveal).await?,
-        DeadLettersCommand::Redrive(redrive) => return super::redrive::run(context, redrive).await,
+        DeadLettersCommand::Redrive(redrive) => return super::redrive::run(context, *redrive).await,
+        DeadLettersCommand::Discard(change) => return letter_changes::discard(context, &change).await,
+        DeadLettersCommand::Hold { change, end } => return letter_changes::hold(context, &change, end).await,
+        DeadLettersCommand::Export { filter, to } => {
+            letter_files::export(context, &filter, to.as_deref()).await?;
+        }
+        DeadLettersCommand::Archive => letter_files::archive(context).await?,
+        DeadLettersCommand::Import { file } => letter_files::import(context, &file).await?,
     }
     Ok(Exit::Ok)
+}
+
+/// How many letters a filter means, as people read it.
+pub(super) fn many(filter: &LetterFilter, count: u64) -> String {
+    if count > COUNT_LIMIT && !filter.is_by_group() {
+        format!("more than {COUNT_LIMIT}")
+    } else {
+        count.to_string()
+    }
+}
+
+async fn groups(context: &Context, filter: &Filter, limit: u32) -> Result<(), Failure> {
+    let ledger = context.ledger().await?;
+    let filter = filter.in_ledger();
+    let groups = ledger.groups(&filter, limit).await.map_err(database)?;
+    let all = ledger.count(&filter).await.map_err(database)?;
+    if context.is_json() {
+        return Ok(output::json(&json!({ "groups": groups, "matching": all }))?);
+    }
+    if groups.is_empty() {
+        return Ok(output::line("no letters")?);
+    }
+    output::table(
+        &[
+            "LETTERS",
+            "LAST HOUR",
+            "CONSUMER",
+            "PLACE",
+            "CLASS",
+            "REASON",
+            "LAST SEEN",
+            "FINGERPRINT",
+            "ERROR",
+        ],
+        groups.iter().map(group_row),
+    )?;
+    let shown: u64 = groups.iter().map(|group| group.letters).sum();
+    output::line(format!("\n{shown} of {} letters", many(&filter, all)))?;
+    if filter.status.is_none() {
+        output::line(by_status(&groups))?;
+    }
+    Ok(())
+}
+
+/// How many letters of the groups stand where.
+fn by_status(groups: &[LetterGroup]) -> String {
+    let sum = |of: fn(&StatusCounts) -> u64| -> u64 { groups.iter().map(|group| of(&group.by_status)).sum() };
+    let sums = [
+        (sum(|counts| counts.open), "open"),
+        (sum(|counts| counts.redriving), "redriving"),
+        (sum(|counts| counts.resolved), "resolved"),
+        (sum(|counts| counts.discarded), "discarded"),
+        (sum(|counts| counts.superseded), "superseded: failed again"),
+    ];
+    let told = sums.iter().filter(|(letters, _)| *letters > 0);
+    told.map(|(letters, status)| format!("{letters} {status}")).collect::<Vec<_>>().join(", ")
+}
+
+fn group_row(group: &LetterGroup) -> Vec<String> {
+    vec![
+        group.letters.to_string(),
+        group.last_hour.to_string(),
+        or_dash(group.consumer.as_deref()),
+        or_dash(group.place.as_deref()),
+        or_dash(group.class.as_deref()),
+        or_dash(group.reason.as_deref()),
+        time(group.last_seen),
+        or_dash(group.fingerprint.as_deref()),
+        or_dash(group.error.as_deref()),
+    ]
 }
 
 async fn list(context: &Context, filter: &Filter, limit: u32, after: Option<&str>) -> Result<(), Failure> {
@@ -36,7 +117,7 @@ async fn list(context: &Context, filter: &Filter, limit: u32, after: Option<&str
         &["ID", "STATUS", "CONSUMER", "PLACE", "REASON", "ATTEMPTS", "DEAD AT", "ERROR"],
         letters.iter().map(row),
     )?;
-    Ok(output::line(format!("\n{} of {all} letters", letters.len()))?)
+    Ok(output::line(format!("\n{} of {} letters", letters.len(), many(&filter, all)))?)
 }
 
 fn row(letter: &Letter) -> Vec<String> {
@@ -54,6 +135,10 @@ fn row(letter: &Letter) -> Vec<String> {
 
 async fn show(context: &Context, id: &str, reveal: bool) -> Result<(), Failure> {
     let ledger = context.ledger().await?;
+    let action = Action::on_letters(&ledger, "dead-letters show --reveal", id, None);
+    if reveal {
+        action.begins(1).await?;
+    }
     let filter = LetterFilter { ids: vec![id.to_owned()], ..LetterFilter::default() };
     let found = ledger.list(&filter, None, 1).await.map_err(database)?;
     let Some(letter) = found.into_iter().next() else {
@@ -61,6 +146,9 @@ async fn show(context: &Context, id: &str, reveal: bool) -> Result<(), Failure> 
         return Err(Failure::new(Exit::Failed, what, "look for it with dead-letters list --status all"));
     };
     let history = ledger.history(id).await.map_err(database)?;
+    if reveal {
+        action.ended(1).await;
+    }
     if context.is_json() {
         return print_json(&letter, &history, reveal);
     }
@@ -77,7 +165,7 @@ async fn show(context: &Context, id: &str, reveal: bool) -> Result<(), Failure> 
     content::print(&letter.envelope, reveal)
 }
 
-fn fields(letter: &Letter) -> [(&'static str, Option<String>); 16] {
+fn fields(letter: &Letter) -> [(&'static str, Option<String>); 19] {
     [
         ("id", Some(letter.id.clone())),
         ("status", Some(letter.status.to_string())),
@@ -92,6 +180,9 @@ fn fields(letter: &Letter) -> [(&'static str, Option<String>); 16] {
         ("fingerprint", letter.fingerprint.clone()),
         ("attempts", letter.attempts.map(|attempts| attempts.to_string())),
         ("redriven", Some(format!("{} times before", letter.generation))),
+        ("outcome", letter.outcome.map(Outcome::as_str).map(str::to_owned)),
+        ("last redrive", letter.redrive.clone()),
+        ("legal hold", letter.hold.clone()),
         ("first failed", letter.first_failed_at.map(time)),
         ("dead since", letter.dead_at.map(time)),
         ("collected", Some(time(letter.collected_at))),

@@ -28,7 +28,7 @@ pub(super) async fn run(context: &Context, command: OutboxDeadCommand) -> Result
             if reveal {
                 let choice = format!("seq={seq}");
                 let what = "outbox dead show --reveal";
-                Action { what, outbox: &outbox.name, choice: &choice, because: None }.begins(1);
+                Action::on_rows(context, what, &outbox.name, &choice, None).await.begins(1).await?;
             }
             show(context, &*store, seq, reveal).await
         }
@@ -50,8 +50,8 @@ async fn change_rows(
     because: Option<&str>,
 ) -> Result<Exit, Failure> {
     let choice = change.choice.to_string();
-    let action = Action { what: what.command(), outbox: &outbox.name, choice: &choice, because };
-    let altered = alter(context, store, change, what, action).await?;
+    let action = Action::on_rows(context, what.command(), &outbox.name, &choice, because).await;
+    let altered = alter(context, store, change, what, &action).await?;
     report(context, &altered, what, because)
 }
 
@@ -184,7 +184,7 @@ async fn alter(
     store: &dyn OutboxStore,
     change: &DeadRowChange,
     what: What,
-    action: Action<'_>,
+    action: &Action<'_>,
 ) -> Result<Altered, Failure> {
     let filter = change.choice.filter();
     let plan = store.buried_groups(&filter).await.map_err(database)?;
@@ -201,16 +201,16 @@ async fn alter(
     // What dies from now on, a row that was moved back included, is not part of the plan.
     let filter = DeadRowFilter { up_to: plan.iter().map(|group| group.last).max(), ..filter };
     let mut rows = 0;
-    action.begins(planned);
+    action.begins(planned).await?;
     loop {
         match what.step(store, &filter).await {
             Ok(0) => {
-                action.ended(rows);
+                action.ended(rows).await;
                 return Ok(Altered { plan, rows: Some(rows) });
             }
             Ok(more) => rows += more,
             Err(error) => {
-                action.failed(rows, &error.to_string());
+                action.failed(rows, &error.to_string()).await;
                 let mut failure = Failure::database(&error);
                 if rows > 0 {
                     failure.add(

@@ -2,150 +2,248 @@
 
 use std::io;
 
-use backstop_core::ledger::LetterStatus;
+use backstop_core::ledger::{Guard, LetterFilter, NewRedrive, PlanGroup, Redrive, Run, Verdict};
+use chrono::Utc;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::Action;
 use crate::broker;
-use crate::cli::{Redrive, Status};
+use crate::cli;
+use crate::commands::letter_changes::redrivable;
+use crate::commands::redrives::Progress;
 use crate::commands::{Context, confirm, database};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, counted, or_dash};
-use crate::redrive::{Plan, RedriveError, Summary, redrive};
+use crate::owner::OwnerSettings;
+use crate::redrive::{Plan, Trouble, carry_out, is_sent, new_redrive};
 use crate::supervise::until_signalled;
 
-pub(super) async fn run(context: &Context, args: Redrive) -> Result<Exit, Failure> {
-    let from = status(args.filter.status)?;
-    let broker = context.broker()?;
+pub(super) async fn run(context: &Context, args: cli::Redrive) -> Result<Exit, Failure> {
+    redrivable(args.filter.status)?;
+    context.broker()?;
+    let new = wanted(context, &args)?;
     let ledger = context.ledger().await?;
-    let plan = Plan::make(&*ledger, &args.filter.in_ledger(), args.limit).await.map_err(database)?;
-    if plan.is_empty() || args.dry_run {
+    let mut plan = Plan::make(&*ledger, &new.filter, &new.guard).await.map_err(database)?;
+    plan.warnings.extend(plan.without_canary(new.canary));
+    let to_send = new.limit.map_or(plan.to_send, |limit| limit.min(plan.to_send));
+    if to_send == 0 || args.dry_run {
         if context.is_json() {
             output::json(&json!({ "plan": plan }))?;
         } else {
             print_plan(&plan)?;
         }
-        return nothing_sent(&plan);
+        return nothing_sent(&plan, to_send);
     }
     if !context.is_json() {
         print_plan(&plan)?;
     }
     if !args.yes {
-        confirm(&format!("redrive {}?", counted(plan.len() as u64, "letter")), "nothing was redriven")?;
+        confirm(&format!("redrive {}?", counted(to_send, "letter")), "nothing was redriven")?;
     }
-    let sink = broker::sink(broker).map_err(|error| Failure::broker(&error))?;
+    let choice = args.filter.to_string();
+    let because = new.because.as_deref();
+    let action = Action::on_letters(&ledger, "dead-letters redrive", &choice, because).about(&new.id);
+    action.begins(to_send).await?;
+    let made = ledger.create_redrive(&new).await.map_err(database)?;
+    let seen = match Box::pin(follow(context, made, args.wait)).await {
+        Ok(seen) => seen,
+        Err(failure) => {
+            action.failed(to_send, &failure.to_string()).await;
+            return Err(failure);
+        }
+    };
+    action.ended(seen.letters().sent()).await;
+    if context.is_json() {
+        output::json(&json!({ "plan": plan, "redrive": seen }))?;
+    } else {
+        print_outcome(&seen)?;
+    }
+    ended(&seen)
+}
+
+/// The redrive that the command line asks for.
+fn wanted(context: &Context, args: &cli::Redrive) -> Result<NewRedrive, Failure> {
+    let config = &context.config.dead_letters.redrive;
+    let mut guard = Guard { max_generation: i64::from(config.max_generation), ..Guard::default() };
+    if let Some(retention) = config.inbox_retention.filter(|_| !args.include_old) {
+        guard.not_before =
+            chrono::TimeDelta::from_std(retention).ok().map(|retention| Utc::now() - retention);
+    }
+    if args.accept_fanout {
+        guard.foreign = config.targets.clone();
+        if guard.foreign.is_empty() {
+            return Err(Failure::new(
+                Exit::Configuration,
+                "no topic or queue may be sent back to",
+                "name those that may in [dead_letters.redrive]: targets = [\"orders\"]",
+            ));
+        }
+    }
+    let filter: LetterFilter = args.filter.in_ledger();
+    Ok(NewRedrive {
+        limit: args.limit,
+        canary: args.canary,
+        rate: args.rate,
+        brake: f64::from(args.brake) / 100.0,
+        silent_after: config.silent_after,
+        because: args.because.clone(),
+        ..new_redrive(filter, guard)
+    })
+}
+
+/// Waits for a redrive, with a bar on a terminal; carries it out where no relay does.
+pub(super) async fn follow(context: &Context, made: Redrive, to_the_end: bool) -> Result<Redrive, Failure> {
+    let ledger = context.ledger().await?;
+    let sink = broker::sink(context.broker()?).map_err(|error| Failure::broker(&error))?;
+    let id = made.plan.id.clone();
     let stop = CancellationToken::new();
-    let mut done = None;
+    let progress = Progress::new(context);
+    let done = |redrive: &Redrive| {
+        if to_the_end { redrive.standing.run != Run::Running } else { is_sent(redrive) }
+    };
+    let mut followed = None;
     let signalled = until_signalled(stop.clone(), async {
-        done = Some(redrive(&*ledger, &sink, &plan, from, &stop).await);
+        let look = |redrive: &Redrive| progress.show(redrive);
+        followed = Some(carry_out(ledger.clone(), sink, made, owner(context), look, done, &stop).await);
         Ok(())
     })
     .await;
-    signalled.map_err(cut_short)?;
-    let (summary, result) = done.expect("the work ended without an error, so it left its outcome");
-    report(context, &plan, summary)?;
-    result.map_err(|error| failure(&error))?;
-    if summary.left > 0 {
-        let what = format!("stopped by a signal; {} letters were not tried", summary.left);
-        return Err(Failure::new(Exit::Failed, what, "run the command again for the rest"));
+    progress.end();
+    signalled?;
+    let followed = followed.expect("the work ended without an error, so it left its outcome");
+    let seen = match followed {
+        Ok(seen) => seen,
+        Err(trouble) => return Err(held_up(&*ledger, &id, &trouble).await),
+    };
+    if !done(&seen) {
+        let what = format!("stopped by a signal; redrive {id} is not done");
+        return Err(Failure::new(Exit::Failed, what, goes_on(&id)));
     }
-    Ok(Exit::Ok)
+    Ok(seen)
 }
 
-/// Letters without a door are refused in words; when there are no others, that is a failure.
-fn nothing_sent(plan: &Plan) -> Result<Exit, Failure> {
-    if plan.is_empty() && plan.without_door > 0 {
+/// What the engines of this ledger lease.
+pub(crate) fn owner(context: &Context) -> OwnerSettings {
+    let letters = &context.config.dead_letters;
+    OwnerSettings {
+        lease: format!("{}.redrive", letters.name),
+        ttl: letters.lease_ttl,
+        ..OwnerSettings::default()
+    }
+}
+
+fn goes_on(id: &str) -> String {
+    format!("it goes on with `redrives watch {id}`, or where `run` collects; `redrives cancel {id}` ends it")
+}
+
+/// Nobody looks after the redrive any more once this command has ended: it is paused, if that is possible.
+async fn held_up(ledger: &dyn backstop_core::ledger::Ledger, id: &str, trouble: &Trouble) -> Failure {
+    if let Ok(Some(redrive)) = ledger.redrive(id).await
+        && let Ok(to) = redrive.paused(crate::exit::with_cause(trouble))
+    {
+        // What cannot be paused goes on in the next engine, which is as good.
+        drop(ledger.steer_redrive(id, &redrive.standing, &to).await);
+    }
+    let mut failure = failure(trouble);
+    failure.add(
+        format!("redrive {id} is paused"),
+        format!("mend the cause, then `redrives resume {id}`; or end it with `redrives cancel {id}`"),
+    );
+    failure
+}
+
+/// How a redrive that is held up ends the program.
+pub(crate) fn failure(trouble: &Trouble) -> Failure {
+    match trouble {
+        Trouble::Ledger(error) => Failure::database(error),
+        Trouble::Broker(error) | Trouble::Target(_, error) => Failure::publish(error),
+    }
+}
+
+/// Letters that cannot be sent are refused in words; when there are no others, that is a failure.
+fn nothing_sent(plan: &Plan, to_send: u64) -> Result<Exit, Failure> {
+    if to_send == 0 && plan.matching > 0 {
         return Err(Failure::new(
             Exit::Failed,
-            format!("none of the {} letters has a door: no Backstop consumer wrote them", plan.without_door),
-            "send them again with the tools of their own system",
+            format!("none of the {} letters can be redriven", plan.matching),
+            "see the plan: letters without a door need --accept-fanout, old ones --include-old",
         ));
     }
     Ok(Exit::Ok)
 }
 
-/// What is sent is open, or was left in between by a crash.
-fn status(status: Status) -> Result<LetterStatus, Failure> {
-    match status {
-        Status::Open => Ok(LetterStatus::Open),
-        Status::Redriving => Ok(LetterStatus::Redriving),
-        _ => Err(Failure::new(
-            Exit::Usage,
-            "only letters with status open or redriving can be redriven",
-            "use --status open, or --status redriving for letters that a crash left behind",
-        )),
-    }
-}
-
 fn print_plan(plan: &Plan) -> io::Result<()> {
-    if !plan.is_empty() {
-        let row = |group: &crate::redrive::Group| {
+    if plan.matching == 0 {
+        return output::line("no letters");
+    }
+    let sent = plan.groups.iter().filter(|group| group.verdict == Verdict::Send);
+    if plan.to_send > 0 {
+        let row = |group: &PlanGroup| {
             vec![
                 group.letters.to_string(),
                 or_dash(group.consumer.as_deref()),
                 or_dash(group.reason.as_deref()),
-                group.door.clone(),
+                or_dash(group.target.as_deref()),
             ]
         };
-        output::table(&["LETTERS", "CONSUMER", "REASON", "TO"], plan.groups.iter().map(row))?;
+        output::table(&["LETTERS", "CONSUMER", "REASON", "TO"], sent.map(row))?;
     }
-    if plan.without_door > 0 {
-        output::line(format!("{} letters have no door and are left alone", plan.without_door))?;
+    let numbers = [
+        (plan.matching, "match"),
+        (plan.without_target, "have no door and are left alone"),
+        (plan.looped, "were redriven too often and are left alone"),
+        (plan.too_old, "are older than what consumers remember and are left alone"),
+        (plan.to_send, "would be sent"),
+    ];
+    for (letters, what) in numbers {
+        if letters > 0 {
+            output::line(format!("{letters} {what}"))?;
+        }
     }
-    if plan.is_empty() && plan.without_door == 0 {
-        output::line("no letters")?;
-    }
-    Ok(())
+    plan.warnings.iter().try_for_each(|warning| output::line(format!("warning: {warning}")))
 }
 
-fn report(context: &Context, plan: &Plan, summary: Summary) -> io::Result<()> {
-    if context.is_json() {
-        return output::json(&json!({ "plan": plan, "summary": summary }));
-    }
-    let mut text = format!("{} sent", counted(summary.sent, "letter"));
+fn print_outcome(redrive: &Redrive) -> io::Result<()> {
+    let letters = redrive.letters();
+    let mut text = format!("{} sent", counted(letters.sent(), "letter"));
     for (count, what) in [
-        (summary.taken, "taken by somebody else meanwhile"),
-        (summary.put_back, "put back"),
-        (summary.left, "not tried"),
+        (letters.resolved, "handled"),
+        (letters.failed_again, "failed again"),
+        (letters.silent, "silent"),
+        (letters.dropped, "taken by somebody else meanwhile"),
+        (letters.refused, "refused and put back"),
+        (letters.unsent(), "not sent"),
     ] {
         if count > 0 {
             text.push_str(&format!(", {count} {what}"));
         }
     }
-    output::line(text)
+    output::line(text)?;
+    output::line(format!("redrive {}: outcomes with `redrives show`", redrive.plan.id))
 }
 
-/// A second signal leaves letters marked.
-fn cut_short(mut failure: Failure) -> Failure {
-    if failure.exit() == Exit::Interrupted {
-        failure.add(
-            "stopped at once: letters that were being sent may stay in status redriving",
-            "send them again with --status redriving; copies are absorbed",
-        );
-    }
-    failure
-}
-
-/// How a redrive that stopped ends the program.
-pub(crate) fn failure(error: &RedriveError) -> Failure {
-    match error {
-        RedriveError::Ledger(error) => Failure::database(error),
-        RedriveError::Publish(error) => Failure::publish(error),
-        RedriveError::Refused(error) => {
-            let mut failure = Failure::publish(error);
-            failure.add(
-                "letters were refused and put back; the error above is the first",
-                "their histories say why: `backstop-relay dead-letters show ID`; mend the cause and redrive them again",
-            );
-            failure
+/// How a redrive that nobody waits for any more ends the program.
+pub(super) fn ended(redrive: &Redrive) -> Result<Exit, Failure> {
+    let id = &redrive.plan.id;
+    let why = redrive.standing.why.as_deref().unwrap_or("nobody said why");
+    let (what, hint) = match redrive.standing.run {
+        Run::Stopped => (
+            format!("redrive {id} ended itself: {why}"),
+            "what was not sent is open; mend the cause and make another".to_owned(),
+        ),
+        Run::Paused => {
+            (format!("redrive {id} is paused: {why}"), format!("mend the cause, then `redrives resume {id}`"))
         }
-        RedriveError::Stuck(error, letters) => {
-            let mut failure = Failure::database(error);
-            failure.add(
-                format!("{letters} letters stay in status redriving"),
-                "send them again with --status redriving; copies are absorbed",
-            );
-            failure
+        Run::Cancelled => {
+            (format!("redrive {id} was cancelled: {why}"), "what was not sent is open".to_owned())
         }
-    }
+        Run::Running | Run::Done if redrive.letters().refused > 0 => (
+            format!("{} letters were refused and put back", redrive.letters().refused),
+            "their histories say why: `dead-letters show ID`; mend the cause and redrive them again"
+                .to_owned(),
+        ),
+        Run::Running | Run::Done => return Ok(Exit::Ok),
+    };
+    Err(Failure::new(Exit::Failed, what, hint))
 }

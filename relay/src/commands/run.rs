@@ -15,11 +15,17 @@ use crate::broker;
 use crate::collector::Collector;
 use crate::commands::{Context, database};
 use crate::config::{Config, OnUnsendable, OutboxConfig};
+use crate::desk::Desk;
 use crate::exit::{Exit, Failure};
 use crate::http::Server;
 use crate::jobs::Jobs;
+use crate::notify::Notifier;
 use crate::owner::OwnerSettings;
 use crate::pump::{self, Pump, PumpSettings};
+use crate::receipts::Receipts;
+use crate::redact::Redaction;
+use crate::redrive::Engine;
+use crate::retention::Retention;
 use crate::supervise::{Supervisor, until_signalled};
 
 /// First wait for a server that cannot be reached at the start; it doubles, with jitter.
@@ -54,7 +60,8 @@ pub(crate) async fn work(context: &Arc<Context>, stop: CancellationToken) -> Res
     let enabled = || context.config.outbox.iter().filter(|outbox| outbox.enabled);
     let jobs = Jobs::new(enabled().map(|outbox| outbox.name.clone()));
     if let Some(http) = &context.config.http {
-        let (server, stop) = (Server::bind(http, jobs.clone()).await?, stop.clone());
+        let server = Server::bind(http, jobs.clone(), Desk::of(&context.config, jobs.clone())).await?;
+        let stop = stop.clone();
         supervisor.spawn("the HTTP server", async move {
             server.run(stop).await;
             Ok(())
@@ -70,15 +77,95 @@ pub(crate) async fn work(context: &Arc<Context>, stop: CancellationToken) -> Res
         });
     }
     if context.config.dead_letters.enabled {
-        let (context, stop) = (context.clone(), stop.clone());
-        supervisor.spawn("the collector of dead letters", async move {
-            if let Some(collector) = patiently(&stop, "ledger", || collector(&context)).await? {
-                collector.run(stop).await;
-            }
-            Ok(())
-        });
+        attend_letters(context, &stop, &mut supervisor);
+        attend_receipts(context, &stop, &jobs, &mut supervisor);
+        attend_retention(context, &stop, &mut supervisor);
+    }
+    if !context.config.notify.is_empty() {
+        notify(context, &stop, &mut supervisor);
     }
     supervisor.wait(stop).await
+}
+
+/// Tells what happens to dead letters.
+fn notify(context: &Arc<Context>, stop: &CancellationToken, supervisor: &mut Supervisor) {
+    let (context, stop) = (context.clone(), stop.clone());
+    supervisor.spawn("the notifier", async move {
+        let letters = &context.config.dead_letters;
+        let owner = OwnerSettings {
+            lease: format!("{}.notify", letters.name),
+            ttl: letters.lease_ttl,
+            ..OwnerSettings::default()
+        };
+        let open = || async {
+            Notifier::new(context.ledger().await?, &context.config.notify, owner.clone()).map_err(database)
+        };
+        if let Some(notifier) = patiently(&stop, "ledger", open).await? {
+            notifier.run(stop).await;
+        }
+        Ok(())
+    });
+}
+
+/// Collects dead letters, and carries redrives out.
+fn attend_letters(context: &Arc<Context>, stop: &CancellationToken, supervisor: &mut Supervisor) {
+    let (collecting, until) = (context.clone(), stop.clone());
+    supervisor.spawn("the collector of dead letters", async move {
+        if let Some(collector) = patiently(&until, "ledger", || collector(&collecting)).await? {
+            collector.run(until).await;
+        }
+        Ok(())
+    });
+    let (redriving, until) = (context.clone(), stop.clone());
+    supervisor.spawn("the engine of redrives", async move {
+        if let Some(engine) = patiently(&until, "ledger", || engine(&redriving)).await? {
+            engine.run(until).await;
+        }
+        Ok(())
+    });
+}
+
+/// Archives and deletes letters whose time is over, where the configuration says when that is.
+fn attend_retention(context: &Arc<Context>, stop: &CancellationToken, supervisor: &mut Supervisor) {
+    let letters = &context.config.dead_letters;
+    let Some(config) = letters.retention.clone() else { return };
+    let (context, stop, name) = (context.clone(), stop.clone(), letters.name.clone());
+    let owner = OwnerSettings {
+        lease: format!("{name}-retention"),
+        ttl: letters.lease_ttl,
+        ..OwnerSettings::default()
+    };
+    supervisor.spawn("the retention of dead letters", async move {
+        if let Some(ledger) = patiently(&stop, "ledger", || context.ledger()).await? {
+            Retention::new(ledger, name, config).run(owner, stop).await;
+        }
+        Ok(())
+    });
+}
+
+/// Reads receipts where the configuration says where they are.
+fn attend_receipts(
+    context: &Arc<Context>,
+    stop: &CancellationToken,
+    jobs: &Jobs,
+    supervisor: &mut Supervisor,
+) {
+    if context.config.dead_letters.receipts.is_empty() {
+        return;
+    }
+    let (context, stop, counts) = (context.clone(), stop.clone(), jobs.receipts().clone());
+    supervisor.spawn("the reader of receipts", async move {
+        let open = || async {
+            let ledger = context.ledger().await?;
+            let sources = broker::receipts(context.broker()?, &context.config.dead_letters)
+                .map_err(|error| Failure::broker(&error))?;
+            Ok(Receipts::new(ledger, sources, counts.clone()))
+        };
+        if let Some(receipts) = patiently(&stop, "ledger", open).await? {
+            receipts.run(stop).await;
+        }
+        Ok(())
+    });
 }
 
 /// Tries until it works. What waiting cannot mend ends it; `None` when `stop` came first.
@@ -133,6 +220,13 @@ async fn may_move(store: &dyn OutboxStore, lease: &str) -> Result<(), Failure> {
     Ok(())
 }
 
+async fn engine(context: &Context) -> Result<Engine<broker::AnySink>, Failure> {
+    let ledger = context.ledger().await?;
+    ledger.running_redrives().await.map_err(database)?;
+    let sink = broker::sink(context.broker()?).map_err(|error| Failure::broker(&error))?;
+    Ok(Engine::new(ledger, sink, super::redrive::owner(context)))
+}
+
 async fn collector(context: &Context) -> Result<Collector<broker::AnySource>, Failure> {
     let ledger = context.ledger().await?;
     ledger.count(&backstop_core::ledger::LetterFilter::default()).await.map_err(database)?;
@@ -140,12 +234,14 @@ async fn collector(context: &Context) -> Result<Collector<broker::AnySource>, Fa
     answering(broker::publisher(context.broker()?).map_err(refused)?, 1).await?;
     let Config { dead_letters, .. } = &context.config;
     let sources = broker::sources(context.broker()?, dead_letters).map_err(refused)?;
+    let discovery = broker::discovery(context.broker()?, dead_letters).map_err(refused)?;
     let owner = OwnerSettings {
         lease: dead_letters.name.clone(),
         ttl: dead_letters.lease_ttl,
         ..OwnerSettings::default()
     };
-    Ok(Collector::new(ledger, sources, owner))
+    let redaction = Redaction::new(&dead_letters.redact).map_err(refused)?;
+    Ok(Collector::new(ledger, sources, owner).discovering(discovery).redacting(redaction))
 }
 
 /// The publisher, if at least one of its brokers answers: destinations of the others wait in the pump.
@@ -173,6 +269,7 @@ fn pump_settings(config: &OutboxConfig) -> PumpSettings {
         },
         read_rows: size(config.batch_rows),
         read_bytes: size(config.batch_bytes),
+        unsettled_rows: size(config.unsettled_rows),
         idle_poll: config.idle_poll,
         ..PumpSettings::default()
     }

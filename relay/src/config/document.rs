@@ -259,6 +259,16 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Whether the key has exactly this text; where it has another, somebody else reads it.
+    pub(super) fn says(&mut self, key: &'static str, word: &str) -> bool {
+        let value = self.table.and_then(|table| table.get(key)).map(Spanned::get_ref);
+        let says = matches!(value, Some(DeValue::String(text)) if text == word);
+        if says {
+            self.known.push(key);
+        }
+        says
+    }
+
     /// A secret text: under `key`, or in the file that `file_key` names (without the line end at its end).
     pub(super) fn secret(&mut self, key: &'static str, file_key: &'static str) -> Option<Located> {
         let (here, file) = (self.text(key), self.text(file_key));

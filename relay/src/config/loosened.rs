@@ -53,8 +53,10 @@ fn kafka(config: &KafkaConfig) -> Vec<Finding> {
 }
 
 fn rabbitmq(config: &RabbitConfig) -> Option<Finding> {
-    let url = Url::parse(config.url.expose()).ok()?;
-    (url.scheme() == "amqp" && !super::url_is_local(&url)).then(|| bare("use an amqps:// URL"))
+    let is_open = |url: &Url| matches!(url.scheme(), "amqp" | "http") && !super::url_is_local(url);
+    let mut urls = std::iter::once(&config.url).chain(&config.management);
+    let is_open = urls.any(|url| Url::parse(url.expose()).is_ok_and(|url| is_open(&url)));
+    is_open.then(|| bare("use an amqps:// URL, and https:// for the management API"))
 }
 
 fn bare(remedy: &str) -> Finding {

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::*;
 
 /// Each table of the file, with the definition that describes it and what must stand before a key of it.
-const TABLES: [(&str, &str, &str); 10] = [
+const TABLES: [(&str, &str, &str); 14] = [
     ("database", "database", "[database]\n"),
     ("kafka", "broker", "[broker]\nkind = \"kafka\"\n"),
     ("rabbitmq", "broker", "[broker]\nkind = \"rabbitmq\"\n"),
@@ -15,7 +15,11 @@ const TABLES: [(&str, &str, &str); 10] = [
     ("debezium", "outbox.debezium", "[outbox.debezium]\n"),
     ("http", "http", "[http]\n"),
     ("dead_letters", "dead_letters", "[dead_letters]\n"),
+    ("redrive", "dead_letters.redrive", "[dead_letters.redrive]\n"),
+    ("redact", "dead_letters.redact", "[[dead_letters.redact]]\n"),
+    ("retention", "dead_letters.retention", "[dead_letters.retention]\n"),
     ("database", "dead_letters.ledger", "[dead_letters.ledger]\n"),
+    ("notify", "notify", "[[notify]]\n"),
 ];
 
 fn properties(definition: &str) -> Map<String, Value> {
@@ -59,8 +63,8 @@ fn the_schema_has_the_defaults_of_the_reader() {
     {
         let text = format!(
             "[database]\nurl = \"sqlite:x.db\"\n[broker]\nkind = \"{kind}\"\n{broker}\n[dead_letters.ledger]\nurl = \
-             \"sqlite:l.db\"\n[http]\n[outbox]\nlayout = \
-             \"debezium\"\n[outbox.database]\nurl = \"postgres://localhost/o\"\n"
+             \"sqlite:l.db\"\n[[dead_letters.redact]]\nheader = \"a\"\n[dead_letters.retention]\narchive = \"a\"\n[http]\n[outbox]\nlayout = \
+             \"debezium\"\n[outbox.database]\nurl = \"postgres://localhost/o\"\n[[notify]]\nurl = \"https://hooks.example/x\"\nsecret = \"0123456789abcdef\"\n"
         );
         let config = Config::parse(&text, &Environment::default()).expect("sound");
         let printed = serde_json::to_value(&config).expect("JSON");

@@ -4,20 +4,25 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use regex::Regex;
 use toml::de::DeTable;
 use url::{Host, Url};
 
 use super::databases::{DATABASE_URL, database, inner_database, url_is_local};
 use super::document::{Located, Place, Reader, Section};
 use super::layout::layout;
+use super::notify::notify;
 use super::{
     BrokerConfig, Config, DatabaseConfig, DeadLettersConfig, HttpConfig, KafkaConfig, OnUnsendable, Ordering,
-    OutboxConfig, RabbitConfig, RouteConfig,
+    OutboxConfig, RabbitConfig, RedactConfig, RedriveConfig, RetentionConfig, RouteConfig,
 };
+use crate::broker::is_pattern;
 use crate::secret::{Secret, SecretUrl};
 
 /// Shortest token of the HTTP server, so that nobody can guess it.
 const MIN_TOKEN: usize = 16;
+/// What stands for letters that are kept for ever.
+pub(super) const NEVER: &str = "never";
 const BROKER_URL: &str =
     "write amqp://user:password@host:5672/vhost or amqps://…; percent-encode @ : / ? # in a password";
 
@@ -41,10 +46,14 @@ pub(super) fn config(table: &DeTable<'_>, reader: &Reader<'_>) -> Option<Config>
     let brokers = brokers(&mut top);
     let routes = routes(&mut top, &brokers);
     let outbox = outboxes(&mut top, database.as_ref());
-    let rabbit = matches!(broker, Some(Some(BrokerConfig::RabbitMq(_))));
+    let rabbit = match &broker {
+        Some(Some(BrokerConfig::RabbitMq(rabbit))) => Some(rabbit.management.is_some()),
+        _ => None,
+    };
     let http = top.section("http");
     let http = http.is_there().then(|| self::http(http));
     let dead_letters = dead_letters(top.section("dead_letters"), rabbit, database.as_ref());
+    let notify = notify(&mut top);
     top.finish();
     let brokers = brokers.into_iter().map(|(name, broker)| Some((name.text, broker?))).collect::<Option<_>>();
     Some(Config {
@@ -55,6 +64,7 @@ pub(super) fn config(table: &DeTable<'_>, reader: &Reader<'_>) -> Option<Config>
         outbox,
         http,
         dead_letters,
+        notify,
     })
 }
 
@@ -154,12 +164,14 @@ fn rabbitmq(mut section: Section<'_>) -> Option<RabbitConfig> {
     }
     let allow_plaintext = section.switch("allow_plaintext", false);
     let url = url.and_then(|url| rabbitmq_url(&section, &url, allow_plaintext));
+    let management = section.secret("management", "management_file");
+    let management = management.and_then(|url| management_url(&section, &url, allow_plaintext));
     let ordering = section.choice("ordering", &[("per-key", Ordering::PerKey), ("none", Ordering::None)]);
     let channels = section.number("channels", 4, 1..65);
     let window = section.number("window", 1024, 1..65_536);
     section.finish();
     let ordering = ordering.unwrap_or(Ordering::PerKey);
-    Some(RabbitConfig { url: url?, ordering, channels, window, allow_plaintext })
+    Some(RabbitConfig { url: url?, management, ordering, channels, window, allow_plaintext })
 }
 
 fn rabbitmq_url(section: &Section<'_>, located: &Located, allow_plaintext: bool) -> Option<SecretUrl> {
@@ -173,6 +185,26 @@ fn rabbitmq_url(section: &Section<'_>, located: &Located, allow_plaintext: bool)
             located.place.clone(),
             "[broker] would send its password over the network without TLS",
             "use an amqps:// URL, or set allow_plaintext = true",
+        );
+    }
+    Some(SecretUrl::new(&located.text))
+}
+
+fn management_url(section: &Section<'_>, located: &Located, allow_plaintext: bool) -> Option<SecretUrl> {
+    let url = Url::parse(&located.text).ok();
+    let Some(url) = url.filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host()) else {
+        section.fault(
+            located.place.clone(),
+            "[broker] management is no usable HTTP URL",
+            "write http://user:password@host:15672 or https://…; percent-encode @ : / ? # in a password",
+        );
+        return None;
+    };
+    if url.scheme() == "http" && !allow_plaintext && !url_is_local(&url) {
+        section.fault(
+            located.place.clone(),
+            "[broker] management would send its password over the network without TLS",
+            "use an https:// URL, or set allow_plaintext = true",
         );
     }
     Some(SecretUrl::new(&located.text))
@@ -220,9 +252,10 @@ fn outbox(mut section: Section<'_>, database: Option<&DatabaseConfig>) -> Outbox
         enabled: section.switch("enabled", true),
         name: lease_name(&mut section, "outbox"),
         lease_ttl: lease_ttl(&mut section),
-        batch_rows: section.number("batch_rows", 2_000, 1..10_001),
+        batch_rows: section.number("batch_rows", 5_000, 1..10_001),
         batch_bytes: section.number("batch_bytes", 8 << 20, 1024..(1 << 30) + 1),
-        idle_poll: section.duration("idle_poll", millis(40), millis(1)..millis(60_000)),
+        unsettled_rows: section.number("unsettled_rows", 4_000, 1..1_000_001),
+        idle_poll: section.duration("idle_poll", millis(42), millis(1)..millis(60_000)),
         on_unsendable: section.choice("on_unsendable", &choices).unwrap_or(OnUnsendable::Dead),
         layout,
         debezium,
@@ -244,9 +277,8 @@ fn http(mut section: Section<'_>) -> HttpConfig {
         })
     });
     let token = section.secret("token", "token_file");
-    if let Some((token, what)) = token.as_ref().and_then(|token| Some((token, unfit(&token.text)?))) {
-        section.fault(token.place.clone(), what, "make one with: openssl rand -base64 32");
-    }
+    let viewer_token = section.secret("viewer_token", "viewer_token_file");
+    tokens(&section, token.as_ref(), viewer_token.as_ref());
     let insecure = section.switch("insecure", false);
     if token.is_none() && !insecure && !listen.ip().is_loopback() && !section.has("token_file") {
         let what =
@@ -264,17 +296,35 @@ fn http(mut section: Section<'_>) -> HttpConfig {
     }
     let allowed_hosts = allowed_hosts.into_iter().map(|host| host.text).collect();
     section.finish();
-    HttpConfig { listen, token: token.map(|token| Secret::new(token.text)), allowed_hosts, insecure }
+    let secret = |token: Option<Located>| token.map(|token| Secret::new(token.text));
+    HttpConfig { listen, token: secret(token), viewer_token: secret(viewer_token), allowed_hosts, insecure }
+}
+
+fn tokens(section: &Section<'_>, token: Option<&Located>, viewer: Option<&Located>) {
+    const HINT: &str = "make one with: openssl rand -base64 32";
+    for (name, token) in [("token", token), ("viewer_token", viewer)] {
+        if let Some((token, what)) = token.and_then(|token| Some((token, unfit(name, &token.text)?))) {
+            section.fault(token.place.clone(), what, HINT);
+        }
+    }
+    if let Some(viewer) = viewer {
+        if token.is_none() && !section.has("token_file") {
+            let what = "[http] viewer_token without a token: nobody could operate";
+            section.fault(viewer.place.clone(), what, "set token_file, too");
+        } else if token.is_some_and(|token| token.text == viewer.text) {
+            section.fault(viewer.place.clone(), "[http] viewer_token is the same as token", HINT);
+        }
+    }
 }
 
 /// Why nobody could call with this token, or anybody guess it.
-fn unfit(token: &str) -> Option<String> {
+fn unfit(name: &str, token: &str) -> Option<String> {
     if token.len() < MIN_TOKEN {
-        return Some(format!("[http] token has less than {MIN_TOKEN} characters"));
+        return Some(format!("[http] {name} has less than {MIN_TOKEN} characters"));
     }
     // White space at its ends would be cut off from a header, and other bytes have no place in one.
     let fits = token.bytes().all(|byte| byte.is_ascii_graphic());
-    (!fits).then(|| "[http] token holds white space or characters that are not ASCII".to_owned())
+    (!fits).then(|| format!("[http] {name} holds white space or characters that are not ASCII"))
 }
 
 /// Whether a header can name this host.
@@ -286,7 +336,7 @@ fn is_host(host: &str) -> bool {
 
 fn dead_letters(
     mut section: Section<'_>,
-    rabbit: bool,
+    rabbit: Option<bool>,
     database: Option<&DatabaseConfig>,
 ) -> DeadLettersConfig {
     let enabled = section.switch("enabled", false);
@@ -296,30 +346,152 @@ fn dead_letters(
     if enabled && sources.is_empty() && !section.has("sources") {
         section.missing("sources", "use sources = [\"orders.stock.dlq\"], or enabled = false");
     }
-    for source in &sources {
-        source_name(&section, source, rabbit);
+    let receipts = section.texts("receipts");
+    for (key, places) in [("sources", &sources), ("receipts", &receipts)] {
+        for place in places {
+            source_name(&section, key, place);
+            if key == "sources" && is_pattern(&place.text) {
+                pattern(&section, key, place, rabbit);
+            }
+        }
     }
+    for both in receipts.iter().filter(|place| sources.iter().any(|source| source.text == place.text)) {
+        let what = format!("{}: {} is among sources, too", section.path("receipts"), both.shown());
+        section.fault(
+            both.place.clone(),
+            what,
+            "let consumers publish receipts to a destination of their own",
+        );
+    }
+    let redrive = redrive(section.section("redrive"));
+    let redact = section.sections("redact").into_iter().filter_map(redact).collect();
+    let retention = section.section("retention");
+    let retention = retention.is_there().then(|| self::retention(retention));
     let ledger = inner_database(section.section("ledger"), database);
     section.finish();
-    let sources = sources.into_iter().map(|source| source.text).collect();
-    DeadLettersConfig { enabled, name, sources, lease_ttl, ledger }
+    let texts = |places: Vec<Located>| places.into_iter().map(|place| place.text).collect();
+    let (sources, receipts) = (texts(sources), texts(receipts));
+    DeadLettersConfig { enabled, name, sources, receipts, lease_ttl, redrive, redact, retention, ledger }
 }
 
-fn source_name(section: &Section<'_>, source: &Located, rabbit: bool) {
-    let path = section.path("sources");
+fn redrive(mut section: Section<'_>) -> RedriveConfig {
+    let day = 86_400_000;
+    let targets = section.texts("targets");
+    for target in &targets {
+        source_name(&section, "targets", target);
+    }
+    let retention = section.duration("inbox_retention", Duration::ZERO, millis(1_000)..millis(3_660 * day));
+    let redrive = RedriveConfig {
+        targets: targets.into_iter().map(|target| target.text).collect(),
+        inbox_retention: Some(retention).filter(|retention| !retention.is_zero()),
+        max_generation: u32::try_from(section.number("max_generation", 5, 1..1_000_001)).unwrap_or(u32::MAX),
+        silent_after: section.duration("silent_after", millis(900_000), millis(1_000)..millis(30 * day)),
+    };
+    section.finish();
+    redrive
+}
+
+fn redact(mut section: Section<'_>) -> Option<RedactConfig> {
+    // Neither pointers nor patterns are the environment's: ${…} may be a part of them.
+    let (pointer, pattern) = (section.literal("pointer"), section.literal("pattern"));
+    let header = section.text("header").map(|header| header.text);
+    let replace = section.text("replace").map_or_else(|| "[redacted]".to_owned(), |text| text.text);
+    let fault = |key: &str, at: &Located, what: &str, hint: &str| {
+        section.fault(at.place.clone(), format!("{}: {} {what}", section.path(key), at.shown()), hint);
+    };
+    if let Some(pointer) = pointer.as_ref().filter(|pointer| !pointer.text.starts_with('/')) {
+        fault("pointer", pointer, "is no JSON pointer", "begin it with a slash, such as \"/customer/card\"");
+    }
+    if let Some(pattern) = pattern.as_ref().filter(|pattern| !is_pattern_of_bytes(&pattern.text)) {
+        fault(
+            "pattern",
+            pattern,
+            "is no regular expression",
+            "write one that matches text, such as \"[0-9]{13,19}\"",
+        );
+    }
+    let (pointer, pattern) = (pointer.map(|it| it.text), pattern.map(|it| it.text));
+    let given = [&pointer, &header, &pattern].into_iter().flatten().count();
+    if given != 1 {
+        let what = format!("[[dead_letters.redact]] names {given} of pointer, header and pattern");
+        section.fault(section.place(), what, "name one of them; write a section for each");
+    }
+    section.finish();
+    (given == 1).then_some(RedactConfig { pointer, header, pattern, replace })
+}
+
+/// Whether it is a regular expression that matches something: an empty match would be replaced everywhere.
+fn is_pattern_of_bytes(text: &str) -> bool {
+    regex::bytes::Regex::new(text).is_ok_and(|regex| !regex.is_match(b""))
+}
+
+fn retention(mut section: Section<'_>) -> RetentionConfig {
+    let quarter = Some(millis(90 * 86_400_000));
+    let retention = RetentionConfig {
+        resolved: kept(&mut section, "resolved", quarter),
+        discarded: kept(&mut section, "discarded", quarter),
+        superseded: kept(&mut section, "superseded", quarter),
+        open: kept(&mut section, "open", None),
+        archive: section.text("archive").map(|folder| folder.text.into()),
+        without_archive: section.switch("without_archive", false),
+    };
+    if retention.archive.is_some() == retention.without_archive {
+        let path = section.path("archive");
+        let what = if retention.without_archive {
+            format!("{path} and without_archive are both set")
+        } else {
+            format!("{path} is missing: letters would be deleted and kept nowhere")
+        };
+        section.fault(section.place(), what, "name a folder, or set without_archive = true");
+    }
+    section.finish();
+    retention
+}
+
+/// How long letters are kept; `None` stands for ever.
+fn kept(section: &mut Section<'_>, key: &'static str, default: Option<Duration>) -> Option<Duration> {
+    let day = 86_400_000;
+    if section.says(key, NEVER) {
+        return None;
+    }
+    let kept = section.duration(key, Duration::ZERO, millis(1_000)..millis(36_600 * day));
+    if kept.is_zero() { default } else { Some(kept) }
+}
+
+/// `rabbit` says of RabbitMQ whether it has a management API.
+fn pattern(section: &Section<'_>, key: &'static str, source: &Located, rabbit: Option<bool>) {
+    let path = section.path(key);
+    let fault = |what: &str, hint: &str| {
+        section.fault(source.place.clone(), format!("{path}: {} {what}", source.shown()), hint);
+    };
+    match rabbit {
+        None => {}
+        Some(false) => fault(
+            "is a pattern, and RabbitMQ cannot list queues over AMQP",
+            "set management in [broker] to the URL of the management API, or name each queue",
+        ),
+        Some(true) if Regex::new(&source.text).is_err() => {
+            fault("is no regular expression", "write one such as \"^.*\\\\.dlq$\"");
+        }
+        Some(true) => {}
+    }
+}
+
+fn source_name(section: &Section<'_>, key: &'static str, source: &Located) {
+    let path = section.path(key);
     let fault = |what: &str, hint: &str| {
         section.fault(source.place.clone(), format!("{path}: {} {what}", source.shown()), hint);
     };
     if source.text.is_empty() || source.text.len() > 255 || source.text.contains(char::is_control) {
         fault("is no name of a topic or queue", "name a topic or queue, such as \"orders.stock.dlq\"");
-    } else if rabbit && source.text.starts_with('^') {
-        fault("is a pattern, and RabbitMQ cannot list queues over AMQP", "name each queue");
+    } else if key != "sources" && is_pattern(&source.text) {
+        fault("is a pattern", "name each topic or queue");
     } else if source.text.starts_with("__") || source.text.starts_with("amq.") {
-        fault("belongs to the broker itself", "name a topic or queue with dead letters");
+        fault("belongs to the broker itself", "name a topic or queue of yours");
     }
 }
 
-fn lease_name(section: &mut Section<'_>, default: &str) -> String {
+pub(super) fn lease_name(section: &mut Section<'_>, default: &str) -> String {
     let Some(name) = section.text("name") else { return default.to_owned() };
     let sound = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     if name.text.is_empty() || name.text.len() > 64 || !name.text.bytes().all(sound) {

@@ -285,3 +285,77 @@ fn an_override_that_is_not_utf_8_is_refused() {
     let faults = Config::parse(MINIMAL, &Environment::from_iter([(name, value)])).expect_err("a fault");
     assert!(faults.iter().any(|fault| fault.what == "the value is not UTF-8"), "{faults:#?}");
 }
+
+#[test]
+fn s28_who_is_told_is_checked_and_no_address_is_shown() {
+    let (url, secret) = ("url = \"https://hooks.example/s3cret-path\"\n", "secret = \"0123456789abcdef\"\n");
+    for (text, what) in [
+        (secret.to_owned(), "[notify] url is missing"),
+        (format!("url = \"http://hooks.example/s3cret-path\"\n{secret}"), "[notify] url is without TLS"),
+        (
+            format!("url = \"file:///etc/s3cret-path\"\n{secret}"),
+            "[notify] url is no address of a web server",
+        ),
+        (url.to_owned(), "[notify] secret is missing"),
+        (format!("{url}secret = \"s3cret\"\n"), "[notify] secret has less than 16 characters"),
+        (format!("{url}{secret}kind = \"slack\"\n"), "[notify] secret signs nothing with kind = \"slack\""),
+        (format!("{url}{secret}kind = \"pager\"\n"), "[notify] kind: \"pager\" is not known"),
+        (format!("{url}{secret}on = [\"group-old\"]\n"), "[notify] on: \"group-old\" is not known"),
+        (
+            format!("{url}{secret}console = \"relay\"\n"),
+            "[notify] console: \"relay\" is no address of a web server",
+        ),
+        (format!("{url}{secret}growing_over = 0\n"), "[notify] growing_over = 0 is out of bounds"),
+        (format!("{url}{secret}[[notify]]\n{url}{secret}"), "[notify] name: there are two called \"notify\""),
+    ] {
+        let (_, told, hint) = only_fault(&format!("{MINIMAL}[[notify]]\n{text}"));
+        assert_eq!(told, what);
+        assert!(!told.contains("s3cret") && !hint.contains("s3cret"), "{told} {hint}");
+    }
+    let text = format!(
+        "{MINIMAL}[[notify]]\n{url}{secret}[[notify]]\nname = \"b\"\nkind = \"slack\"\nurl = \"http://127.0.0.1:1/\"\n"
+    );
+    let config = Config::parse(&text, &env()).expect("sound");
+    assert_eq!(config.notify.len(), 2);
+    assert_eq!(config.notify[0].on.len(), 3);
+    let printed = serde_json::to_string(&config).expect("JSON");
+    assert!(!printed.contains("s3cret") && !printed.contains("0123456789abcdef"), "{printed}");
+    assert!(!config.scrubber().scrub("to https://hooks.example/s3cret-path").contains("s3cret"));
+}
+
+/// Every fault of what is kept, redacted and found by pattern, with its remedy.
+#[test]
+fn faults_of_the_ledger_are_told_at_once() {
+    let text = "[database]\nurl = \"sqlite:x.db\"\n[broker]\nkind = \"rabbitmq\"\nurl = \"amqp://localhost/\"\n\
+                management = \"http://u:s3cret@rabbit.internal:15672\"\n[dead_letters]\nsources = [\"^(\"]\n\
+                [dead_letters.retention]\nresolved = \"1ms\"\n\
+                [[dead_letters.redact]]\npointer = \"card\"\n\
+                [[dead_letters.redact]]\npattern = \"[0-9]*\"\n\
+                [[dead_letters.redact]]\nheader = \"a\"\npointer = \"/b\"\n";
+    let faults = Config::parse(text, &Environment::default()).expect_err("faults");
+    let told: Vec<&str> = faults.iter().map(|fault| fault.what.as_str()).collect();
+    let expected = [
+        "[broker] management would send its password over the network without TLS",
+        "[dead_letters] sources: \"^(\" is no regular expression",
+        "[dead_letters.retention] archive is missing: letters would be deleted and kept nowhere",
+        "[dead_letters.retention] resolved: \"1ms\" is out of bounds",
+        "[dead_letters.redact] pointer: \"card\" is no JSON pointer",
+        "[dead_letters.redact] pattern: \"[0-9]*\" is no regular expression",
+        "[[dead_letters.redact]] names 2 of pointer, header and pattern",
+    ];
+    for what in expected {
+        assert!(told.contains(&what), "{what}: {told:#?}");
+    }
+    assert_eq!(told.len(), expected.len(), "{told:#?}");
+    let sound = text
+        .replace("http://u:s3cret@rabbit.internal", "http://u:s3cret@localhost")
+        .replace("\"^(\"", "\"^a$\"")
+        .replace("1ms", "never\"\nwithout_archive = true\nopen = \"36h")
+        .replace("\"card\"", "\"/card\"")
+        .replace("[0-9]*", "[0-9]+")
+        .replace("header = \"a\"\n", "");
+    let config = Config::parse(&sound, &Environment::default()).expect("sound");
+    let retention = config.dead_letters.retention.expect("retention");
+    assert_eq!((retention.resolved, retention.open), (None, Some(Duration::from_secs(36 * 3_600))));
+    assert_eq!(config.dead_letters.redact.len(), 3);
+}

@@ -1,11 +1,13 @@
 //! Where the demo keeps its database and the relay's configuration.
 
 use std::fs::{self, OpenOptions};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 use url::Url;
 
+use crate::demo::payments::RECEIPTS;
 use crate::exit::{Exit, Failure};
 
 const DATABASE: &str = "shop.sqlite";
@@ -62,13 +64,19 @@ impl Folder {
     }
 
     /// Writes the relay's configuration, as an operator would.
-    pub(super) fn configure(&self, brokers: &str, letters: &str) -> Result<(), Failure> {
+    pub(super) fn configure(
+        &self,
+        brokers: &str,
+        letters: &str,
+        console: Option<SocketAddr>,
+    ) -> Result<(), Failure> {
         let file = self.config();
+        let http = console.map(|address| format!("\n[http]\nlisten = \"{address}\"\n")).unwrap_or_default();
         let text = format!(
             "# The relay of the demo. Its broker lived in the demo's process; the database has everything else.\n\
              [database]\nurl = \"sqlite://{}\"\n\n\
              [broker]\nkind = \"kafka\"\nbrokers = [\"{brokers}\"]\n\n\
-             [dead_letters]\nenabled = true\nsources = [\"{letters}\"]\n",
+             [dead_letters]\nenabled = true\nsources = [\"{letters}\"]\nreceipts = [\"{RECEIPTS}\"]\n{http}",
             self.url_path()?
         );
         fs::write(&file, text).map_err(|error| unusable(&file, &error))
@@ -108,7 +116,7 @@ mod tests {
     fn odd_names_survive_the_configuration() {
         let outer = tempfile::tempdir().expect("a directory");
         let folder = Folder::make(Some(&outer.path().join("a $b \"c\" ?d#e%20"))).expect("made");
-        folder.configure("127.0.0.1:1", "orders.payments.dlq").expect("written");
+        folder.configure("127.0.0.1:1", "orders.payments.dlq", None).expect("written");
         let config = Config::load(&folder.config(), &crate::config::Environment::default()).expect("sound");
         let options = backstop_sqlite::options(config.database.url.expose()).expect("a URL");
         assert_eq!(options.get_filename(), folder.database());

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use backstop::{Consumer, Delivery, ErrorClass, Handler, HandlerError, RetryPolicy, Snapshot, Via};
-use backstop_kafka::{KafkaDeadLetters, KafkaSettings, KafkaSource};
+use backstop::{
+    Consumer, Delivery, Destination, ErrorClass, Handler, HandlerError, RetryPolicy, Snapshot, Via,
+};
+use backstop_kafka::{KafkaDeadLetters, KafkaSettings, KafkaSink, KafkaSource};
 use backstop_sqlite::{SqliteInbox, SqliteTx};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio_util::sync::CancellationToken;
@@ -15,6 +17,8 @@ use crate::supervise::Supervisor;
 
 /// The consumer's name and its Kafka group.
 pub(super) const CONSUMER: &str = "payments";
+/// Where it tells what became of redriven messages, and how it stands.
+pub(super) const RECEIPTS: &str = "backstop.receipts";
 /// Attempts that a message has in all.
 pub(super) const ATTEMPTS: u32 = 5;
 /// How long a failed message waits for its next attempt.
@@ -63,7 +67,8 @@ impl Payments {
         .retry(ErrorClass::Transient, RetryPolicy::fixed(RETRY_AFTER).max_attempts(ATTEMPTS))
         .concurrency(CONCURRENCY)
         .lock_timeout(TURN)
-        .dead_letter(KafkaDeadLetters::new(KafkaSettings::new(brokers)));
+        .dead_letter(KafkaDeadLetters::new(KafkaSettings::new(brokers)))
+        .receipts(KafkaSink::new(KafkaSettings::new(brokers)), Destination::new(RECEIPTS));
         let stats = consumer.stats();
         let stopped = stop.clone().cancelled_owned();
         supervisor.spawn("the payment service", async move {

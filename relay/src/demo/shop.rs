@@ -80,16 +80,19 @@ impl Order {
         (1..=FEWEST_EVENTS).filter(|number| Self(*number).customer() == customer).count() as u64
     }
 
-    fn placed(self) -> OrderPlaced {
-        let item = if self == POISON { GIFT_CARD } else { ITEMS[self.0 as usize % ITEMS.len()] };
+    fn item(self) -> &'static str {
+        if self == POISON { GIFT_CARD } else { ITEMS[self.0 as usize % ITEMS.len()] }
+    }
+
+    fn placed(self, item: &str) -> OrderPlaced {
         let cents = 300 + i64::from(self.0 % 7) * 50;
         OrderPlaced { order: self.id(), customer: self.customer().to_owned(), item: item.to_owned(), cents }
     }
 
     /// The event; its id is the order's, so that a producer that sends it again does not make another event of it.
-    fn event(self) -> Result<Outgoing, Failure> {
+    fn event(self, item: &str) -> Result<Outgoing, Failure> {
         let message = Message::new("order.placed").id(self.id()).source("/shop").key(self.customer());
-        let message = message.json(&self.placed()).map_err(|error| own(&error))?;
+        let message = message.json(&self.placed(item)).map_err(|error| own(&error))?;
         Ok(Outgoing::to(TOPIC, message))
     }
 }
@@ -115,19 +118,25 @@ impl Shop {
 
     /// Order and event in one transaction.
     pub(super) async fn place(&self, order: Order) -> Result<(), Failure> {
-        let tx = self.begin_order(order).await?;
+        self.place_item(order, order.item()).await
+    }
+
+    /// An order of something else than its number says.
+    pub(super) async fn place_item(&self, order: Order, item: &str) -> Result<(), Failure> {
+        let tx = self.begin_order(order, item).await?;
         tx.commit().await.map_err(|error| own(&error))
     }
 
     /// The same, but the transaction is rolled back.
     pub(super) async fn place_and_roll_back(&self, order: Order) -> Result<(), Failure> {
-        let tx = self.begin_order(order).await?;
+        let tx = self.begin_order(order, order.item()).await?;
         tx.rollback().await.map_err(|error| own(&error))
     }
 
-    async fn begin_order(&self, order: Order) -> Result<Transaction<'_, Sqlite>, Failure> {
+    async fn begin_order(&self, order: Order, item: &str) -> Result<Transaction<'_, Sqlite>, Failure> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(|error| own(&error))?;
-        let OrderPlaced { order: id, customer, item, cents } = order.placed();
+        let event = order.event(item)?;
+        let OrderPlaced { order: id, customer, item, cents } = order.placed(item);
         sqlx::query("INSERT INTO orders VALUES (?, ?, ?, ?, ?)")
             .bind(order.0)
             .bind(id)
@@ -137,14 +146,14 @@ impl Shop {
             .execute(&mut *tx)
             .await
             .map_err(|error| own(&error))?;
-        SqliteOutbox::default().enqueue(&mut tx, order.event()?).await.map_err(database)?;
+        SqliteOutbox::default().enqueue(&mut tx, event).await.map_err(database)?;
         Ok(tx)
     }
 
     /// The event of an order once more, as a producer sends it that missed the answer the first time.
     pub(super) async fn send_again(&self, order: Order) -> Result<(), Failure> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(|error| own(&error))?;
-        SqliteOutbox::default().enqueue(&mut tx, order.event()?).await.map_err(database)?;
+        SqliteOutbox::default().enqueue(&mut tx, order.event(order.item())?).await.map_err(database)?;
         tx.commit().await.map_err(|error| own(&error))
     }
 

@@ -1,7 +1,6 @@
 //! The steps of the demo, one after another: each waits for what it tells, and tells what the tables say.
 
-use backstop_core::ledger::{LetterFilter, LetterStatus};
-use tokio_util::sync::CancellationToken;
+use backstop_core::ledger::{Guard, LetterFilter, LetterStatus};
 
 use crate::broker;
 use crate::commands::{self, database};
@@ -10,7 +9,7 @@ use crate::demo::payments::{ATTEMPTS, CONSUMER, Failed, Payments, RETRY_AFTER};
 use crate::demo::shop::{FLAKY, MEND, Order, POISON, REPEATED, Shop, TOPIC};
 use crate::demo::story::Story;
 use crate::exit::Failure;
-use crate::redrive::{Plan, redrive};
+use crate::redrive::{Plan, new_redrive, send_all};
 
 /// Takes all steps and tells them.
 pub(super) async fn take(
@@ -133,17 +132,24 @@ fn open_letters() -> LetterFilter {
 async fn bring_back(story: &Story, events: u32, scene: &Scene) -> Result<(), Failure> {
     story.stage("mending and redriving");
     scene.shop.mend().await?;
-    let ledger = &*scene.relay.ledger().map_err(database)?;
-    let plan = Plan::make(ledger, &open_letters(), None).await.map_err(database)?;
+    let ledger = scene.relay.ledger().map_err(database)?;
+    let plan = Plan::make(&*ledger, &open_letters(), &Guard::default()).await.map_err(database)?;
     let sink = broker::sink(scene.context.broker()?).map_err(|error| Failure::broker(&error))?;
-    let (summary, result) =
-        redrive(ledger, &sink, &plan, LetterStatus::Open, &CancellationToken::new()).await;
-    result.map_err(|error| commands::redrive::failure(&error))?;
+    let new = new_redrive(open_letters(), Guard::default());
+    let owner = commands::redrive::owner(&scene.context);
+    let redriven = send_all(ledger.clone(), sink, &new, owner).await;
+    let redriven = redriven.map_err(|trouble| commands::redrive::failure(&trouble))?;
     story.until("payments", u64::from(events), async || paid_orders(&scene.shop).await).await?;
-    let door = plan.groups.first().map_or("no door", |group| &group.door);
+    let resolved = LetterFilter::of_status(LetterStatus::Resolved);
+    let told = async || ledger.count(&resolved).await.map_err(database);
+    story.until("receipts", redriven.letters().sent(), told).await?;
+    let door = plan.groups.first().and_then(|group| group.target.as_deref()).unwrap_or("no door");
     let paid = scene.shop.paid_by(POISON.customer()).await?.into_iter().map(in_words);
     story.line(format!("6. Mended: {MEND}."))?;
-    story.line(format!("   Redrove {} letter through {door}, under its old id.", summary.sent))?;
+    let sent = redriven.letters().sent();
+    story.line(format!(
+        "   Redrove {sent} letter through {door}, under its old id, and its receipt resolved it."
+    ))?;
     let (customer, paid) = (POISON.customer(), paid.collect::<Vec<_>>().join(", "));
     story.line(format!("   Now {customer}'s orders are paid, too: {paid}.\n"))
 }

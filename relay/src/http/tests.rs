@@ -1,3 +1,7 @@
+use std::path::PathBuf;
+
+use backstop_core::ledger::Ledger;
+use backstop_testkit::memory::Broker;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -6,19 +10,36 @@ use super::*;
 use crate::config::{Config, Environment};
 use crate::pump::{PumpState, PumpStatus, Trouble};
 
+mod api;
+mod audit;
+mod console;
+mod held;
+mod scene;
+
 const TOKEN: &str = "S3cret-S3cret-S3cret";
 
 struct Running {
     address: SocketAddr,
+    ledger: Arc<dyn Ledger>,
     status: watch::Sender<PumpStatus>,
-    _folder: tempfile::TempDir,
+    /// Where doors are.
+    broker: Broker,
+    file: PathBuf,
+    /// Removed when the server is dropped.
+    folder: Option<tempfile::TempDir>,
     _stop: tokio_util::sync::DropGuard,
 }
 
 /// A server on a free port, with one outbox that is empty.
 async fn serve(more: &str) -> Running {
     let folder = tempfile::tempdir().expect("a folder");
-    let file = folder.path().join("x.db");
+    let mut running = serve_from(folder.path().join("x.db"), more).await;
+    running.folder = Some(folder);
+    running
+}
+
+/// The same over a database that may be there already.
+async fn serve_from(file: PathBuf, more: &str) -> Running {
     let text = format!(
         "[database]\nurl = \"sqlite:{}?mode=rwc\"\n[http]\n{}{more}",
         file.display(),
@@ -30,16 +51,32 @@ async fn serve(more: &str) -> Running {
     let (sender, receiver) = watch::channel(PumpStatus::default());
     let jobs = Jobs::new(["outbox".to_owned()]);
     jobs.started("outbox", database.outbox.clone(), receiver, Arc::default());
-    let server = Server::bind(config.http.as_ref().expect("given"), jobs).await.expect("listens");
+    let broker = Broker::new();
+    let desk = Desk::of(&config, jobs.clone()).with_doors(broker.sink());
+    let server = Server::bind(config.http.as_ref().expect("given"), jobs, desk).await.expect("listens");
     let (address, stop) = (server.address().expect("an address"), CancellationToken::new());
     tokio::spawn(server.run(stop.clone()));
-    Running { address, status: sender, _stop: stop.drop_guard(), _folder: folder }
+    let ledger = database.ledger().expect("SQLite has one");
+    Running { address, ledger, status: sender, broker, file, _stop: stop.drop_guard(), folder: None }
 }
 
 /// The answer to these lines, whole.
 async fn send(server: &Running, head: &str) -> String {
     let mut stream = TcpStream::connect(server.address).await.expect("connected");
     let request = format!("{head}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    let mut answer = String::new();
+    timeout(Duration::from_secs(30), stream.read_to_string(&mut answer))
+        .await
+        .expect("in time")
+        .expect("text");
+    answer
+}
+
+/// The answer to a request with a body.
+async fn send_body(server: &Running, head: &str, body: &str) -> String {
+    let mut stream = TcpStream::connect(server.address).await.expect("connected");
+    let request = format!("{head}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
     stream.write_all(request.as_bytes()).await.expect("sent");
     let mut answer = String::new();
     timeout(Duration::from_secs(30), stream.read_to_string(&mut answer))
@@ -146,7 +183,14 @@ async fn s23_a_token_is_asked_for_and_never_echoed() {
 #[tokio::test]
 async fn s26_paths_lead_nowhere_else() {
     let server = serve("").await;
-    for path in ["/", "/metrics/../x", "/%2e%2e/etc/passwd", "/api/v1/%00"] {
+    for path in [
+        "/x",
+        "/metrics/../x",
+        "/%2e%2e/etc/passwd",
+        "/api/v1/%00",
+        "/api/v1/letters/%00",
+        "/dead-letters/..%2f",
+    ] {
         let answer = get_with(&server, path, "\r\nHost: localhost").await;
         assert_eq!(status(&answer), "404", "{path}: {answer}");
     }
@@ -160,7 +204,8 @@ async fn s21_no_site_can_change_anything_or_read_an_answer() {
         for path in ["/metrics", "/ready", "/live"] {
             let answer =
                 send(&server, &format!("{method} {path} HTTP/1.1\r\n{site}\r\nContent-Length: 0")).await;
-            assert_eq!(status(&answer), "405", "{method}: {answer}");
+            let refused = if path == "/metrics" && method != "OPTIONS" { "403" } else { "405" };
+            assert_eq!(status(&answer), refused, "{method} {path}: {answer}");
             assert!(!answer.to_ascii_lowercase().contains("access-control"), "{answer}");
         }
     }
@@ -234,8 +279,13 @@ async fn s25_a_caller_who_never_ends_his_request_is_cut_off() {
 #[tokio::test]
 async fn an_address_that_is_taken_is_named() {
     let server = serve("").await;
-    let config =
-        HttpConfig { listen: server.address, token: None, allowed_hosts: Vec::new(), insecure: false };
-    let failure = Server::bind(&config, Jobs::default()).await.expect_err("taken");
+    let config = Config::parse(
+        "[database]\nurl = \"sqlite::memory:\"\n[http]\nlisten = \"127.0.0.1:0\"\n",
+        &Environment::default(),
+    )
+    .expect("sound");
+    let http = HttpConfig { listen: server.address, ..config.http.clone().expect("given") };
+    let desk = Desk::of(&config, Jobs::default());
+    let failure = Server::bind(&http, Jobs::default(), desk).await.expect_err("taken");
     assert!(failure.to_string().starts_with(&format!("cannot listen on {}", server.address)), "{failure}");
 }

@@ -23,11 +23,11 @@ pub struct PumpSettings {
     pub owner: OwnerSettings,
     /// What becomes of a row that can never be sent. Defaults to [`OnUnsendable::Dead`].
     pub on_unsendable: OnUnsendable,
-    /// Rows asked for at once. Defaults to 2,000.
+    /// Rows asked for at once. Defaults to 5,000.
     pub read_rows: usize,
     /// Bytes asked for at once. Defaults to 8 MiB.
     pub read_bytes: usize,
-    /// Rows read ahead; reading waits above it. Defaults to 8,000.
+    /// Rows read ahead; reading waits above it. Defaults to 20,000.
     pub buffer_rows: usize,
     /// Bytes read ahead; reading waits above it. Defaults to 32 MiB.
     pub buffer_bytes: usize,
@@ -35,18 +35,18 @@ pub struct PumpSettings {
     /// messages is bounded by the publisher's window. Defaults to 64 MiB.
     pub in_flight_bytes: usize,
     /// Rows submitted and not yet deleted; submitting waits above it. Bounds what is published again after a crash.
-    /// Defaults to 100,000.
+    /// Defaults to 4,000: more gains a few per cent of the rate.
     pub unsettled_rows: usize,
     /// Confirmed rows are deleted when so many wait. Defaults to 1,000.
     pub delete_rows: usize,
-    /// Confirmed rows are deleted when one has waited so long. Defaults to 5 ms.
+    /// Confirmed rows are deleted when one has waited so long. Defaults to 20 ms.
     pub delete_linger: Duration,
-    /// Deletes under way at once. Defaults to 4.
+    /// Deletes under way at once. Defaults to 2.
     pub deletes: usize,
-    /// How soon to read again after a read that brought rows. Defaults to 2 ms.
+    /// How soon to read again after a read that brought rows. Defaults to 1 ms.
     pub busy_poll: Duration,
     /// How soon to read again when nothing has come for a while; the way there doubles from `busy_poll`. Costs
-    /// latency of the first message after a silence. Defaults to 40 ms.
+    /// latency of the first message after a silence. Defaults to 42 ms.
     pub idle_poll: Duration,
     /// How often to look for scheduled rows whose time has come. Costs a query each time. Defaults to 1 s.
     pub promote_poll: Duration,
@@ -79,17 +79,17 @@ impl Default for PumpSettings {
         Self {
             owner: OwnerSettings::default(),
             on_unsendable: OnUnsendable::default(),
-            read_rows: 2_000,
+            read_rows: 5_000,
             read_bytes: 8 << 20,
-            buffer_rows: 8_000,
+            buffer_rows: 20_000,
             buffer_bytes: 32 << 20,
             in_flight_bytes: 64 << 20,
-            unsettled_rows: 100_000,
+            unsettled_rows: 4_000,
             delete_rows: 1_000,
-            delete_linger: Duration::from_millis(5),
-            deletes: 4,
-            busy_poll: Duration::from_millis(2),
-            idle_poll: Duration::from_millis(40),
+            delete_linger: Duration::from_millis(20),
+            deletes: 2,
+            busy_poll: Duration::from_millis(1),
+            idle_poll: Duration::from_millis(42),
             promote_poll: Duration::from_secs(1),
             retry_min: Duration::from_millis(200),
             retry_max: Duration::from_secs(10),

@@ -19,7 +19,7 @@ async fn fill(relay: &Relay) {
         outbox.enqueue(&mut tx, Outgoing::to(destination, message)).await.expect("written");
         tx.commit().await.expect("committed");
     }
-    let store = SqliteOutboxStore::new(pool, SqliteTables::default());
+    let store = SqliteOutboxStore::new(pool.clone(), SqliteTables::default());
     let ttl = std::time::Duration::from_secs(60);
     let lease = store.acquire("outbox", "test", ttl).await.expect("asked").expect("granted");
     let rows = store.reader().read(10, 1 << 20).await.expect("read").rows;
@@ -31,6 +31,8 @@ async fn fill(relay: &Relay) {
     };
     let dead: Vec<DeadRow> = rows[..2].iter().map(dead).collect();
     assert!(store.bury(&lease, &dead).await.expect("buried"));
+    // Its files are copied afterwards, and must not go meanwhile.
+    pool.close().await;
 }
 
 /// A directory with such a file.

@@ -5,6 +5,8 @@
 
 use insta::{assert_snapshot, with_settings};
 
+use crate::held::with_held_messages;
+use crate::letters::with_letters;
 use crate::outbox_dead::with_dead_rows;
 use crate::relay::{Relay, amqp, mysql, postgres, unique};
 
@@ -83,6 +85,8 @@ fn usage() {
         "outbox dead retry",
         "outbox dead retry --all --seq 1",
         "outbox dead discard --all",
+        "held release",
+        "held skip 1",
         "dead-letters list --status x",
         "completions dash",
         "demo --events 3",
@@ -138,6 +142,21 @@ fn outbox() {
 }
 
 #[test]
+fn held() {
+    let commands = [
+        "held list",
+        "held list --quarantined --output json",
+        "held list --consumer other",
+        "held release 1",
+        "held release 1 --dry-run --output json",
+        "held release 1 3 7 --yes",
+        "held skip 2 --because test --yes --output json",
+        "held skip 2 --because test --yes",
+    ];
+    snapshot!("held", transcript(&with_held_messages(), &commands));
+}
+
+#[test]
 fn letters() {
     let relay = Relay::new(&format!("{FILE}{NO_BROKER}"));
     relay.run("migrate");
@@ -150,6 +169,26 @@ fn letters() {
         "dead-letters redrive",
     ];
     snapshot!("letters", transcript(&relay, &commands));
+}
+
+#[test]
+fn letters_that_are_repaired() {
+    let (relay, _broker) = with_letters();
+    let commands = [
+        "dead-letters groups",
+        "dead-letters groups --error declined --output json",
+        "dead-letters list --limit 2",
+        "dead-letters show letter-3",
+        "dead-letters redrive --fingerprint f-stock --dry-run",
+        "dead-letters redrive --fingerprint f-stock",
+        "dead-letters redrive --fingerprint f-stock --because mended --yes",
+        "dead-letters hold --id letter-3 --because case-7 --yes",
+        "dead-letters discard --fingerprint f-card --because test --dry-run",
+        "dead-letters discard --fingerprint f-card --because test --yes",
+        "dead-letters groups --status all",
+        "redrives show nobody",
+    ];
+    snapshot!("letters-repaired", transcript(&relay, &commands));
 }
 
 #[test]

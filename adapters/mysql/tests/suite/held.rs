@@ -6,15 +6,19 @@ use crate::common::{
     CONSUMER, Db, PLACE, envelope, failure, fresh, key, limits, new_held, origin, unit, until,
 };
 use backstop_core::Via;
-use backstop_core::held::{ClaimedHead, HeldMessages, Holding};
+use backstop_core::held::{ClaimedHead, Heads, HeldMessages, Holding};
 use backstop_core::inbox::{Admission, CommitError, Inbox, Unit};
 use backstop_mysql::{MySqlInbox, MySqlTx};
 use sqlx::Executor;
 
 const NOW: Duration = Duration::ZERO;
 
+/// A due head, sound or not.
 async fn claim(inbox: &MySqlInbox) -> Option<ClaimedHead<MySqlTx>> {
-    inbox.claim(CONSUMER, limits()).await.expect("asked")
+    match inbox.claim(CONSUMER, limits(), Heads::Sound).await.expect("asked") {
+        None => inbox.claim(CONSUMER, limits(), Heads::Doubtful).await.expect("asked"),
+        claimed => claimed,
+    }
 }
 
 async fn hold(inbox: &MySqlInbox, id: &str) -> Holding {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use backstop_core::MessageKey;
-use backstop_core::held::{HeldMessages, Holding};
+use backstop_core::held::{Heads, HeldMessages, Holding};
 use backstop_core::inbox::{Admission, CommitError, Inbox};
 use backstop_mysql::{MySqlInbox, MySqlTx};
 
@@ -82,7 +82,8 @@ impl Stress {
     }
 
     async fn run_head(&self) -> bool {
-        let Some(mut claimed) = self.inbox.claim(CONSUMER, limits()).await.expect("asked") else {
+        let heads = if dice() < 50 { Heads::Sound } else { Heads::Doubtful };
+        let Some(mut claimed) = self.inbox.claim(CONSUMER, limits(), heads).await.expect("asked") else {
             return false;
         };
         let head = &claimed.head;

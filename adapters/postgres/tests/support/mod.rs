@@ -115,6 +115,7 @@ pub(crate) fn failure(attempts: u32, due_in: Duration) -> Failure {
         error: "it's \\ broken".to_owned(),
         due_in,
         condemned: None,
+        crashes: 0,
     }
 }
 

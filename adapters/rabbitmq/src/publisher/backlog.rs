@@ -139,8 +139,8 @@ pub(super) mod tests {
     use backstop_core::message::Destination;
 
     pub(in super::super) fn job(ticket: u64, lane: Option<u64>) -> Job {
-        let address = Address::of(&Destination::exchange("x", "k")).unwrap();
-        Job::new(ticket, lane, address, Envelope::default()).unwrap()
+        let address = Address::of(&Destination::exchange("x", "k")).expect("valid");
+        Job::new(ticket, lane, address, Envelope::default()).expect("valid")
     }
 
     fn tickets(jobs: impl IntoIterator<Item = Job>) -> Vec<u64> {

@@ -142,7 +142,7 @@ mod tests {
         /// A number below `bound`.
         fn roll(&mut self, bound: usize) -> usize {
             self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            usize::try_from(self.0 >> 33).unwrap() % bound
+            usize::try_from(self.0 >> 33).expect("valid") % bound
         }
     }
 
@@ -193,7 +193,8 @@ mod tests {
             body: Some(id.into()),
             ..Envelope::default()
         };
-        Job::new(number, None, Address::of(&Destination::exchange("x", "k")).unwrap(), envelope).unwrap()
+        Job::new(number, None, Address::of(&Destination::exchange("x", "k")).expect("valid"), envelope)
+            .expect("valid")
     }
 
     /// Publishes `count` messages, `window` of them at once, and answers which passed for stored.
@@ -202,7 +203,7 @@ mod tests {
         let (mut channel, mut returns) = (Channel::default(), Returns::default());
         let mut under_way = HashMap::new();
         let (mut next, mut settled) = (0, Vec::new());
-        while settled.len() < usize::try_from(count).unwrap() {
+        while settled.len() < usize::try_from(count).expect("valid") {
             while next < count && under_way.len() + returns.len() < window {
                 under_way.insert(next, job(next));
                 channel.fresh.push(next);
@@ -214,7 +215,7 @@ mod tests {
             // a batch is whatever has been resolved up to some moment
             let batch = dice.roll(channel.resolved.len() + 1);
             let word = |(number, carried)| {
-                let job = under_way.remove(&number).unwrap();
+                let job = under_way.remove(&number).expect("under way");
                 Word { job, stored: true, carried }
             };
             let words = channel.resolved.drain(..batch).map(word).collect();
@@ -238,7 +239,7 @@ mod tests {
         for seed in 0..600 {
             let share = seed % 7 + 1;
             let missing = |number: u64| number * 2_654_435_761 % 8 < share;
-            let wrong = run(seed, 300, 1 + usize::try_from(seed % 60).unwrap(), missing)
+            let wrong = run(seed, 300, 1 + usize::try_from(seed % 60).expect("valid"), missing)
                 .into_iter()
                 .find(|(number, stored)| *stored == missing(*number));
             assert_eq!(wrong, None, "seed {seed}");
@@ -252,8 +253,11 @@ mod tests {
         let mut under_way: HashMap<_, _> = (1..=4).map(|number| (number, job(number))).collect();
         let mut settled = Vec::new();
         let mut word = |number, carried: Option<u64>, settled: &mut Vec<_>| {
-            let word =
-                Word { job: under_way.remove(&number).unwrap(), stored: true, carried: carried.map(piece) };
+            let word = Word {
+                job: under_way.remove(&number).expect("under way"),
+                stored: true,
+                carried: carried.map(piece),
+            };
             returns.sort(vec![word], &mut under_way, false, settled);
             settled.drain(..).map(|(job, word)| (job.ticket, word.is_ok())).collect::<Vec<_>>()
         };

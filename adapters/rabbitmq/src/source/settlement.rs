@@ -1,6 +1,7 @@
 //! Telling the broker that messages are done.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use backstop_core::source::Settlement;
@@ -24,9 +25,14 @@ enum Verdict {
     Flush(oneshot::Sender<bool>),
 }
 
+/// How many channels there were.
+static CHANNELS: AtomicU64 = AtomicU64::new(0);
+
 /// Where the settlements of one channel go. A channel is never reopened: what belongs to a lost one is dropped here.
 #[derive(Debug, Clone)]
 pub(super) struct Acks {
+    /// Its channel's number among all of the process.
+    epoch: u64,
     verdicts: mpsc::UnboundedSender<Verdict>,
     channel: Arc<Channel>,
 }
@@ -37,11 +43,11 @@ impl Acks {
         // bounded by the prefetch: one verdict for each unsettled message
         let (verdicts, receiver) = mpsc::unbounded_channel();
         tokio::spawn(write(channel.clone(), receiver));
-        Self { verdicts, channel }
+        Self { epoch: CHANNELS.fetch_add(1, Ordering::Relaxed), verdicts, channel }
     }
 
-    pub(super) fn settlement(&self, tag: u64) -> RabbitSettlement {
-        RabbitSettlement { tag, acks: self.clone(), settled: false }
+    pub(super) fn settlement(&self, tag: u64, suspect: bool) -> RabbitSettlement {
+        RabbitSettlement { tag, acks: self.clone(), settled: false, suspect }
     }
 
     /// Waits until everything said before has been written; `false` when some of it could not be.
@@ -63,11 +69,21 @@ pub struct RabbitSettlement {
     tag: u64,
     acks: Acks,
     settled: bool,
+    /// Whether somebody has had it before who has not settled it.
+    suspect: bool,
 }
 
 impl Settlement for RabbitSettlement {
     fn begin(&mut self) -> bool {
         self.acks.channel.status().connected()
+    }
+
+    fn is_suspect(&self) -> bool {
+        self.suspect
+    }
+
+    fn epoch(&self) -> u64 {
+        self.acks.epoch
     }
 
     fn settle(mut self) {

@@ -22,7 +22,7 @@ use super::settlement::{Acks, RabbitSettlement};
 use crate::error::{adapter_error, timed_out};
 use crate::link::{Link, backoff};
 use crate::topology::Share;
-use crate::{topology, wire};
+use crate::{topology, typed, wire};
 
 /// How long the last acks and the goodbye may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -142,6 +142,7 @@ impl Live {
     }
 
     fn receive(&self, place: &Place, delivery: Delivery) -> Received<RabbitSettlement> {
+        let suspect = place.via == Via::Live && was_had_before(&delivery);
         let envelope = wire::decode(&delivery.properties, delivery.data);
         let own = || Origin::RabbitMq {
             exchange: delivery.exchange.to_string(),
@@ -160,7 +161,7 @@ impl Live {
         };
         let (message, identity) =
             cloudevents::decode(envelope, &origin, place.via, place.id_header.as_deref());
-        let settlement = self.acks.settlement(delivery.delivery_tag);
+        let settlement = self.acks.settlement(delivery.delivery_tag, suspect);
         Received { message, identity, origin, via: place.via, settlement }
     }
 
@@ -173,6 +174,14 @@ impl Live {
         channel.close(200, "OK".into()).await?;
         Ok(written)
     }
+}
+
+/// Whether somebody has had the message before and has not settled it. Quorum queues count it too, and tell that also
+/// after the flag is lost, as when the queue's leader changes.
+fn was_had_before(delivery: &Delivery) -> bool {
+    let headers = delivery.properties.headers().as_ref();
+    let counted = headers.and_then(|headers| headers.inner().get("x-delivery-count"));
+    delivery.redelivered || counted.is_some_and(|count| typed::text(count) != b"0"[..])
 }
 
 /// Whether the queue has been read before.

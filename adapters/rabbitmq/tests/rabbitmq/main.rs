@@ -5,6 +5,7 @@
 mod alarm;
 mod dead_letters;
 mod logged;
+mod management;
 mod permissions;
 mod publisher;
 mod recovery;

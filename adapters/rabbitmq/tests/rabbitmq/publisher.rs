@@ -57,7 +57,7 @@ async fn returned_messages_are_told_from_stored_ones() {
     delete_queue(&settings(), &queue).await.unwrap();
 }
 
-/// F32: over many rounds.
+/// F32, F73: over many rounds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_returned_message_passes_for_stored() {
     let mut publisher = RabbitPublisher::builder(settings()).channels(3).start().unwrap();

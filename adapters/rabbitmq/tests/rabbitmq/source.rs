@@ -21,6 +21,7 @@ async fn fill(queue: &str, count: u64) {
     }
 }
 
+/// F71: a prefetch of zero among them.
 #[test]
 fn settings_that_cannot_work_are_refused() {
     let kind = |built: Result<RabbitSource, backstop_core::AdapterError>| built.unwrap_err().kind();
@@ -52,6 +53,7 @@ async fn messages_come_in_order_with_origin_and_identity() {
     delete_queue(&settings(), &queue).await.unwrap();
 }
 
+/// F70: a later settlement says nothing of an earlier message.
 #[tokio::test]
 async fn only_what_is_settled_is_forgotten() {
     let queue = unique("source");
@@ -73,6 +75,7 @@ async fn only_what_is_settled_is_forgotten() {
     delete_queue(&settings(), &queue).await.unwrap();
 }
 
+/// F72: slower and slower.
 #[tokio::test]
 async fn what_is_dropped_unsettled_comes_again_and_not_in_a_busy_loop() {
     let queue = unique("source");
@@ -116,6 +119,7 @@ async fn the_prefetch_bounds_what_is_unsettled() {
     delete_queue(&settings(), &queue).await.unwrap();
 }
 
+/// F67: with its queue.
 #[tokio::test]
 async fn a_queue_that_is_deleted_is_read_again_once_it_is_back() {
     let queue = unique("source");

@@ -107,6 +107,7 @@ pub(crate) fn failure(attempts: u32, due_in: Duration) -> Failure {
         error: "out of stock".into(),
         due_in,
         condemned: None,
+        crashes: 0,
     }
 }
 

@@ -5,7 +5,9 @@ use std::time::Duration;
 use crate::common::{File, envelope};
 use backstop_core::FaultKind;
 use backstop_core::lease::Leases;
-use backstop_core::ledger::{Ledger, Letter, LetterFilter, LetterStatus};
+use backstop_core::ledger::{
+    AuditFilter, AuditLog, AuditStep, Ledger, Letter, LetterFilter, LetterStatus, NewAuditEntry,
+};
 use backstop_sqlite::{SqliteLedger, SqliteTables};
 use chrono::DateTime;
 
@@ -155,4 +157,30 @@ async fn one_collector_has_the_lease() {
     one.release(&lease).await.expect("release");
     let next = two.acquire("ledger", "two", ttl).await.expect("acquire").expect("granted");
     assert!(next.token > lease.token);
+}
+
+/// Whoever may write into the file cannot tidy the audit log up by an oversight.
+#[tokio::test]
+async fn the_audit_log_only_grows() {
+    let file = File::new().await;
+    let entry = NewAuditEntry {
+        deed: "1".into(),
+        step: AuditStep::Done,
+        who: "ann".into(),
+        role: "operator".into(),
+        origin: "console".into(),
+        action: "letters.discard".into(),
+        object: String::new(),
+        redrive: None,
+        letters: Some(3),
+        because: None,
+        error: None,
+    };
+    ledger(&file).write_audit(&entry).await.expect("written");
+    for statement in ["UPDATE backstop_audit SET who = 'bob'", "DELETE FROM backstop_audit"] {
+        let refused = sqlx::raw_sql(statement).execute(&file.pool).await.expect_err(statement);
+        assert!(refused.to_string().contains("the audit log only grows"), "{statement}: {refused}");
+    }
+    let entries = ledger(&file).read_audit(&AuditFilter::default(), 9).await.expect("read");
+    assert_eq!(entries.into_iter().map(|entry| entry.entry).collect::<Vec<_>>(), [entry]);
 }

@@ -4,5 +4,7 @@ mod commit;
 mod common;
 mod held;
 mod ledger;
+mod ledger_at_scale;
 mod outbox;
 mod schema;
+mod trial;

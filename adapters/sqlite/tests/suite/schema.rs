@@ -32,7 +32,8 @@ async fn up_down_and_up_again() {
     assert_eq!(schema.applied().await.expect("applied"), [0; 0]);
     let up = schema.migrate().await.expect("migrate");
     assert_eq!(schema.migrate().await.expect("migrate"), [0; 0], "nothing is left to do");
-    assert_eq!(schema.revert(2).await.expect("revert"), [6, 5, 4, 3]);
+    let above: Vec<i64> = up.iter().rev().copied().filter(|version| *version > 2).collect();
+    assert_eq!(schema.revert(2).await.expect("revert"), above);
     assert_eq!(schema.applied().await.expect("applied"), [1, 2]);
     assert_eq!(schema.revert(0).await.expect("revert"), [2, 1]);
     let left =

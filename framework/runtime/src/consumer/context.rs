@@ -6,16 +6,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use backstop_core::classify::causes;
-use backstop_core::held::Failure;
+use backstop_core::held::{Failure, HeldMessage};
 use backstop_core::message::Message;
+use backstop_core::source::{Received, Settlement};
 use backstop_core::{
-    Classifier, DeadLetter, DeadLetters, DeadReason, Disposition, ErrorReport, Explained, HandlerError,
-    MessageKey, Origin, Via,
+    AdapterError, Classifier, DeadLetter, DeadLetters, DeadReason, Disposition, ErrorClass, ErrorReport,
+    Explained, FaultKind, HandlerError, MessageKey, Origin, Via,
 };
 use chrono::Utc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::consumer::policy::{Charged, Policies};
+use crate::consumer::receipts::Desk;
+use crate::consumer::sequence::{Sequences, Suspect};
+use crate::control::Control;
+use crate::control::breaker::{Attempt, Outcome};
+use crate::control::gate::Pass;
+use crate::control::waiting;
 use crate::run_error::RunError;
 use crate::stats::{Stats, count};
 
@@ -46,6 +54,11 @@ pub(crate) struct Context<D> {
     pub(crate) classifier: Classifier,
     pub(crate) redact: Redact,
     pub(crate) stats: Arc<Stats>,
+    /// The check of the numbers of messages, if there is one.
+    pub(crate) sequence: Option<Sequences>,
+    pub(crate) control: Arc<Control>,
+    /// Where receipts and reports go, if anywhere.
+    pub(crate) desk: Option<Desk>,
     /// Set when the consumer is to stop; waits end then.
     pub(crate) stop: CancellationToken,
     pub(crate) fatal: Mutex<Option<RunError>>,
@@ -56,6 +69,8 @@ pub(crate) struct Context<D> {
 pub(crate) struct Judged {
     pub(crate) disposition: Disposition,
     pub(crate) report: ErrorReport,
+    /// How often in a row its process died of it; 0 where its handler came to an end.
+    pub(crate) crashes: u32,
 }
 
 impl Judged {
@@ -68,6 +83,7 @@ impl Judged {
             error: self.report.one_line(),
             due_in,
             condemned: None,
+            crashes: self.crashes,
         }
     }
 
@@ -110,6 +126,7 @@ impl<D: DeadLetters> Context<D> {
                 explained.facts.as_deref(),
                 &*self.redact,
             ),
+            crashes: 0,
         }
     }
 
@@ -160,7 +177,14 @@ impl<D: DeadLetters> Context<D> {
         self.dead_letters.keeps()
     }
 
-    fn letter(&self, subject: Subject<'_>, judged: &Judged, reason: DeadReason, attempts: u32) -> DeadLetter {
+    /// The letter of a message that is given up now.
+    pub(crate) fn letter(
+        &self,
+        subject: Subject<'_>,
+        judged: &Judged,
+        reason: DeadReason,
+        attempts: u32,
+    ) -> DeadLetter {
         let envelope = subject.message.envelope();
         let dead_at = Utc::now();
         let age = chrono::Duration::from_std(subject.age).unwrap_or_default();
@@ -187,10 +211,96 @@ impl<D: DeadLetters> Context<D> {
 }
 
 impl<D> Context<D> {
+    /// Looks at a message's number. Asked once for each delivery, in the order of its key.
+    pub(crate) fn suspect<S: Settlement>(&self, received: &Received<S>) -> Option<Suspect> {
+        self.sequence.as_ref()?.suspect(received)
+    }
+
+    /// Tells of a number that is wrong; the error is what its message is to fail with.
+    pub(crate) fn judge_number(&self, suspect: &Suspect) -> Result<(), HandlerError> {
+        self.sequence.as_ref().map_or(Ok(()), |sequence| sequence.judge(suspect))
+    }
+
     /// Waits before try number `attempt + 1` of something that depends on others; `false` when the consumer stops.
     pub(crate) async fn wait(&self, attempt: u32) -> bool {
         let full = Duration::from_millis(100).saturating_mul(1 << attempt.min(10)).min(LONGEST_WAIT);
         self.sleep(full.mul_f64(0.5 + fastrand::f64() / 2.0)).await
+    }
+
+    /// Waits in the middle of a message until the database may be asked again; `None` when the consumer stops. Hold
+    /// what is returned while asking.
+    pub(crate) async fn wait_out(&self, error: &AdapterError, tries: u32) -> Option<Pass<'_>> {
+        if self.wait_unless_lost(error, tries).await {
+            self.control.gate.again(&self.stop).await
+        } else {
+            None
+        }
+    }
+
+    /// Waits after an error of the database, unless the breaker makes whoever comes next wait; `false` when the consumer
+    /// stops.
+    pub(crate) async fn wait_unless_lost(&self, error: &AdapterError, tries: u32) -> bool {
+        (is_loss(error) && !self.control.gate.is_wide()) || self.wait(tries).await
+    }
+
+    /// What the database answered, or that it did not.
+    pub(crate) fn answered<T>(
+        &self,
+        asked: Instant,
+        answer: Result<T, AdapterError>,
+    ) -> Result<T, AdapterError> {
+        match &answer {
+            Ok(_) => self.control.gate.database_answered(asked),
+            Err(error) if is_loss(error) => self.control.gate.database_lost(),
+            Err(_) => {}
+        }
+        answer
+    }
+
+    /// An attempt has succeeded.
+    pub(crate) fn succeeded(&self, attempt: Attempt) {
+        self.control.gate.ended(attempt, Outcome::Succeeded);
+        self.control.waiting.done(attempt.key);
+    }
+
+    /// Tells the breaker of a failed attempt. What is unavailable while others succeed becomes transient.
+    pub(crate) fn weigh(&self, attempt: Attempt, judged: Judged) -> Judged {
+        let disposition = match judged.disposition {
+            // Its handler was not called.
+            Disposition::Fail(ErrorClass::Undecodable) => return judged,
+            unavailable @ (Disposition::Fail(ErrorClass::Unavailable)
+            | Disposition::RetryAfter(ErrorClass::Unavailable, _)) => {
+                match (self.control.gate.ended(attempt, Outcome::Unavailable), unavailable) {
+                    (false, _) => unavailable,
+                    (true, Disposition::RetryAfter(_, wait)) => {
+                        Disposition::RetryAfter(ErrorClass::Transient, wait)
+                    }
+                    (true, _) => Disposition::Fail(ErrorClass::Transient),
+                }
+            }
+            other => {
+                self.control.gate.ended(attempt, Outcome::Failed);
+                other
+            }
+        };
+        Judged { disposition, ..judged }
+    }
+
+    /// A key waits because one of its messages failed.
+    pub(crate) fn waits(&self, place: &str, ordering_key: &[u8], failure: &Failure) {
+        let told = waiting::Failure {
+            place,
+            key: ordering_key,
+            why: &failure.error,
+            attempts: failure.attempts,
+            due_in: failure.due_in,
+        };
+        self.control.waiting.note(Attempt::now(place, ordering_key).key, &told, &*self.redact);
+    }
+
+    /// The head of a key is done, or given up.
+    pub(crate) fn waits_no_more(&self, head: &HeldMessage) {
+        self.control.waiting.done(Attempt::now(&head.place, &head.ordering_key).key);
     }
 
     /// Waits that long; `false` when the consumer stops.
@@ -206,6 +316,11 @@ impl<D> Context<D> {
         self.fatal.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         self.stop.cancel();
     }
+}
+
+/// Whether the database cannot be used by anybody, as far as the error tells. Others concern one message.
+fn is_loss(error: &AdapterError) -> bool {
+    matches!(error.kind(), FaultKind::Unreachable | FaultKind::Denied | FaultKind::Missing)
 }
 
 impl<D> fmt::Debug for Context<D> {

@@ -1,20 +1,22 @@
-//! Messages that share a transaction: one after another on one connection, committed together.
+//! Messages that share a transaction: one after another, or all at once, on one connection, committed together.
 //!
 //! What is promised of a message holds as if it were alone. Where anything goes wrong the shared transaction is rolled
 //! back, nobody is charged, and whoever is to blame is handled by itself: its attempts are counted there.
 
-use std::time::Instant;
+use std::collections::VecDeque;
 
 use backstop_core::held::{HeldMessages, ordering_key};
 use backstop_core::inbox::{CommitError, GroupAdmission, Standing, Unit};
 use backstop_core::source::{Received, Settlement};
 use backstop_core::{
-    AdapterError, Codec, DeadLetters, Delivery, Disposition, Handler, HandlerError, Identity, MessageKey,
-    Via, crash_point,
+    AdapterError, Codec, DeadLetters, Delivery, Disposition, HandlerError, Identity, MessageKey, Via,
+    crash_point,
 };
 
+use crate::consumer::calling::{Called, Calls};
 use crate::consumer::invoke::decode;
 use crate::consumer::transactional::Transactional;
+use crate::control::breaker::Attempt;
 use crate::stats::{count, count_all};
 
 /// A message that may share a transaction: a live one, with an identity, that could be read.
@@ -26,15 +28,16 @@ struct Member<M> {
 /// Whether a message may share a transaction.
 enum Joined<M, S> {
     As(Member<M>, S),
-    Not(Received<S>),
+    /// With what the numbers of its key say of it.
+    Not(Received<S>, Result<(), HandlerError>),
 }
 
 /// What one shared transaction came to.
 enum Ended {
     /// It is committed; what the inbox said of each message that it got to, from the first on.
     Committed(Vec<Standing>),
-    /// The handler of this message failed.
-    Failed(usize),
+    /// These messages failed, by their places in the group; nobody knows which where it is empty.
+    Failed(Vec<usize>),
     /// Some other transaction was in the way.
     Conflict,
     /// They cannot share one.
@@ -48,14 +51,14 @@ struct Rest<S, M> {
     settlements: Vec<S>,
     /// Messages of the next groups, at most.
     at_most: usize,
-    /// So many messages stand before one that has failed, which is then handled by itself.
-    before_failed: Option<usize>,
+    /// The places of those that have failed, each of which is handled by itself.
+    guilty: VecDeque<usize>,
 }
 
 impl<I, H, C, D> Transactional<I, H, C, D>
 where
     I: HeldMessages,
-    H: Handler<I::Tx>,
+    H: Calls<I::Tx>,
     C: Codec<H::Message>,
     D: DeadLetters,
 {
@@ -63,25 +66,34 @@ where
     pub(crate) async fn receive_group<S: Settlement>(&self, batch: Vec<Received<S>>) {
         let mut members = Vec::with_capacity(batch.len());
         for received in batch {
-            match self.join(received) {
+            let suspect = self.context.suspect(&received);
+            let sequence = self.in_sequence(suspect).await;
+            match self.join(received, sequence) {
                 Joined::As(member, settlement) => members.push((member, settlement)),
-                Joined::Not(odd) => {
+                Joined::Not(odd, sequence) => {
                     // It must not overtake those of its key that came before it.
                     self.share(std::mem::take(&mut members)).await;
-                    self.receive(odd).await;
+                    self.receive_checked(odd, sequence).await;
                 }
             }
         }
         self.share(members).await;
     }
 
-    /// The message as a member of a group, or as it was.
-    fn join<S>(&self, received: Received<S>) -> Joined<H::Message, S> {
+    /// The message as a member of a group, or as it was. Suspects share nothing.
+    fn join<S: Settlement>(
+        &self,
+        received: Received<S>,
+        sequence: Result<(), HandlerError>,
+    ) -> Joined<H::Message, S> {
         let key = match &received.identity {
             Identity::Declared(key) | Identity::Coordinates(key) if received.via == Via::Live => key.clone(),
-            _ => return Joined::Not(received),
+            _ => return Joined::Not(received, sequence),
         };
-        let Ok(body) = decode(&self.codec, &received.message) else { return Joined::Not(received) };
+        if sequence.is_err() || received.settlement.is_suspect() {
+            return Joined::Not(received, sequence);
+        }
+        let Ok(body) = decode(&self.codec, &received.message) else { return Joined::Not(received, sequence) };
         let Received { message, identity, origin, via, settlement } = received;
         if matches!(identity, Identity::Coordinates(_)) {
             count(&self.context.stats.without_id);
@@ -94,7 +106,8 @@ where
     async fn share<S: Settlement>(&self, mut members: Vec<(Member<H::Message>, S)>) {
         members.retain_mut(|(_, settlement)| settlement.begin());
         let (members, settlements): (Vec<_>, Vec<_>) = members.into_iter().unzip();
-        let mut rest = Rest { at_most: members.len(), members, settlements, before_failed: None };
+        let mut rest = Rest { at_most: members.len(), members, settlements, guilty: VecDeque::new() };
+        let mut _turn = None;
         while !rest.members.is_empty() && !self.context.stop.is_cancelled() {
             match rest.next_size() {
                 1 => {
@@ -106,6 +119,9 @@ where
                     let ended = self.attempt_group(&rest.members[..size]).await;
                     self.follow_up(&mut rest, size, ended).await;
                 }
+            }
+            if !rest.members.is_empty() {
+                _turn = self.context.control.gate.again(&self.context.stop).await;
             }
         }
     }
@@ -123,10 +139,11 @@ where
         }
         count(&self.context.stats.regrouped);
         match ended {
-            Ended::Failed(at) => {
+            Ended::Failed(guilty) => {
                 self.group_size.failed();
-                rest.at_most = self.group_size.now();
-                rest.before_failed = Some(at);
+                rest.at_most = if guilty.is_empty() { 1 } else { self.group_size.now() };
+                // Those that were known before come after this group.
+                guilty.into_iter().rev().for_each(|at| rest.guilty.push_front(at));
             }
             Ended::Conflict => {
                 self.group_size.met_others();
@@ -146,7 +163,11 @@ where
         let mut of_held_keys = Vec::new();
         for ((member, settlement), standing) in members.into_iter().zip(standings) {
             match standing {
-                Standing::Fresh => settlement.settle(),
+                Standing::Fresh => {
+                    let place = member.delivery.origin().place();
+                    self.context.succeeded(Attempt::now(place, &member.ordering));
+                    settlement.settle();
+                }
                 Standing::Duplicate => {
                     count(&stats.duplicates);
                     settlement.settle();
@@ -159,11 +180,13 @@ where
         }
     }
 
-    /// Begin, one handler after another, proven commit.
+    /// Begin, one handler after another or one for all, proven commit.
     async fn attempt_group(&self, members: &[Member<H::Message>]) -> Ended {
         let consumer = &self.context.consumer;
         let units: Vec<Unit<'_>> = members.iter().map(|member| member.unit(consumer)).collect();
-        let (mut tx, mut standings) = match self.inbox.begin_group(&units, self.limits).await {
+        let asked = tokio::time::Instant::now();
+        let admission = self.inbox.begin_group(&units, self.limits).await;
+        let (mut tx, mut standings) = match self.context.answered(asked, admission) {
             Ok(GroupAdmission::Shared { tx, standings }) => (tx, standings),
             Ok(GroupAdmission::Apart) => return Ended::Apart,
             // The first of them, by itself, waits until the database answers.
@@ -172,29 +195,34 @@ where
                 return Ended::Apart;
             }
         };
-        let began = Instant::now();
-        for (at, member) in members.iter().enumerate() {
-            if standings[at] != Standing::Fresh {
-                continue;
-            }
-            if at > 0 && began.elapsed() >= self.group_age {
-                if let Err(error) = self.leave_out(&mut tx, &units[at..], &standings[at..]).await {
-                    tracing::debug!(%consumer, %error, "a shared transaction is lost");
-                    return Ended::Apart;
+        let places: Vec<usize> = (0..members.len()).filter(|at| standings[*at] == Standing::Fresh).collect();
+        let fresh: Vec<&Delivery<H::Message>> = places.iter().map(|at| &members[*at].delivery).collect();
+        if fresh.is_empty() {
+            self.inbox.rollback(tx).await;
+            return Ended::Committed(standings);
+        }
+        match self.handler.several(self.invocation(), &fresh, self.group_age, &mut tx).await {
+            Called::Handled { count, in_time } => {
+                if let Some(at) = places.get(in_time) {
+                    self.group_size.had_time_for(*at);
                 }
-                standings.truncate(at);
-                self.group_size.had_time_for(at);
-                break;
+                if let Some(at) = places.get(count).copied() {
+                    if let Err(error) = self.leave_out(&mut tx, &units[at..], &standings[at..]).await {
+                        tracing::debug!(%consumer, %error, "a shared transaction is lost");
+                        return Ended::Apart;
+                    }
+                    standings.truncate(at);
+                }
+                self.commit_group(tx, &units, standings).await
             }
-            if let Err(failed) = self.invocation().run(&self.handler, &member.delivery, &mut tx).await {
+            Called::Failed { failed, from, guilty } => {
                 if failed.tx_is_sound {
                     self.inbox.rollback(tx).await;
                 }
-                return self.failed_in_group(&units, &standings, at, &failed.error).await;
+                let guilty = guilty.into_iter().map(|at| places[at]).collect();
+                self.failed_in_group(&units, &standings, places[from], guilty, &failed.error).await
             }
-            crash_point!("consumer.group.handled");
         }
-        self.commit_group(tx, &units, standings).await
     }
 
     /// Takes messages that are not begun out of the transaction.
@@ -211,15 +239,16 @@ where
         &self,
         units: &[Unit<'_>],
         standings: &[Standing],
-        at: usize,
+        from: usize,
+        guilty: Vec<usize>,
         error: &HandlerError,
     ) -> Ended {
         let judged = self.judge(error);
         tracing::debug!(consumer = self.context.consumer, error = %judged.report.message, "a shared transaction is rolled back");
-        if self.was_ended(units, standings, at).await {
+        if self.was_ended(units, standings, from).await {
             return Ended::Apart;
         }
-        if judged.disposition == Disposition::Conflict { Ended::Conflict } else { Ended::Failed(at) }
+        if judged.disposition == Disposition::Conflict { Ended::Conflict } else { Ended::Failed(guilty) }
     }
 
     /// Whether a handler has committed the transaction that was to be rolled back. Then the inbox knows messages
@@ -230,14 +259,8 @@ where
             return false;
         }
         self.found_out();
-        let mut tries = 0;
-        while let Err(error) = self.forget(&units[failed..], &standings[failed..]).await {
-            self.report_outage(&error, tries);
-            tries += 1;
-            if !self.context.wait(tries).await {
-                break;
-            }
-        }
+        // Where the consumer stops before, there is nothing more to be done.
+        self.until_taken(|| self.forget(&units[failed..], &standings[failed..])).await;
         true
     }
 
@@ -307,17 +330,16 @@ impl<M> Member<M> {
 impl<S, M> Rest<S, M> {
     /// How many messages come next.
     fn next_size(&self) -> usize {
-        let size = self.before_failed.unwrap_or(self.at_most).min(self.at_most);
-        size.clamp(1, self.members.len())
+        let before_failed = self.guilty.front().copied().unwrap_or(self.at_most);
+        before_failed.min(self.at_most).clamp(1, self.members.len())
     }
 
     fn take(&mut self, count: usize) -> Vec<(Member<M>, S)> {
         let count = count.min(self.members.len());
-        // The failed one itself was the last to be counted.
-        self.before_failed = match self.before_failed {
-            Some(before) if before >= count => Some(before - count),
-            _ => None,
-        };
+        while self.guilty.front().is_some_and(|at| *at < count) {
+            self.guilty.pop_front();
+        }
+        self.guilty.iter_mut().for_each(|at| *at -= count);
         self.members.drain(..count).zip(self.settlements.drain(..count)).collect()
     }
 }

@@ -1,19 +1,25 @@
 //! Running held messages: due heads of whatever key, claimed one by one.
 
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use backstop_core::held::{ClaimedHead, Failure, HeldMessage, HeldMessages};
+use backstop_core::held::{ClaimError, ClaimedHead, Failure, Heads, HeldMessage, HeldMessages};
 use backstop_core::inbox::CommitError;
 use backstop_core::{
-    Codec, DeadLetters, DeadReason, Delivery, Disposition, ErrorClass, Handler, HandlerError, Message,
-    cloudevents, crash_point,
+    Codec, DeadLetters, DeadReason, Delivery, Disposition, ErrorClass, HandlerError, Message, ReceiptOutcome,
+    Via, cloudevents, crash_point,
 };
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
+use crate::consumer::calling::Calls;
 use crate::consumer::context::{Judged, LETTER_AGAIN, LETTER_LEASE, Subject};
 use crate::consumer::invoke::decode;
 use crate::consumer::policy::{Charged, Next};
+use crate::consumer::suspects::Turn;
 use crate::consumer::transactional::Transactional;
+use crate::control::breaker::Attempt;
 use crate::stats::count;
 
 /// How often the table is looked at while messages are held here, and otherwise for those of other instances.
@@ -23,10 +29,15 @@ const PATIENCE: u32 = 100;
 /// How often a worker that has slowed down looks.
 const IDLE_LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Wakes workers when something was held.
+/// A head, and the right to be run by itself where it needs it.
+type Claimed<'a, Tx> = (ClaimedHead<Tx>, Option<Turn<'a>>);
+
+/// Wakes workers when something was held, and knows what they are at.
 #[derive(Debug, Default)]
 pub(crate) struct HeldWork {
     arrived: Notify,
+    /// Heads whose run has begun, and of whose end nothing is written yet.
+    begun: Mutex<BTreeSet<i64>>,
 }
 
 impl HeldWork {
@@ -34,26 +45,53 @@ impl HeldWork {
     pub(crate) fn arrived(&self) {
         self.arrived.notify_one();
     }
+
+    fn begin(&self, n: i64) {
+        lock(&self.begun).insert(n);
+    }
+
+    /// The end of a run is written; `false` where it was before.
+    fn end(&self, n: i64) -> bool {
+        lock(&self.begun).remove(&n)
+    }
+
+    /// Those of whose end nothing is written.
+    pub(crate) fn unfinished(&self) -> BTreeSet<i64> {
+        std::mem::take(&mut *lock(&self.begun))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<I, H, C, D> Transactional<I, H, C, D>
 where
     I: HeldMessages,
-    H: Handler<I::Tx>,
+    H: Calls<I::Tx>,
     C: Codec<H::Message>,
     D: DeadLetters,
 {
-    /// Claims and runs due heads until the consumer stops.
-    pub(crate) async fn run_held(&self) {
+    /// Claims and runs due heads until the consumer stops; `doubtful` ones too, or only the others.
+    pub(crate) async fn run_held(&self, doubtful: bool) {
         let (mut empty, mut outages) = (0_u32, 0_u32);
-        while !self.context.stop.is_cancelled() {
-            match self.inbox.claim(&self.context.consumer, self.limits).await {
-                Ok(Some(claimed)) => {
+        while let Some(pass) = self.context.control.gate.pass(&self.context.stop).await
+            && !self.context.stop.is_cancelled()
+        {
+            let asked = Instant::now();
+            let mut charged = None;
+            let claimed = self.claim(doubtful).await.map_err(|failed| {
+                charged = failed.charged;
+                failed.error
+            });
+            match self.context.answered(asked, claimed) {
+                Ok(Some((claimed, _alone))) => {
                     (empty, outages) = (0, 0);
                     self.held_work.arrived();
-                    self.run_head(claimed).await;
+                    self.run_charged(claimed).await;
                 }
                 Ok(None) => {
+                    drop(pass);
                     outages = 0;
                     empty = empty.saturating_add(1);
                     let rest = if empty < PATIENCE { LOOK_EVERY } else { IDLE_LOOK_EVERY };
@@ -64,10 +102,43 @@ where
                 }
                 Err(error) => {
                     self.report_outage(&error, outages);
+                    drop(pass);
                     outages += 1;
-                    self.context.wait(outages).await;
+                    self.context.wait_unless_lost(&error, outages).await;
+                    if let Some(n) = charged {
+                        self.take_back(n).await;
+                    }
                 }
             }
+        }
+    }
+
+    /// A due head; a doubtful one together with the right to be run by itself.
+    async fn claim(&self, doubtful: bool) -> Result<Option<Claimed<'_, I::Tx>>, ClaimError> {
+        let claim = |heads| self.inbox.claim(&self.context.consumer, self.limits, heads);
+        if doubtful
+            && let Some(alone) = self.suspects.turn_alone()
+            && let Some(claimed) = claim(Heads::Doubtful).await?
+        {
+            return Ok(Some((claimed, Some(alone))));
+        }
+        Ok(claim(Heads::Sound).await?.map(|claimed| (claimed, None)))
+    }
+
+    /// Runs a head that was charged with its claim. Where nothing could be written of the end, the charge is taken back.
+    async fn run_charged(&self, claimed: ClaimedHead<I::Tx>) {
+        let n = claimed.head.n;
+        self.held_work.begin(n);
+        self.run_head(claimed).await;
+        if self.held_work.end(n) {
+            self.take_back(n).await;
+        }
+    }
+
+    /// Takes the charge of a head back that nobody has died of; where the consumer stops before, its farewell does.
+    async fn take_back(&self, n: i64) {
+        if !self.until_taken(|| self.inbox.acquit_head(&self.context.consumer, n)).await {
+            self.held_work.begin(n);
         }
     }
 
@@ -82,6 +153,13 @@ where
             let tx = self.undone(tx).await;
             return self.condemn(tx, head, &message, &judged, reason, charged).await;
         }
+        if head.crashes >= self.suspects.max_crashes {
+            return self.give_up_crashed_head(tx, head, &message).await;
+        }
+        if head.crashes > 0 {
+            self.suspects.count_handled(&self.context.stats);
+        }
+        crash_point!("consumer.held.charged");
         match decode(&self.codec, &message) {
             Ok(body) => {
                 let key = head.message_key.clone();
@@ -93,10 +171,27 @@ where
         }
     }
 
+    /// Gives up a head that has felled its process too often, without running it.
+    async fn give_up_crashed_head(&self, tx: I::Tx, head: HeldMessage, message: &Message) {
+        let (judged, tx) = (self.crashed(head.crashes), self.undone(tx).await);
+        let attempts = head.attempts.saturating_add(head.crashes);
+        if self.context.keeps() {
+            self.put_back(tx, &head, &judged.kept(head.attempts)).await;
+            return;
+        }
+        self.suspects.count_given_up();
+        let charged = Charged { attempts, ..Charged::of(&head) };
+        self.condemn(tx, head, message, &judged, DeadReason::CrashedProcess, charged).await;
+    }
+
     async fn run_delivery(&self, mut tx: I::Tx, head: HeldMessage, delivery: &Delivery<H::Message>) {
-        match self.invocation().run(&self.handler, delivery, &mut tx).await {
-            Ok(()) => match self.inbox.finish(&self.context.consumer, tx, &head).await {
-                Ok(()) => count(&self.context.stats.handled),
+        let attempt = Attempt::now(&head.place, &head.ordering_key);
+        match self.handler.one(self.invocation(), delivery, &mut tx).await {
+            Ok(()) => match self.conclude(tx, &head, ReceiptOutcome::Handled).await {
+                Ok(()) => {
+                    self.context.succeeded(attempt);
+                    count(&self.context.stats.handled);
+                }
                 Err(error) => self.uncertain_head(head, delivery.message(), error).await,
             },
             Err(failed) => {
@@ -145,13 +240,14 @@ where
         error: &HandlerError,
     ) {
         count(&self.context.stats.failures);
-        let judged = self.judge(error);
+        let attempt = Attempt::now(&head.place, &head.ordering_key);
+        let judged = self.context.weigh(attempt, self.judge(error));
         let tx = match tx {
             Some(tx) => self.undone(tx).await,
             None => None,
         };
         let charged = Charged::of(&head);
-        match self.context.policies.after(judged.disposition, charged, head.age, fastrand::f64()) {
+        match self.context.policies.after(judged.disposition, charged, head.failing_for(), fastrand::f64()) {
             Next::Retry { charged, due_in } => {
                 self.put_back(tx, &head, &judged.retried(charged, due_in)).await;
             }
@@ -167,7 +263,7 @@ where
 
     /// Gives a head up, in three steps that each may be the last: that it is given up is written down, which keeps
     /// other instances away for as long as the letter may take; the letter is published, with no transaction open;
-    /// the head is deleted. Whoever finds a condemned head that is due publishes its letter again, under the same id.
+    /// the head is deleted, or quarantined where the order is kept. Whoever finds a condemned head that is due publishes its letter again, under the same id.
     ///
     /// Without a transaction the claim is lost, and another instance may be at the head: it is written down, and
     /// whoever claims it next publishes the letter.
@@ -186,21 +282,30 @@ where
         if !(claimed && written) {
             return self.held_work.arrived();
         }
+        if reason == DeadReason::CrashedProcess && head.via == Via::Live {
+            self.remember_crashes(&head.message_key).await;
+        }
         let head = HeldMessage { attempts: charged.attempts, condemned: Some(reason), ..head };
         let subject = Subject {
             message,
             message_key: Some(&head.message_key),
             origin: &head.origin,
             via: head.via,
-            age: head.age,
+            age: head.failing_for(),
         };
         if !self.context.quarantine(subject, judged, reason, head.attempts).await {
             self.put_back(None, &head, &judged.condemned(reason, charged, LETTER_AGAIN)).await;
             return;
         }
         crash_point!("consumer.held.quarantined");
+        if self.ordered {
+            return self.park(&head.message_key, head.attempts, &head.envelope.headers).await;
+        }
         match self.inbox.give_up(&self.context.consumer, &head).await {
-            Ok(()) => self.held_work.arrived(),
+            Ok(()) => {
+                self.context.waits_no_more(&head);
+                self.held_work.arrived();
+            }
             Err(error) => {
                 tracing::warn!(consumer = self.context.consumer, n = head.n, %error, "quarantined, but still held; will be repeated");
             }
@@ -213,7 +318,11 @@ where
         let Failure { attempts, due_in, error, .. } = failure;
         tracing::info!(%consumer, origin = %head.origin, attempts, ?due_in, %error, "held message failed");
         match self.inbox.reschedule(consumer, tx, head, failure).await {
-            Ok(()) => true,
+            Ok(()) => {
+                self.held_work.end(head.n);
+                self.context.waits(&head.place, &head.ordering_key, failure);
+                true
+            }
             Err(error) => {
                 tracing::warn!(%consumer, n = head.n, %error, hint = error.hint(), "a failed attempt could not be written down");
                 false
@@ -222,12 +331,27 @@ where
     }
 
     async fn finish(&self, tx: I::Tx, head: &HeldMessage, counter: &std::sync::atomic::AtomicU64) {
-        match self.inbox.finish(&self.context.consumer, tx, head).await {
+        match self.conclude(tx, head, ReceiptOutcome::AlreadyHandled).await {
             Ok(()) => count(counter),
             Err(error) => {
                 tracing::warn!(consumer = self.context.consumer, n = head.n, %error, "will be claimed again")
             }
         }
+    }
+
+    /// Commits the end of a head, and with it that its receipt is owed.
+    async fn conclude(
+        &self,
+        mut tx: I::Tx,
+        head: &HeldMessage,
+        outcome: ReceiptOutcome,
+    ) -> Result<(), CommitError> {
+        self.owe(&mut tx, head, outcome).await.map_err(CommitError::RolledBack)?;
+        self.inbox.finish(&self.context.consumer, tx, head).await?;
+        self.held_work.end(head.n);
+        crash_point!("consumer.held.finished");
+        self.receipt_is_owed();
+        Ok(())
     }
 
     /// What was written down when the head was condemned.

@@ -1,13 +1,16 @@
 //! Running a handler once: inside its span, its cause and its time limit, and never letting a panic out.
 
 use std::any::Any;
+use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use backstop_core::context::{Cause, scope};
-use backstop_core::{Codec, Delivery, Handler, HandlerError, Message, trace};
+use backstop_core::{BatchHandler, Codec, Delivery, Handler, HandlerError, Message, Outcomes, trace};
 use futures_util::FutureExt;
 use tracing::{Instrument, Span};
+
+use crate::control::Control;
 
 /// How a handler failed.
 #[derive(Debug)]
@@ -35,6 +38,7 @@ pub(crate) struct Invocation<'a> {
     pub(crate) time_limit: Duration,
     /// The producer's span becomes the parent, not a link.
     pub(crate) continue_trace: bool,
+    pub(crate) control: &'a Control,
 }
 
 impl Invocation<'_> {
@@ -45,10 +49,25 @@ impl Invocation<'_> {
         delivery: &Delivery<H::Message>,
         tx: &mut Tx,
     ) -> Result<(), Failed> {
+        let key = delivery.message().key.as_ref();
+        let _at_work = self.control.handling(delivery.origin(), key, delivery.attempt());
         let handling = scope(Cause::of(delivery.message()), handler.handle(delivery, tx));
-        let handling = AssertUnwindSafe(handling.instrument(self.span(delivery))).catch_unwind();
-        match tokio::time::timeout(self.time_limit, handling).await {
-            Ok(Ok(Ok(()))) => Ok(()),
+        self.guard(handling.instrument(self.span(delivery))).await
+    }
+
+    /// Runs the handler of a batch, which is not empty.
+    pub(crate) async fn run_batch<Tx, H: BatchHandler<Tx>>(
+        self,
+        handler: &H,
+        batch: &[&Delivery<H::Message>],
+        tx: &mut Tx,
+    ) -> Result<Outcomes, Failed> {
+        self.guard(handler.handle(batch, tx).instrument(self.batch_span(batch))).await
+    }
+
+    async fn guard<T>(self, handling: impl Future<Output = Result<T, HandlerError>>) -> Result<T, Failed> {
+        match tokio::time::timeout(self.time_limit, AssertUnwindSafe(handling).catch_unwind()).await {
+            Ok(Ok(Ok(done))) => Ok(done),
             Ok(Ok(Err(error))) => Err(Failed { error, tx_is_sound: true }),
             Ok(Err(panic)) => {
                 let error = HandlerError::transient(Panicked(panic_text(&*panic)));
@@ -58,6 +77,28 @@ impl Invocation<'_> {
                 Err(Failed { error: HandlerError::transient(TimedOut(self.time_limit)), tx_is_sound: false })
             }
         }
+    }
+
+    /// One span, tied to the span of each message's producer by a link: a batch has no one parent.
+    fn batch_span<T>(self, batch: &[&Delivery<T>]) -> Span {
+        let Some(first) = batch.first() else { return Span::none() };
+        let origin = first.origin();
+        let span = tracing::info_span!(
+            "process",
+            otel.name = %format_args!("process {}", origin.place()),
+            otel.kind = "consumer",
+            messaging.system = origin.system(),
+            messaging.operation.name = "process",
+            messaging.operation.r#type = "process",
+            messaging.destination.name = origin.place(),
+            messaging.consumer.group.name = self.group,
+            messaging.batch.message_count = batch.len(),
+            backstop.consumer = self.consumer,
+        );
+        if !span.is_disabled() {
+            batch.iter().for_each(|delivery| trace::add_link(&span, &delivery.message().headers));
+        }
+        span
     }
 
     fn span<T>(self, delivery: &Delivery<T>) -> Span {

@@ -85,6 +85,11 @@ impl<J> Lanes<J> {
         self.hasher.hash_one(key)
     }
 
+    /// Jobs that were pushed and are not done.
+    pub(crate) fn unfinished(&self) -> usize {
+        self.lock().unfinished
+    }
+
     /// Waits until every job that was pushed is done.
     pub(crate) async fn drained(&self) {
         loop {

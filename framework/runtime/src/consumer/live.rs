@@ -6,16 +6,22 @@ use backstop_core::identity::Identity;
 use backstop_core::inbox::{Admission, CommitError, Unit};
 use backstop_core::source::{Received, Settlement};
 use backstop_core::{
-    AdapterError, Codec, DeadLetters, DeadReason, Delivery, Disposition, FaultKind, Handler, HandlerError,
-    Message, MessageKey, Origin, Via, crash_point,
+    AdapterError, Codec, DeadLetters, DeadReason, Delivery, Disposition, FaultKind, HandlerError, Message,
+    MessageKey, Origin, ReceiptOutcome, Via, crash_point,
 };
 use std::error::Error;
 use std::time::Duration;
+use tokio::time::Instant;
 
+use crate::consumer::calling::Calls;
 use crate::consumer::context::{Judged, LETTER_AGAIN, Subject};
 use crate::consumer::invoke::decode;
 use crate::consumer::policy::{Charged, Next};
+use crate::consumer::sequence::Suspect;
+use crate::consumer::suspects::Examined;
 use crate::consumer::transactional::Transactional;
+use crate::control::breaker::Attempt;
+use crate::control::gate::Pass;
 use crate::run_error::RunError;
 use crate::settings::MissingId;
 use crate::stats::count;
@@ -48,18 +54,47 @@ struct BusyElsewhere;
 impl<I, H, C, D> Transactional<I, H, C, D>
 where
     I: backstop_core::held::HeldMessages,
-    H: Handler<I::Tx>,
+    H: Calls<I::Tx>,
     C: Codec<H::Message>,
     D: DeadLetters,
 {
     /// Handles the message as far as it goes, and settles it when it is done or its failure is durable.
     pub(crate) async fn receive<S: Settlement>(&self, received: Received<S>) {
+        let suspect = self.context.suspect(&received);
+        let sequence = self.in_sequence(suspect).await;
+        self.receive_checked(received, sequence).await;
+    }
+
+    /// What a message whose number is wrong is to fail with, if with anything. The inbox knows duplicates by more than
+    /// their numbers.
+    pub(crate) async fn in_sequence(&self, suspect: Option<Suspect>) -> Result<(), HandlerError> {
+        let Some(suspect) = suspect else { return Ok(()) };
+        if let Some(key) = suspect.perhaps_handled()
+            && matches!(self.outcome(key).await, Ok(true))
+        {
+            return Ok(());
+        }
+        self.context.judge_number(&suspect)
+    }
+
+    /// Handles a message whose number was looked at.
+    pub(crate) async fn receive_checked<S: Settlement>(
+        &self,
+        received: Received<S>,
+        sequence: Result<(), HandlerError>,
+    ) {
         let Received { message, identity, origin, via, mut settlement } = received;
         if !settlement.begin() {
             return;
         }
+        let suspect = via == Via::Live && settlement.is_suspect();
         let done = match self.identify(&message, identity, &origin, via).await {
-            Identified::As(key) => self.work(message, &key, &origin, via).await,
+            Identified::As(key) if suspect => match self.examine(message, &key, &origin, sequence).await {
+                Examined::Known => return settlement.settle_known(),
+                Examined::Done => true,
+                Examined::Left => false,
+            },
+            Identified::As(key) => self.work(message, &key, &origin, via, sequence).await,
             Identified::Quarantined => true,
             Identified::Left => false,
         };
@@ -99,8 +134,15 @@ where
     }
 
     /// Whether the message may be settled.
-    async fn work(&self, message: Message, key: &MessageKey, origin: &Origin, via: Via) -> bool {
-        let ordering = ordering_key(&message, key, origin, self.unordered);
+    pub(crate) async fn work(
+        &self,
+        message: Message,
+        key: &MessageKey,
+        origin: &Origin,
+        via: Via,
+        sequence: Result<(), HandlerError>,
+    ) -> bool {
+        let ordering = self.ordering_key(&message, key, origin);
         let unit = Unit {
             consumer: &self.context.consumer,
             place: origin.place(),
@@ -108,9 +150,9 @@ where
             message_key: key,
         };
         if via == Via::Door {
-            return self.import(unit, &message, origin).await;
+            return self.come_in(unit, &message, origin).await;
         }
-        let body = match decode(&self.codec, &message) {
+        let body = match sequence.and_then(|()| decode(&self.codec, &message)) {
             Ok(body) => body,
             Err(error) => {
                 let judged = self.judge(&error);
@@ -123,9 +165,12 @@ where
 
     pub(crate) async fn attempts(&self, unit: Unit<'_>, delivery: &Delivery<H::Message>) -> bool {
         let (mut outages, mut conflicts) = (0, 0);
+        let mut _turn = None;
         loop {
+            let attempt = Attempt::now(unit.place, unit.ordering_key);
             match self.attempt(unit, delivery).await {
                 Try::Handled => {
+                    self.context.succeeded(attempt);
                     count(&self.context.stats.handled);
                     return true;
                 }
@@ -139,7 +184,7 @@ where
                 },
                 Try::Busy => return self.step_aside(unit, delivery).await,
                 Try::Failed(error) => {
-                    let judged = self.judge(&error);
+                    let judged = self.context.weigh(attempt, self.judge(&error));
                     if judged.disposition != Disposition::Conflict || conflicts == CONFLICT_TRIES {
                         return self.failed(unit, delivery.message(), delivery.origin(), &judged).await;
                     }
@@ -152,9 +197,8 @@ where
                 Try::Outage(error) => {
                     self.report_outage(&error, outages);
                     outages += 1;
-                    if !self.context.wait(outages).await {
-                        return false;
-                    }
+                    let Some(turn) = self.context.wait_out(&error, outages).await else { return false };
+                    _turn = Some(turn);
                 }
             }
         }
@@ -162,14 +206,16 @@ where
 
     /// Begin, handler, proven commit.
     async fn attempt(&self, unit: Unit<'_>, delivery: &Delivery<H::Message>) -> Try {
-        let mut tx = match self.inbox.begin(unit, self.limits).await {
+        let asked = Instant::now();
+        let admission = self.inbox.begin(unit, self.limits).await;
+        let mut tx = match self.context.answered(asked, admission) {
             Ok(Admission::Fresh(tx)) => tx,
             Ok(Admission::Duplicate) => return Try::Duplicate,
             Ok(Admission::Held) => return Try::KeyHeld,
             Ok(Admission::Busy) => return Try::Busy,
             Err(error) => return Try::Outage(error),
         };
-        if let Err(failed) = self.invocation().run(&self.handler, delivery, &mut tx).await {
+        if let Err(failed) = self.handler.one(self.invocation(), delivery, &mut tx).await {
             if failed.tx_is_sound {
                 self.inbox.rollback(tx).await;
             }
@@ -207,19 +253,55 @@ where
 
     /// Asks the inbox until it answers; the error is the last one when the consumer stops.
     pub(crate) async fn outcome(&self, key: &MessageKey) -> Result<bool, AdapterError> {
-        let mut tries = 0;
+        let asked = self.asked(|| self.inbox.is_handled(&self.context.consumer, key)).await;
+        asked.map(|(handled, _)| handled)
+    }
+
+    /// What the database answers, once it does, and how many tries failed before; the error is the last one when the
+    /// consumer stops.
+    pub(crate) async fn asked<T, F>(&self, mut ask: impl FnMut() -> F) -> Result<(T, u32), AdapterError>
+    where
+        F: Future<Output = Result<T, AdapterError>>,
+    {
+        let (mut tries, mut turn) = (0, None);
         loop {
-            match self.inbox.is_handled(&self.context.consumer, key).await {
-                Ok(handled) => return Ok(handled),
-                Err(error) => {
-                    self.report_outage(&error, tries);
-                    tries += 1;
-                    if !self.context.wait(tries).await {
-                        return Err(error);
-                    }
-                }
+            let asked = Instant::now();
+            match self.context.answered(asked, ask().await) {
+                Ok(answer) => return Ok((answer, tries)),
+                Err(error) if !self.ask_again(&error, &mut tries, &mut turn).await => return Err(error),
+                Err(_) => {}
             }
         }
+    }
+
+    /// Repeats a write that no message waits for until the database has taken it; `false` when the consumer stops before.
+    pub(crate) async fn until_taken<F>(&self, mut write: impl FnMut() -> F) -> bool
+    where
+        F: Future<Output = Result<(), AdapterError>>,
+    {
+        let mut tries = 0;
+        while let Err(error) = write().await {
+            self.report_outage(&error, tries);
+            tries += 1;
+            if !self.context.wait(tries).await {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// After an error in the middle of a message: waits until the database may be asked again; `false` when the consumer
+    /// stops. Hold the `turn` while asking.
+    async fn ask_again<'a>(
+        &'a self,
+        error: &AdapterError,
+        tries: &mut u32,
+        turn: &mut Option<Pass<'a>>,
+    ) -> bool {
+        self.report_outage(error, *tries);
+        *tries += 1;
+        *turn = self.context.wait_out(error, *tries).await;
+        turn.is_some()
     }
 
     /// A failure of a live message: quarantined or held; whether it may be settled.
@@ -227,19 +309,39 @@ where
         count(&self.context.stats.failures);
         let subject = subject_of(unit, message, origin, Via::Live);
         let (none, random) = (Charged::default(), fastrand::f64());
-        let failure = match self.context.policies.after(judged.disposition, none, Duration::ZERO, random) {
-            Next::Retry { charged, due_in } => judged.retried(charged, due_in),
-            Next::Quarantine(reason) => {
-                if self.context.keeps() {
-                    judged.kept(1)
-                } else if self.context.quarantine(subject, judged, reason, 1).await {
-                    return true;
-                } else {
-                    judged.condemned(reason, Charged { attempts: 1, throttled: 0 }, LETTER_AGAIN)
-                }
+        match self.context.policies.after(judged.disposition, none, Duration::ZERO, random) {
+            Next::Retry { charged, due_in } => {
+                self.hold(unit, subject, &judged.retried(charged, due_in)).await
             }
+            Next::Quarantine(reason) => self.give_up_live(unit, subject, judged, reason, 1).await,
+        }
+    }
+
+    /// Quarantines a live message, or holds it until that is done; whether it may be settled.
+    pub(crate) async fn give_up_live(
+        &self,
+        unit: Unit<'_>,
+        subject: Subject<'_>,
+        judged: &Judged,
+        reason: DeadReason,
+        attempts: u32,
+    ) -> bool {
+        let charged = Charged { attempts, throttled: 0 };
+        let failure = if self.context.keeps() {
+            judged.kept(attempts)
+        } else if self.ordered {
+            return self.condemn_live(unit, subject, judged, reason, charged).await;
+        } else if self.context.quarantine(subject, judged, reason, attempts).await {
+            return true;
+        } else {
+            judged.condemned(reason, charged, LETTER_AGAIN)
         };
         self.hold(unit, subject, &failure).await
+    }
+
+    /// The key under which the message is kept in order.
+    pub(crate) fn ordering_key(&self, message: &Message, key: &MessageKey, origin: &Origin) -> Vec<u8> {
+        ordering_key(message, key, origin, self.unordered)
     }
 
     /// Another instance is at it: held, uncharged; when it is due, the inbox tells whether it is done.
@@ -251,6 +353,19 @@ where
     }
 
     async fn hold(&self, unit: Unit<'_>, subject: Subject<'_>, failure: &Failure) -> bool {
+        match self.write_down(unit, subject, failure).await {
+            Ok(held) => self.note(held, &self.context.stats.held),
+            Err(settled) => settled,
+        }
+    }
+
+    /// Holds the message; where that cannot be done, the error is whether it may be settled all the same.
+    pub(crate) async fn write_down(
+        &self,
+        unit: Unit<'_>,
+        subject: Subject<'_>,
+        failure: &Failure,
+    ) -> Result<Holding, bool> {
         let envelope = subject.message.envelope();
         let new = NewHeld { unit, envelope: &envelope, origin: subject.origin, via: subject.via };
         let (consumer, origin) = (unit.consumer, subject.origin);
@@ -259,14 +374,19 @@ where
         match self.until_answered(|| self.inbox.hold(new.clone(), failure)).await {
             Stored::Refused(refusal) => {
                 let failed = format!("it was to be held because it failed: {error}");
-                self.refused(subject, Refusal { error: refusal, failed }, failure.attempts).await
+                Err(self.refused(subject, Refusal { error: refusal, failed }, failure.attempts).await)
             }
-            Stored::As(held) => self.note(held, &self.context.stats.held),
-            Stored::Stopped => false,
+            Stored::As(held) => {
+                if held != Holding::AlreadyHandled {
+                    self.context.waits(unit.place, unit.ordering_key, failure);
+                }
+                Ok(held)
+            }
+            Stored::Stopped => Err(false),
         }
     }
 
-    async fn import(&self, unit: Unit<'_>, message: &Message, origin: &Origin) -> bool {
+    pub(crate) async fn import(&self, unit: Unit<'_>, message: &Message, origin: &Origin) -> bool {
         let envelope = message.envelope();
         let new = NewHeld { unit, envelope: &envelope, origin, via: Via::Door };
         match self.until_answered(|| self.inbox.import(new.clone())).await {
@@ -274,6 +394,11 @@ where
                 let subject = subject_of(unit, message, origin, Via::Door);
                 let failed = "it came through the door".to_owned();
                 self.refused(subject, Refusal { error, failed }, 0).await
+            }
+            Stored::As(Holding::AlreadyHandled) => {
+                let (key, headers) = (unit.message_key, &message.headers);
+                self.owe_now(key, headers, ReceiptOutcome::AlreadyHandled).await
+                    && self.note(Holding::AlreadyHandled, &self.context.stats.redriven)
             }
             Stored::As(imported) => self.note(imported, &self.context.stats.redriven),
             Stored::Stopped => false,
@@ -309,7 +434,7 @@ where
     }
 
     /// Counts what was stored and wakes whoever runs held messages; whether the message may be settled.
-    fn note(&self, holding: Holding, counter: &std::sync::atomic::AtomicU64) -> bool {
+    pub(crate) fn note(&self, holding: Holding, counter: &std::sync::atomic::AtomicU64) -> bool {
         match holding {
             Holding::AlreadyHandled => count(&self.context.stats.duplicates),
             Holding::Stored | Holding::KeyFree => {
@@ -326,21 +451,17 @@ where
     where
         F: Future<Output = Result<Holding, AdapterError>>,
     {
-        let mut tries = 0;
+        let (mut tries, mut turn) = (0, None);
         loop {
-            match write().await {
+            let asked = Instant::now();
+            match self.context.answered(asked, write().await) {
                 Ok(holding) => return Stored::As(holding),
                 // A database that is not what it was would refuse every message, and all would become letters.
                 Err(error) if error.kind() == FaultKind::Invalid && self.inbox.ready().await.is_ok() => {
                     return Stored::Refused(error);
                 }
-                Err(error) => {
-                    self.report_outage(&error, tries);
-                    tries += 1;
-                    if !self.context.wait(tries).await {
-                        return Stored::Stopped;
-                    }
-                }
+                Err(error) if !self.ask_again(&error, &mut tries, &mut turn).await => return Stored::Stopped,
+                Err(_) => {}
             }
         }
     }
@@ -361,7 +482,12 @@ where
 }
 
 /// A message that has just failed, or was never tried.
-fn subject_of<'a>(unit: Unit<'a>, message: &'a Message, origin: &'a Origin, via: Via) -> Subject<'a> {
+pub(crate) fn subject_of<'a>(
+    unit: Unit<'a>,
+    message: &'a Message,
+    origin: &'a Origin,
+    via: Via,
+) -> Subject<'a> {
     Subject { message, message_key: Some(unit.message_key), origin, via, age: Duration::ZERO }
 }
 

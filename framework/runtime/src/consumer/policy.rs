@@ -7,8 +7,9 @@ use backstop_core::{DeadReason, Disposition, ErrorClass, RetryPolicy};
 
 /// Longest wait that a handler may ask for.
 const MAX_WAIT: Duration = Duration::from_secs(60 * 60);
-/// Waits of a dependency that is down grow with the age of the failure between these.
-const UNAVAILABLE_WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// Waits of a dependency that is down grow with the age of the failure between these. While it is down the breaker lets
+/// few of them through; when it is back, they are not to wait for long.
+const UNAVAILABLE_WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3));
 
 /// When a consumer retries and when it gives up.
 #[derive(Debug, Clone)]

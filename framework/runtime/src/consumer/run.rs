@@ -1,6 +1,7 @@
 //! The loop: source to lanes, lanes to workers, and an orderly end.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,8 @@ use tokio::task::JoinSet;
 
 use crate::consumer::context::Context;
 use crate::consumer::lanes::Lanes;
+use crate::control::Control;
+use crate::control::gate::Appetite;
 use crate::run_error::RunError;
 
 /// What a kind of consumer does with a message, and beside messages.
@@ -29,11 +32,16 @@ pub(crate) trait Process<S: Settlement>: Send + Sync + 'static {
     fn background(&self, task: usize) -> impl Future<Output = ()> + Send;
 }
 
+/// How often it is looked at whether probes have run out of messages.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
 /// How the loop is sized and ended.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LoopSettings {
     pub(crate) concurrency: usize,
     pub(crate) drain: Duration,
+    /// How long a handler may take.
+    pub(crate) handler: Duration,
 }
 
 type Queue<S> = Lanes<Received<<S as Source>::Settlement>>;
@@ -54,17 +62,25 @@ where
     let lanes: Arc<Queue<S>> = Arc::new(Lanes::new(settings.concurrency));
     let mut tasks = JoinSet::new();
     for _ in 0..settings.concurrency {
-        tasks.spawn(work::<S, P>(lanes.clone(), process.clone()));
+        tasks.spawn(work::<S, P, D>(lanes.clone(), process.clone(), context.clone()));
     }
     for task in 0..process.background_tasks() {
         let process = process.clone();
         tasks.spawn(async move { process.background(task).await });
     }
+    let seen = lanes.clone();
+    context.control.run(move || seen.unfinished(), source.progress(), settings.handler);
 
-    let ended = feed(&mut source, &lanes, &*process, &context, &mut tasks, shutdown).await;
+    let mut shutdown = std::pin::pin!(shutdown);
+    let ended = feed(&mut source, &lanes, &*process, &context, &mut tasks, shutdown.as_mut()).await;
     if matches!(ended, Ok(Ended::BySource)) {
-        lanes.drained().await;
+        tokio::select! {
+            () = lanes.drained() => {}
+            () = context.stop.cancelled() => {}
+            () = shutdown => {}
+        }
     }
+    context.control.draining();
     context.stop.cancel();
     lanes.close();
     finish(tasks, settings.drain, &context.consumer).await;
@@ -91,14 +107,16 @@ async fn feed<S, P, D>(
     process: &P,
     context: &Context<D>,
     tasks: &mut JoinSet<()>,
-    shutdown: impl Future<Output = ()> + Send,
+    mut shutdown: Pin<&mut (impl Future<Output = ()> + Send)>,
 ) -> Result<Ended, RunError>
 where
     S: Source,
     P: Process<S::Settlement>,
 {
-    let mut shutdown = std::pin::pin!(shutdown);
+    let mut changes = context.control.gate.changes();
     loop {
+        changes.borrow_and_update();
+        let takes = takes(&context.control, lanes);
         tokio::select! {
             biased;
             () = &mut shutdown => return Ok(Ended::ByOthers),
@@ -108,7 +126,10 @@ where
                 tracing::error!(consumer = context.consumer, error = %ended, "a worker of the consumer failed");
                 return Err(RunError::worker(ended));
             }
-            received = source.next() => match received {
+            // The sender lives as long as the consumer.
+            _ = changes.changed() => {}
+            () = tokio::time::sleep(LOOK_AGAIN), if !takes => {}
+            received = source.next(), if takes => match received {
                 Ok(Some(batch)) => {
                     let unordered = process.unordered();
                     lanes.push(batch.into_iter().map(|received| (lane_of(&received, lanes, unordered), received)));
@@ -117,6 +138,15 @@ where
                 Err(error) => return Err(RunError::source(error)),
             },
         }
+    }
+}
+
+/// Whether the source is to be asked for more. One that is not asked pauses at its bound.
+fn takes<J>(control: &Control, lanes: &Lanes<J>) -> bool {
+    match control.gate.appetite() {
+        Appetite::Everything => true,
+        Appetite::Probes => lanes.unfinished() == 0,
+        Appetite::Nothing => false,
     }
 }
 
@@ -130,10 +160,17 @@ fn lane_of<T>(received: &Received<T>, lanes: &Lanes<Received<T>>, unordered: boo
     }
 }
 
-async fn work<S: Source, P: Process<S::Settlement>>(lanes: Arc<Queue<S>>, process: Arc<P>) {
+async fn work<S: Source, P: Process<S::Settlement>, D>(
+    lanes: Arc<Queue<S>>,
+    process: Arc<P>,
+    context: Arc<Context<D>>,
+) {
     while let Some((turn, received)) = lanes.next(process.at_once()).await {
+        let Some(pass) = context.control.gate.pass(&context.stop).await else { return };
+        let Some(first) = received.first() else { continue };
+        let taken = context.control.taken(&first.origin, first.message.key.as_ref());
         process.process(received).await;
-        drop(turn);
+        drop((taken, pass, turn));
     }
 }
 

@@ -6,17 +6,22 @@ use std::time::Duration;
 use backstop_core::held::HeldMessages;
 use backstop_core::inbox::Limits;
 use backstop_core::source::{Received, Settlement};
-use backstop_core::{Codec, DeadLetters, Handler};
+use backstop_core::{Codec, DeadLetters};
+use tokio::time::Instant;
 
+use crate::consumer::calling::Calls;
 use crate::consumer::context::Context;
 use crate::consumer::group_size::GroupSize;
 use crate::consumer::held_work::HeldWork;
 use crate::consumer::invoke::Invocation;
 use crate::consumer::run::Process;
+use crate::consumer::suspects::Suspects;
 use crate::settings::MissingId;
 
 /// Rows that one clean-up statement forgets at most.
 const PRUNE_ROWS: u32 = 5_000;
+/// How often it is said that keys wait for somebody.
+const REMIND_EVERY: Duration = Duration::from_secs(60);
 /// How often the inbox is cleaned up.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
@@ -30,11 +35,14 @@ pub(crate) struct Transactional<I, H, C, D> {
     pub(crate) limits: Limits,
     pub(crate) missing_id: MissingId,
     pub(crate) unordered: bool,
+    /// Whether the key of a message that is given up waits for it.
+    pub(crate) ordered: bool,
     pub(crate) continue_trace: bool,
     pub(crate) retention: Duration,
     pub(crate) group_size: GroupSize,
     pub(crate) group_age: Duration,
     pub(crate) held_work: HeldWork,
+    pub(crate) suspects: Suspects,
     pub(crate) held_workers: usize,
 }
 
@@ -45,6 +53,7 @@ impl<I, H, C, D> Transactional<I, H, C, D> {
             group: &self.context.group,
             time_limit: self.limits.handler,
             continue_trace: self.continue_trace,
+            control: &self.context.control,
         }
     }
 }
@@ -53,7 +62,7 @@ impl<S, I, H, C, D> Process<S> for Transactional<I, H, C, D>
 where
     S: Settlement,
     I: HeldMessages,
-    H: Handler<I::Tx>,
+    H: Calls<I::Tx>,
     C: Codec<H::Message>,
     D: DeadLetters,
 {
@@ -75,19 +84,38 @@ where
     }
 
     fn background_tasks(&self) -> usize {
-        self.held_workers + 1
+        let telling = if self.context.desk.is_some() { 2 } else { 0 };
+        1 + self.held_workers + telling
     }
 
     async fn background(&self, task: usize) {
-        if task == 0 { self.prune().await } else { self.run_held().await }
+        match task.checked_sub(self.held_workers) {
+            _ if task == 0 => self.tidy().await,
+            // One of them runs those that must run alone.
+            None | Some(0) => self.run_held(task == 1).await,
+            Some(1) => self.pay().await,
+            Some(_) => self.context.report_in(|report| self.facts(report)).await,
+        }
     }
 }
 
-impl<I: HeldMessages, H, C, D> Transactional<I, H, C, D> {
-    /// Forgets handled messages that are older than the retention, until the consumer stops.
-    async fn prune(&self) {
+impl<I, H, C, D> Transactional<I, H, C, D>
+where
+    I: HeldMessages,
+    H: Calls<I::Tx>,
+    C: Codec<H::Message>,
+    D: DeadLetters,
+{
+    /// Forgets handled messages that are older than the retention, and says which keys wait for somebody, until the
+    /// consumer stops.
+    async fn tidy(&self) {
         let consumer = &self.context.consumer;
+        let mut reminded: Option<Instant> = None;
         loop {
+            if reminded.is_none_or(|last| last.elapsed() >= REMIND_EVERY) {
+                self.remind().await;
+                reminded = Some(Instant::now());
+            }
             let rest = match self.inbox.prune(consumer, self.retention, PRUNE_ROWS).await {
                 Ok(rows) if rows >= u64::from(PRUNE_ROWS) => Duration::from_millis(50),
                 Ok(_) => PRUNE_EVERY,

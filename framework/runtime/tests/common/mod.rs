@@ -2,13 +2,17 @@
 
 #![allow(dead_code, clippy::allow_attributes, reason = "each test file uses its own part")]
 
+pub(crate) mod warm;
+
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use backstop::dead_letter::generation;
 use backstop::{
     AdapterError, Consumer, Delivery, ErrorClass, FaultKind, GroupCommit, Handler, HandlerError, Message,
-    RetryPolicy, Snapshot,
+    RetryPolicy, RunError, Snapshot, Via,
 };
 use backstop_testkit::memory::{Broker, MemoryTx, Store};
 use serde::{Deserialize, Serialize};
@@ -34,6 +38,7 @@ pub(crate) enum Trouble {
     RawCommit,
     RawRollback,
     Conflict(u32),
+    UntilRedriven(u32),
 }
 
 /// Applies the order's name, or gets into the trouble that it asks for; counts its calls.
@@ -60,6 +65,9 @@ impl Handler<MemoryTx> for Apply {
                 return Err(AdapterError::new(FaultKind::Conflict, "a deadlock").into());
             }
             Trouble::Permanent => return Err(HandlerError::permanent(InTrouble)),
+            Trouble::UntilRedriven(times) if redriven(delivery) < times => {
+                return Err(HandlerError::permanent(InTrouble));
+            }
             Trouble::Panic => panic!("in trouble"),
             Trouble::Slow(times) if early(times) => tokio::time::sleep(Duration::from_secs(3_600)).await,
             _ => {}
@@ -75,6 +83,14 @@ impl Handler<MemoryTx> for Apply {
     }
 }
 
+/// How often a message was redriven; live ones never were.
+fn redriven(delivery: &Delivery<Order>) -> u32 {
+    match delivery.via() {
+        Via::Live => 0,
+        Via::Door => generation(&delivery.message().headers),
+    }
+}
+
 pub(crate) fn order(key: &str, name: &str, trouble: Trouble) -> Message {
     let order = Order { name: name.to_owned(), trouble };
     Message::new("order").id(name).source("/tests").key(key.to_owned()).json(&order).expect("plain data")
@@ -86,6 +102,7 @@ pub(crate) struct Scene {
     pub(crate) handler: Apply,
     pub(crate) groups: GroupCommit,
     pub(crate) concurrency: usize,
+    pub(crate) ordered: bool,
 }
 
 impl Scene {
@@ -98,6 +115,7 @@ impl Scene {
             handler: Apply::default(),
             groups: GroupCommit::up_to(1),
             concurrency: 4,
+            ordered: false,
         }
     }
 
@@ -107,7 +125,6 @@ impl Scene {
 
     /// Runs the consumer until `done` says so, or fails after an hour of the test's clock.
     pub(crate) async fn run_until(&self, done: impl Fn(&Self) -> bool) -> Snapshot {
-        let (stop, stopped) = oneshot::channel::<()>();
         let consumer = Consumer::transactional(
             "stock",
             self.broker.source("stock", ["orders"]),
@@ -119,9 +136,26 @@ impl Scene {
         .handler_timeout(Duration::from_secs(10))
         .group_commit(self.groups)
         .concurrency(self.concurrency);
-        let run = tokio::spawn(consumer.run(async {
-            let _ = stopped.await;
-        }));
+        let consumer = if self.ordered { consumer.ordered() } else { consumer };
+        let run = |stopped: oneshot::Receiver<()>| {
+            consumer.run(async {
+                let _ = stopped.await;
+            })
+        };
+        self.drive(run, done).await
+    }
+
+    /// Runs a consumer until `done` says so, or fails after an hour of the test's clock.
+    pub(crate) async fn drive<F>(
+        &self,
+        run: impl FnOnce(oneshot::Receiver<()>) -> F,
+        done: impl Fn(&Self) -> bool,
+    ) -> Snapshot
+    where
+        F: Future<Output = Result<Snapshot, RunError>> + Send + 'static,
+    {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let run = tokio::spawn(run(stopped));
         let patience = tokio::time::Instant::now() + Duration::from_secs(3_600);
         while !done(self) {
             assert!(tokio::time::Instant::now() < patience, "applied {:?}", self.store.applied());

@@ -1,6 +1,9 @@
 //! The suite for databases: inbox, held messages, outbox, leases, ledger and schema.
 
+pub mod audit;
+pub mod charges;
 pub mod envelopes;
+pub mod expiry;
 pub mod group;
 pub mod held;
 pub mod held_attempts;
@@ -9,9 +12,13 @@ pub mod inbox;
 pub mod inbox_instances;
 pub mod lease;
 pub mod ledger;
+pub mod letters;
 pub mod outbox;
 pub mod outbox_dead;
 pub mod outbox_fencing;
+pub mod owed;
+pub mod quarantined;
+pub mod redrives;
 mod sample;
 pub mod scheduled;
 pub mod schema;

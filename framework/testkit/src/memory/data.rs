@@ -5,12 +5,17 @@ use std::time::Duration;
 
 use backstop_core::dead_rows::BuriedRow;
 use backstop_core::held::{Failure, HeldMessage, NewHeld};
-use backstop_core::ledger::{Letter, LetterEvent};
+use backstop_core::held_keys::HeldState;
+use backstop_core::ledger::{AuditEntry, Letter, LetterEvent};
 use backstop_core::outbox::OutboxRow;
-use backstop_core::{AdapterError, DeadReason, Envelope, ErrorClass, FaultKind, MessageKey, Origin, Via};
+use backstop_core::{
+    AdapterError, ConsumerReport, DeadReason, Envelope, ErrorClass, FaultKind, Headers, MessageKey, Origin,
+    Receipt, Via,
+};
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 
+use super::redrives::RedriveRow;
 use super::store::CommitFault;
 
 /// Consumer and message key.
@@ -23,8 +28,14 @@ pub(super) type TxId = u64;
 pub(super) struct Data {
     pub(super) inbox: BTreeMap<InboxKey, Instant>,
     pub(super) held: BTreeMap<i64, HeldRow>,
+    /// How often messages that are not held were charged.
+    pub(super) charges: BTreeMap<InboxKey, u32>,
+    /// Receipts that are owed, and since when.
+    pub(super) receipts: BTreeMap<i64, (Receipt, Instant)>,
     pub(super) values: BTreeMap<String, String>,
     pub(super) applied: Vec<String>,
+    /// Event and text, where a transaction was told which event it is for.
+    pub(super) effects: Vec<(String, String)>,
     pub(super) outbox: BTreeMap<i64, OutboxEntry>,
     pub(super) dead: Vec<DeadEntry>,
     /// By time and number.
@@ -32,6 +43,10 @@ pub(super) struct Data {
     pub(super) leases: BTreeMap<String, LeaseRow>,
     pub(super) letters: Vec<Letter>,
     pub(super) events: BTreeMap<String, Vec<LetterEvent>>,
+    pub(super) redrives: Vec<RedriveRow>,
+    pub(super) audit: Vec<AuditEntry>,
+    /// By consumer and instance.
+    pub(super) consumers: BTreeMap<(String, String), ConsumerReport>,
     /// Inbox rows that open transactions have written.
     pub(super) working: BTreeMap<InboxKey, TxId>,
     /// Heads that open transactions have claimed.
@@ -56,11 +71,12 @@ pub(super) struct HeldRow {
     pub(super) place: String,
     pub(super) ordering_key: Vec<u8>,
     pub(super) message_key: MessageKey,
-    /// When to try again; `None` for a follower.
+    /// When to try again; `None` for a follower, and for one that is quarantined.
     pub(super) due: Option<Instant>,
     pub(super) attempts: u32,
     pub(super) throttled: u32,
     pub(super) condemned: Option<DeadReason>,
+    pub(super) crashes: u32,
     pub(super) class: Option<ErrorClass>,
     pub(super) error: Option<String>,
     pub(super) envelope: Envelope,
@@ -155,7 +171,13 @@ impl Data {
     }
 
     pub(super) fn is_held(&self, consumer: &str, message_key: &MessageKey) -> bool {
-        self.held.values().any(|row| row.consumer == consumer && row.message_key == *message_key)
+        self.held_as(consumer, message_key).is_some()
+    }
+
+    /// The number of a held message.
+    pub(super) fn held_as(&self, consumer: &str, message_key: &MessageKey) -> Option<i64> {
+        let is_it = |row: &HeldRow| row.consumer == consumer && row.message_key == *message_key;
+        self.held.iter().find(|(_, row)| is_it(row)).map(|(n, _)| *n)
     }
 
     pub(super) fn insert_held(&mut self, new: &NewHeld<'_>, due: Option<Instant>, failure: Option<&Failure>) {
@@ -168,6 +190,7 @@ impl Data {
             attempts: failure.map_or(0, |failure| failure.attempts),
             throttled: failure.map_or(0, |failure| failure.throttled),
             condemned: failure.and_then(|failure| failure.condemned),
+            crashes: failure.map_or(0, |failure| failure.crashes),
             class: failure.map(|failure| failure.class),
             error: failure.map(|failure| failure.error.clone()),
             envelope: new.envelope.clone(),
@@ -185,8 +208,9 @@ impl Data {
         let Some(head) = self.held.remove(&n) else { return };
         let now = self.now();
         let follower = self.held_of(&head.consumer, &head.place, &head.ordering_key).first().copied();
-        if let Some(row) = follower.and_then(|n| self.held.get_mut(&n)) {
-            row.due.get_or_insert(now);
+        let follower = follower.and_then(|n| self.held.get_mut(&n));
+        if let Some(row) = follower.filter(|row| row.state() == HeldState::Waiting) {
+            row.due = Some(now);
         }
     }
 
@@ -215,6 +239,7 @@ impl HeldRow {
             attempts: self.attempts,
             throttled: self.throttled,
             condemned: self.condemned,
+            crashes: self.crashes,
             class: self.class,
             error: self.error.clone(),
             held_since: self.held_since,
@@ -222,10 +247,31 @@ impl HeldRow {
         }
     }
 
+    pub(super) fn state(&self) -> HeldState {
+        HeldState::of_row(self.due.is_none(), self.condemned.is_some())
+    }
+
+    pub(super) fn is_condemned_as(&self, attempts: u32, headers: &Headers) -> bool {
+        self.condemned.is_some() && self.attempts == attempts && self.envelope.headers == *headers
+    }
+
+    /// A redriven message takes its place.
+    pub(super) fn revive(&mut self, message: &NewHeld<'_>, now: Instant) {
+        (self.attempts, self.throttled, self.condemned, self.crashes) = (0, 0, None, 0);
+        (self.class, self.error, self.due) = (None, None, Some(now));
+        (self.envelope, self.origin, self.via) =
+            (message.envelope.clone(), message.origin.clone(), message.via);
+        (self.held_since, self.since) = (Utc::now(), now);
+    }
+
     pub(super) fn charge(&mut self, failure: &Failure, now: Instant) {
+        if self.class.is_none() {
+            (self.held_since, self.since) = (Utc::now(), now);
+        }
         self.attempts = failure.attempts;
         self.throttled = failure.throttled;
         self.condemned = failure.condemned;
+        self.crashes = failure.crashes;
         self.class = Some(failure.class);
         self.error = Some(failure.error.clone());
         self.due = Some(now + failure.due_in);

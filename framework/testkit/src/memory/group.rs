@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use backstop_core::source::PartitionProgress;
 use backstop_core::watermark::Watermark;
 use tokio::time::Instant;
 
@@ -40,6 +41,8 @@ struct Assigned {
     epoch: u64,
     begun: usize,
     deadline: Option<Instant>,
+    /// Up to here, exclusively, a member that was lost may have been at work.
+    suspect_until: i64,
 }
 
 /// What a settlement needs to know to be recognised.
@@ -48,6 +51,7 @@ pub(super) struct Taken {
     pub(super) slot: Slot,
     pub(super) epoch: u64,
     pub(super) offset: i64,
+    pub(super) suspect: bool,
 }
 
 impl Group {
@@ -71,6 +75,7 @@ impl Group {
     /// The member is gone at once, as after a crash: whatever it has begun counts no more.
     pub(super) fn expel(&mut self, member: u64) {
         for assigned in self.partitions.values_mut().filter(|assigned| assigned.owner == Some(member)) {
+            assigned.suspect_until = assigned.suspect_until.max(assigned.position);
             assigned.pass_to(None);
         }
         self.leave(member);
@@ -107,7 +112,8 @@ impl Group {
                 assigned.watermark.take(offset);
                 assigned.position += 1;
                 reader.outstanding += 1;
-                taken.push(Taken { slot: slot.clone(), epoch: assigned.epoch, offset });
+                let suspect = offset < assigned.suspect_until;
+                taken.push(Taken { slot: slot.clone(), epoch: assigned.epoch, offset, suspect });
             }
         }
         taken
@@ -149,6 +155,19 @@ impl Group {
     /// Whether the member still owns anything.
     pub(super) fn owns(&self, member: u64) -> bool {
         self.partitions.values().any(|assigned| assigned.owner == Some(member))
+    }
+
+    /// How far the member is in each of its partitions.
+    pub(super) fn progress(&self, member: u64, topics: &BTreeMap<String, Topic>) -> Vec<PartitionProgress> {
+        let owned = self.partitions.iter().filter(|(_, assigned)| assigned.owner == Some(member));
+        owned
+            .map(|(slot, assigned)| PartitionProgress {
+                place: slot.0.clone(),
+                partition: Some(slot.1),
+                watermark: Some(assigned.committed),
+                lag: Some((length(topics, slot) - assigned.committed).max(0).unsigned_abs()),
+            })
+            .collect()
     }
 
     pub(super) fn unsettled(&self, topics: &BTreeMap<String, Topic>) -> u64 {

@@ -1,10 +1,15 @@
 //! The database in memory as a table of held messages.
 
-use backstop_core::held::{ClaimedHead, Failure, HeldMessage, HeldMessages, HeldSummary, Holding, NewHeld};
+use backstop_core::dead_letter::generation;
+use backstop_core::held::{
+    AFTER_CRASH, ClaimError, ClaimedHead, Failure, Heads, HeldMessage, HeldMessages, HeldSummary, Holding,
+    NewHeld,
+};
+use backstop_core::held_keys::{Ended, Ending, HeldFilter, HeldKey, HeldState};
 use backstop_core::inbox::{CommitError, Limits};
-use backstop_core::{AdapterError, FaultKind};
+use backstop_core::{AdapterError, FaultKind, Headers, MessageKey};
 
-use super::data::{Data, InboxKey, TxId};
+use super::data::{Data, HeldRow, InboxKey, TxId};
 use super::store::Store;
 use super::transaction::MemoryTx;
 
@@ -27,12 +32,13 @@ impl Data {
     }
 
     /// The due head that has waited longest and that nobody is at.
-    fn due_head(&self, consumer: &str) -> Option<i64> {
+    fn due_head(&self, consumer: &str, heads: Heads) -> Option<i64> {
         let now = self.now();
         let due = self.held.iter().filter(|(n, row)| {
             let inbox_key = (row.consumer.clone(), row.message_key.clone());
             row.consumer == consumer
                 && row.due.is_some_and(|due| due <= now)
+                && (row.crashes > 0) == heads.are_doubtful()
                 && !self.claimed.contains_key(n)
                 && !self.working.contains_key(&inbox_key)
                 && self.held_of(consumer, &row.place, &row.ordering_key).first() == Some(n)
@@ -40,12 +46,16 @@ impl Data {
         due.min_by_key(|(n, row)| (row.due, **n)).map(|(n, _)| *n)
     }
 
-    /// Locks the head and its inbox row.
+    /// Locks the head and its inbox row, and charges it; the charge stays when the lock is lost.
     fn lock_head(&mut self, n: i64) -> Option<(TxId, InboxKey, HeldMessage, bool)> {
         let now = self.now();
-        let row = self.held.get(&n)?;
+        let row = self.held.get_mut(&n)?;
         let key = (row.consumer.clone(), row.message_key.clone());
         let message = row.to_message(n, now);
+        if row.condemned.is_none() {
+            row.due = Some(now + AFTER_CRASH);
+            row.crashes += 1;
+        }
         let handled = self.inbox.contains_key(&key);
         let tx = self.next_number().unsigned_abs();
         self.claimed.insert(n, tx);
@@ -53,14 +63,82 @@ impl Data {
         Some((tx, key, message, handled))
     }
 
+    /// Lets a redriven message take the place of what it was when it was given up.
+    fn revive(&mut self, message: &NewHeld<'_>) -> Result<(), AdapterError> {
+        self.sound()?;
+        let now = self.now();
+        let found = self.held_as(message.unit.consumer, message.unit.message_key);
+        let Some((n, row)) = found.and_then(|n| Some((n, self.held.get_mut(&n)?))) else { return Ok(()) };
+        let before = row.to_message(n, now).generation();
+        if row.condemned.is_some() && before <= generation(&message.envelope.headers) {
+            if self.claimed.contains_key(&n) {
+                return Err(claimed());
+            }
+            row.revive(message, now);
+        }
+        Ok(())
+    }
+
+    fn end_held(
+        &mut self,
+        consumer: &str,
+        message_key: &MessageKey,
+        ending: Ending,
+        generation: Option<u32>,
+    ) -> Ended {
+        let (now, inbox_key) = (self.now(), (consumer.to_owned(), message_key.clone()));
+        if self.working.contains_key(&inbox_key) {
+            return Ended::Busy;
+        }
+        let Some((n, row)) = self.held_as(consumer, message_key).and_then(|n| Some((n, self.held.get(&n)?)))
+        else {
+            return match (self.inbox.contains_key(&inbox_key), ending.is_handled()) {
+                (true, _) => Ended::AlreadyHandled,
+                (false, true) => {
+                    self.inbox.insert(inbox_key, now);
+                    Ended::Done
+                }
+                (false, false) => Ended::NotHeld,
+            };
+        };
+        if let Some(refusal) = Ended::refusal(&row.to_message(n, now), row.state(), ending, generation) {
+            return refusal;
+        }
+        if ending.is_handled() {
+            self.inbox.entry(inbox_key).or_insert(now);
+        }
+        self.finish_held(n);
+        Ended::Done
+    }
+
+    fn held_keys<'a>(&'a self, filter: &'a HeldFilter) -> impl Iterator<Item = HeldKey> + 'a {
+        let now = self.now();
+        let meant = move |(n, row): &(&i64, &HeldRow)| {
+            (filter.numbers.is_empty() || filter.numbers.contains(*n))
+                && filter.consumer.as_ref().is_none_or(|consumer| *consumer == row.consumer)
+                && filter.place.as_ref().is_none_or(|place| *place == row.place)
+                && (!filter.quarantined || row.state() == HeldState::Quarantined)
+                && filter.after.is_none_or(|after| **n > after)
+        };
+        self.held.iter().filter(meant).filter_map(move |(n, row)| {
+            let of_key = self.held_of(&row.consumer, &row.place, &row.ordering_key);
+            let mut head = row.to_message(*n, now);
+            head.envelope.body = None;
+            (of_key.first() == Some(n)).then(|| HeldKey {
+                consumer: row.consumer.clone(),
+                state: row.state(),
+                due_in: row.due.map(|due| due.saturating_duration_since(now)),
+                behind: of_key.len() as u64 - 1,
+                head,
+            })
+        })
+    }
+
     /// A failed attempt, written only if nobody has changed the row in the meantime.
     fn charge_lost(&mut self, head: &HeldMessage, failure: &Failure) -> Result<(), AdapterError> {
         self.reachable()?;
         if self.claimed.contains_key(&head.n) {
-            return Err(AdapterError::new(
-                FaultKind::Conflict,
-                "another instance has claimed the held message",
-            ));
+            return Err(claimed());
         }
         let now = self.now();
         if let Some(row) = self.held.get_mut(&head.n).filter(|row| row.attempts == head.attempts) {
@@ -68,6 +146,10 @@ impl Data {
         }
         Ok(())
     }
+}
+
+fn claimed() -> AdapterError {
+    AdapterError::new(FaultKind::Conflict, "another instance has claimed the held message")
 }
 
 impl HeldMessages for Store {
@@ -97,6 +179,7 @@ impl HeldMessages for Store {
 
     async fn import(&self, message: NewHeld<'_>) -> Result<Holding, AdapterError> {
         self.shared.change(|data| {
+            data.revive(&message)?;
             if let Some(known) = data.holding(&message)? {
                 return Ok(known);
             }
@@ -110,15 +193,28 @@ impl HeldMessages for Store {
         &self,
         consumer: &str,
         _limits: Limits,
-    ) -> Result<Option<ClaimedHead<MemoryTx>>, AdapterError> {
+        heads: Heads,
+    ) -> Result<Option<ClaimedHead<MemoryTx>>, ClaimError> {
         let locked = self.shared.look(|data| {
             data.may_begin()?;
-            Ok::<_, AdapterError>(data.due_head(consumer).and_then(|n| data.lock_head(n)))
+            Ok::<_, AdapterError>(data.due_head(consumer, heads).and_then(|n| data.lock_head(n)))
         })?;
         Ok(locked.map(|(tx, key, head, handled)| {
             let inbox = (!handled).then_some(key).into_iter().collect();
             ClaimedHead { tx: MemoryTx::new(self.shared.clone(), tx, inbox), head, handled }
         }))
+    }
+
+    async fn acquit_head(&self, _consumer: &str, n: i64) -> Result<(), AdapterError> {
+        self.shared.change(|data| {
+            data.reachable()?;
+            let now = data.now();
+            if let Some(row) = data.held.get_mut(&n).filter(|row| row.crashes > 0 && row.condemned.is_none())
+            {
+                (row.crashes, row.due) = (0, Some(now));
+            }
+            Ok(())
+        })
     }
 
     async fn finish(&self, _consumer: &str, tx: MemoryTx, head: &HeldMessage) -> Result<(), CommitError> {
@@ -156,10 +252,47 @@ impl HeldMessages for Store {
         self.shared.change(|data| {
             data.reachable()?;
             let row = data.held.get(&head.n);
-            if row.is_some_and(|row| row.attempts == head.attempts && row.condemned.is_some()) {
+            if row.is_some_and(|row| row.is_condemned_as(head.attempts, &head.envelope.headers)) {
                 data.finish_held(head.n);
             }
             Ok(())
+        })
+    }
+
+    async fn park(
+        &self,
+        consumer: &str,
+        message_key: &MessageKey,
+        attempts: u32,
+        headers: &Headers,
+    ) -> Result<(), AdapterError> {
+        self.shared.change(|data| {
+            data.reachable()?;
+            let row = data.held_as(consumer, message_key).and_then(|n| data.held.get_mut(&n));
+            if let Some(row) = row.filter(|row| row.is_condemned_as(attempts, headers)) {
+                row.due = None;
+            }
+            Ok(())
+        })
+    }
+
+    async fn end(
+        &self,
+        consumer: &str,
+        message_key: &MessageKey,
+        ending: Ending,
+        generation: Option<u32>,
+    ) -> Result<Ended, AdapterError> {
+        self.shared.change(|data| {
+            data.reachable()?;
+            Ok(data.end_held(consumer, message_key, ending, generation))
+        })
+    }
+
+    async fn keys(&self, filter: &HeldFilter, limit: u32) -> Result<Vec<HeldKey>, AdapterError> {
+        self.shared.look(|data| {
+            data.reachable()?;
+            Ok(data.held_keys(filter).take(limit as usize).collect())
         })
     }
 
@@ -169,7 +302,8 @@ impl HeldMessages for Store {
             let now = data.now();
             let rows: Vec<_> = data.held.values().filter(|row| row.consumer == consumer).collect();
             let oldest = rows.iter().map(|row| now.saturating_duration_since(row.since)).max();
-            Ok(HeldSummary { messages: rows.len() as u64, oldest })
+            let quarantined = rows.iter().filter(|row| row.state() == HeldState::Quarantined).count() as u64;
+            Ok(HeldSummary { messages: rows.len() as u64, quarantined, oldest })
         })
     }
 }

@@ -1,7 +1,13 @@
 //! The database in memory as a ledger of dead letters.
 
-use backstop_core::AdapterError;
-use backstop_core::ledger::{Ledger, Letter, LetterEvent, LetterFilter, LetterStatus};
+use std::collections::BTreeMap;
+
+use backstop_core::ledger::{
+    COUNT_LIMIT, Change, Expired, Expiry, Ledger, Letter, LetterEvent, LetterFilter, LetterGroup,
+    LetterStatus, Outcome, Step,
+};
+use backstop_core::{AdapterError, ConsumerReport, Receipt, ReceiptOutcome};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures_core::future::BoxFuture;
 
 use super::data::Data;
@@ -17,7 +23,9 @@ impl Data {
                 continue;
             }
             self.supersede(letter);
+            let collected_at = self.date();
             self.letters.push(letter.clone());
+            self.letters.last_mut().expect("it was pushed just now").collected_at = collected_at;
             self.tell(&letter.id, "collected", None);
             new += 1;
         }
@@ -39,10 +47,12 @@ impl Data {
             .filter(same)
             .map(|older| {
                 older.status = LetterStatus::Superseded;
+                older.outcome = older.redrive.is_some().then_some(Outcome::FailedAgain);
                 older.id.clone()
             })
             .collect();
         for id in older {
+            self.settle_in_redrives(&id, Step::FailedAgain);
             self.tell(&id, "failed-again", Some(&letter.id));
         }
     }
@@ -69,16 +79,167 @@ impl Data {
         }
         Ok(moved)
     }
+
+    /// Letters that are meant, in the ledger's order.
+    pub(super) fn meant(&self, filter: &LetterFilter) -> Vec<&Letter> {
+        let mut meant: Vec<&Letter> = self.letters.iter().filter(|letter| filter.matches(letter)).collect();
+        // Stable: letters of one time stay in the order in which they came.
+        meant.sort_by_key(|letter| letter.seen_at());
+        meant
+    }
+
+    /// The same, as far as they are counted.
+    fn counted(&self, filter: &LetterFilter) -> Vec<&Letter> {
+        let mut meant = self.meant(filter);
+        if !filter.is_by_group() {
+            meant.truncate(COUNT_LIMIT as usize + 1);
+        }
+        meant
+    }
+
+    fn groups(&self, filter: &LetterFilter, limit: u32) -> Vec<LetterGroup> {
+        let mut counts = BTreeMap::<_, LetterGroup>::new();
+        for letter in self.counted(filter) {
+            let group = counts.entry(dimensions(letter)).or_default();
+            group.letters += 1;
+            group.by_status.add(letter.status, 1);
+        }
+        let groups = counts.into_iter().map(|(of, counts)| self.describe(&of, counts));
+        let mut groups: Vec<LetterGroup> = groups.collect();
+        groups.sort_by_key(|group| std::cmp::Reverse((group.letters, group.last_seen)));
+        groups.truncate(limit as usize);
+        groups
+    }
+
+    fn describe(&self, of: &Dimensions, counts: LetterGroup) -> LetterGroup {
+        let recent = Utc::now() - TimeDelta::hours(1);
+        let all: Vec<&Letter> = self.letters.iter().filter(|letter| dimensions(letter) == *of).collect();
+        let seen = || all.iter().map(|letter| letter.seen_at());
+        let [fingerprint, consumer, place, class, reason] = of.clone();
+        LetterGroup {
+            fingerprint,
+            consumer,
+            place,
+            class,
+            reason,
+            error_type: all[0].error_type.clone(),
+            error: all[0].error.clone(),
+            first_seen: seen().min().unwrap_or_default(),
+            last_seen: seen().max().unwrap_or_default(),
+            last_hour: seen().filter(|at| *at > recent).count() as u64,
+            ..counts
+        }
+    }
+
+    fn change(&mut self, filter: &LetterFilter, change: &Change, limit: u32) -> Result<u64, AdapterError> {
+        self.reachable()?;
+        let meant = self.meant(filter);
+        let applies = meant.into_iter().filter(|letter| change.applies_to(letter)).take(limit as usize);
+        let ids: Vec<String> = applies.map(|letter| letter.id.clone()).collect();
+        for id in &ids {
+            let letter = self.letter_mut(id).expect("it was found just now");
+            match change {
+                Change::Discard { .. } => letter.status = LetterStatus::Discarded,
+                Change::Hold { because } => letter.hold = Some(because.clone()),
+                Change::Release { .. } => letter.hold = None,
+            }
+            if matches!(change, Change::Discard { .. }) {
+                self.settle_in_redrives(id, Step::Dropped);
+            }
+            self.tell(id, change.event(), Some(change.because()));
+        }
+        Ok(ids.len() as u64)
+    }
+
+    fn is_over(&self, expiry: &Expiry, letter: &Letter) -> bool {
+        let history = self.events.get(&letter.id).map_or(&[][..], Vec::as_slice);
+        expiry.applies_to(letter, history) && !self.is_in_a_redrive(&letter.id)
+    }
+
+    pub(super) fn letter_mut(&mut self, id: &str) -> Option<&mut Letter> {
+        self.letters.iter_mut().find(|letter| letter.id == id)
+    }
+
+    fn take_receipts(&mut self, receipts: &[Receipt]) -> Result<u64, AdapterError> {
+        self.reachable()?;
+        let mut changed = 0;
+        for receipt in receipts {
+            changed += u64::from(self.take_receipt(receipt));
+        }
+        Ok(changed)
+    }
+
+    /// Whether a letter changed.
+    fn take_receipt(&mut self, receipt: &Receipt) -> bool {
+        let fits = |letter: &&Letter| match &receipt.letter {
+            Some(id) => letter.id == *id,
+            None => {
+                letter.message_key.as_deref() == Some(receipt.message_key.as_str())
+                    && letter.consumer.as_deref() == Some(&receipt.consumer)
+                    && letter.generation + 1 == i64::from(receipt.generation)
+            }
+        };
+        let Some(id) = self.letters.iter().find(fits).map(|letter| letter.id.clone()) else { return false };
+        let letter = self.letter_mut(&id).expect("it was found just now");
+        if !matches!(letter.status, LetterStatus::Open | LetterStatus::Redriving) {
+            return false;
+        }
+        let (step, what) = match receipt.outcome {
+            ReceiptOutcome::Handled | ReceiptOutcome::AlreadyHandled => {
+                (letter.status, letter.outcome) = (LetterStatus::Resolved, Some(Outcome::Resolved));
+                (Step::Resolved, "resolved")
+            }
+            ReceiptOutcome::Skipped => {
+                letter.status = LetterStatus::Discarded;
+                (Step::Dropped, "skipped")
+            }
+            _ => {
+                let told = self
+                    .events
+                    .get(&id)
+                    .is_some_and(|events| events.iter().any(|event| event.what == "key-released"));
+                if !told {
+                    self.tell(&id, "key-released", Some(&receipt.instance));
+                }
+                return false;
+            }
+        };
+        self.settle_in_redrives(&id, step);
+        self.tell(&id, what, Some(receipt.outcome.as_str()));
+        true
+    }
+
+    fn take_reports(&mut self, reports: &[ConsumerReport]) -> Result<(), AdapterError> {
+        self.reachable()?;
+        for report in reports {
+            let kept = self
+                .consumers
+                .entry((report.consumer.clone(), report.instance.clone()))
+                .or_insert_with(|| report.clone());
+            if kept.at <= report.at {
+                *kept = report.clone();
+            }
+        }
+        Ok(())
+    }
 }
 
-fn is_meant(letter: &Letter, filter: &LetterFilter) -> bool {
-    let one_of = filter.ids.is_empty() || filter.ids.contains(&letter.id);
-    let equals = |wanted: &Option<String>, found: &Option<String>| wanted.is_none() || wanted == found;
-    one_of
-        && equals(&filter.consumer, &letter.consumer)
-        && equals(&filter.place, &letter.place)
-        && equals(&filter.fingerprint, &letter.fingerprint)
-        && filter.status.is_none_or(|status| status == letter.status)
+/// What letters of a group have in common: fingerprint, consumer, place, class and reason.
+type Dimensions = [Option<String>; 5];
+
+fn dimensions(letter: &Letter) -> Dimensions {
+    [&letter.fingerprint, &letter.consumer, &letter.place, &letter.class, &letter.reason].map(Clone::clone)
+}
+
+/// The letters behind the one with that id; all of them where none is named.
+fn behind<'a>(
+    mut letters: impl Iterator<Item = &'a Letter>,
+    id: Option<&str>,
+) -> impl Iterator<Item = &'a Letter> {
+    if let Some(id) = id {
+        letters.by_ref().find(|letter| letter.id == id);
+    }
+    letters
 }
 
 impl Ledger for Store {
@@ -94,11 +255,8 @@ impl Ledger for Store {
     ) -> BoxFuture<'a, Result<Vec<Letter>, AdapterError>> {
         now(self.shared.look(|data| {
             data.reachable()?;
-            let begin = after.map_or(0, |id| {
-                let found = data.letters.iter().position(|letter| letter.id == id);
-                found.map_or(data.letters.len(), |index| index + 1)
-            });
-            let meant = data.letters[begin..].iter().filter(|letter| is_meant(letter, filter));
+            let all = data.meant(&LetterFilter::default());
+            let meant = behind(all.into_iter(), after).filter(|letter| filter.matches(letter));
             Ok(meant.take(limit as usize).cloned().collect())
         }))
     }
@@ -106,7 +264,18 @@ impl Ledger for Store {
     fn count<'a>(&'a self, filter: &'a LetterFilter) -> BoxFuture<'a, Result<u64, AdapterError>> {
         now(self.shared.look(|data| {
             data.reachable()?;
-            Ok(data.letters.iter().filter(|letter| is_meant(letter, filter)).count() as u64)
+            Ok(data.counted(filter).len() as u64)
+        }))
+    }
+
+    fn groups<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<Vec<LetterGroup>, AdapterError>> {
+        now(self.shared.look(|data| {
+            data.reachable()?;
+            Ok(data.groups(filter, limit))
         }))
     }
 
@@ -126,5 +295,69 @@ impl Ledger for Store {
         detail: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Vec<String>, AdapterError>> {
         now(self.shared.change(|data| data.mark(ids, from, to, what, detail)))
+    }
+
+    fn change<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
+        change: &'a Change,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        now(self.shared.change(|data| data.change(filter, change, limit)))
+    }
+
+    fn expired<'a>(
+        &'a self,
+        expiry: &'a Expiry,
+        after: Option<&'a str>,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<Vec<Expired>, AdapterError>> {
+        now(self.shared.look(|data| {
+            data.reachable()?;
+            let expired = behind(data.letters.iter(), after).filter(|letter| data.is_over(expiry, letter));
+            let with_history = |letter: &Letter| Expired {
+                letter: letter.clone(),
+                history: data.events.get(&letter.id).cloned().unwrap_or_default(),
+            };
+            Ok(expired.take(limit as usize).map(with_history).collect())
+        }))
+    }
+
+    fn time(&self) -> BoxFuture<'_, Result<DateTime<Utc>, AdapterError>> {
+        now(self.shared.look(|data| data.reachable().map(|()| data.date())))
+    }
+
+    fn purge<'a>(
+        &'a self,
+        expiry: &'a Expiry,
+        ids: &'a [String],
+    ) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        now(self.shared.change(|data| {
+            data.reachable()?;
+            let over = data.letters.iter().filter(|letter| data.is_over(expiry, letter));
+            let over: Vec<String> =
+                over.map(|letter| letter.id.clone()).filter(|id| ids.contains(id)).collect();
+            data.letters.retain(|letter| !over.contains(&letter.id));
+            data.events.retain(|id, _| !over.contains(id));
+            Ok(over.len() as u64)
+        }))
+    }
+
+    fn record_outcomes<'a>(&'a self, receipts: &'a [Receipt]) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        now(self.shared.change(|data| data.take_receipts(receipts)))
+    }
+
+    fn record_reports<'a>(
+        &'a self,
+        reports: &'a [ConsumerReport],
+    ) -> BoxFuture<'a, Result<(), AdapterError>> {
+        now(self.shared.change(|data| data.take_reports(reports)))
+    }
+
+    fn consumers(&self) -> BoxFuture<'_, Result<Vec<ConsumerReport>, AdapterError>> {
+        now(self.shared.look(|data| {
+            data.reachable()?;
+            Ok(data.consumers.values().cloned().collect())
+        }))
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use backstop_core::cloudevents::decode;
 use backstop_core::dead_letter::{kafka_door, origin_at_door};
-use backstop_core::source::{Received, Settlement, Source, SourceInfo};
+use backstop_core::source::{PartitionProgress, Received, Settlement, Source, SourceInfo, SourceProgress};
 use backstop_core::{AdapterError, Origin, Via};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -15,7 +15,8 @@ use super::group::{GRACE, Taken};
 /// Messages that a source has handed over and not got back, at most, unless told otherwise.
 pub const DEFAULT_WINDOW: usize = 256;
 
-/// A member of a consumer group. Dropping it is a crash: what it had begun is delivered again.
+/// A member of a consumer group. Dropping it is a crash: what it had begun is delivered again, and what it was handed is
+/// under suspicion.
 #[derive(Debug)]
 pub struct MemorySource {
     shared: Arc<Shared>,
@@ -128,6 +129,11 @@ impl Source for MemorySource {
         SourceInfo { system: "memory", group: self.group.clone(), places: self.topics.clone() }
     }
 
+    fn progress(&self) -> Option<Arc<dyn SourceProgress>> {
+        let (shared, group, member) = (self.shared.clone(), self.group.clone(), self.member);
+        Some(Arc::new(MemoryProgress { shared, group, member }))
+    }
+
     async fn next(&mut self) -> Result<Option<Vec<Received<MemorySettlement>>>, AdapterError> {
         loop {
             self.changes.borrow_and_update();
@@ -169,6 +175,22 @@ impl Drop for MemorySource {
     }
 }
 
+/// How far one member is.
+struct MemoryProgress {
+    shared: Arc<Shared>,
+    group: String,
+    member: u64,
+}
+
+impl SourceProgress for MemoryProgress {
+    fn partitions(&self) -> Vec<PartitionProgress> {
+        self.shared.look(|state| {
+            let group = state.groups.get(&self.group);
+            group.map_or_else(Vec::new, |group| group.progress(self.member, &state.topics))
+        })
+    }
+}
+
 /// Settles one message of a [`MemorySource`].
 #[derive(Debug)]
 pub struct MemorySettlement {
@@ -187,6 +209,14 @@ impl Settlement for MemorySettlement {
         });
         self.begun |= ours;
         ours
+    }
+
+    fn is_suspect(&self) -> bool {
+        self.taken.suspect
+    }
+
+    fn epoch(&self) -> u64 {
+        self.taken.epoch
     }
 
     fn settle(mut self) {

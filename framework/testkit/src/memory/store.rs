@@ -1,5 +1,6 @@
 //! The database: its handle, its clock and its faults.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -74,6 +75,16 @@ impl Store {
     /// Committed effects, in the order of their commits.
     pub fn applied(&self) -> Vec<String> {
         self.shared.look(|data| data.applied.clone())
+    }
+
+    /// Event and text of what was committed by transactions that were told which event they are for.
+    pub(crate) fn effects(&self) -> Vec<(String, String)> {
+        self.shared.look(|data| data.effects.clone())
+    }
+
+    /// Every committed value by its name.
+    pub(crate) fn values(&self) -> BTreeMap<String, String> {
+        self.shared.look(|data| data.values.clone())
     }
 
     /// How many inbox rows there are.

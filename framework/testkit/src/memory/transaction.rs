@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use backstop_core::inbox::CommitError;
 use backstop_core::outbox::OutboxRow;
-use backstop_core::{AdapterError, FaultKind, Outgoing, context, trace};
+use backstop_core::{AdapterError, FaultKind, Outgoing, Receipt, context, trace};
 use chrono::{DateTime, Utc};
 
 use super::data::{Data, InboxKey, OutboxEntry, TxId, unreachable};
@@ -18,6 +18,8 @@ pub struct MemoryTx {
     shared: Arc<Shared>,
     id: TxId,
     writes: Writes,
+    /// The event that is handled in it now, where somebody wants to know.
+    event: Option<String>,
     poisoned: bool,
     ended: bool,
 }
@@ -28,6 +30,8 @@ struct Writes {
     deleted: Vec<InboxKey>,
     values: BTreeMap<String, String>,
     applied: Vec<String>,
+    effects: Vec<(String, String)>,
+    receipts: Vec<Receipt>,
     outbox: Vec<OutboxRow>,
     scheduled: Vec<(DateTime<Utc>, OutboxRow)>,
 }
@@ -35,12 +39,14 @@ struct Writes {
 impl MemoryTx {
     pub(super) fn new(shared: Arc<Shared>, id: TxId, inbox: Vec<InboxKey>) -> Self {
         let writes = Writes { inbox, ..Writes::default() };
-        Self { shared, id, writes, poisoned: false, ended: false }
+        Self { shared, id, writes, event: None, poisoned: false, ended: false }
     }
 
     /// Sets a value.
     pub fn put(&mut self, name: impl Into<String>, value: impl Into<String>) {
-        self.writes.values.insert(name.into(), value.into());
+        let name = name.into();
+        self.note(format!("put {name}"), true);
+        self.writes.values.insert(name, value.into());
     }
 
     /// The value of that name as this transaction sees it.
@@ -52,7 +58,9 @@ impl MemoryTx {
     /// Appends an effect to the list that [`Store::applied`](super::Store::applied) shows. It is not checked whether
     /// it is there already, so that a test sees what was applied twice.
     pub fn apply(&mut self, effect: impl Into<String>) {
-        self.writes.applied.push(effect.into());
+        let effect = effect.into();
+        self.note(effect.clone(), false);
+        self.writes.applied.push(effect);
     }
 
     /// Writes an outbox row and returns its number.
@@ -71,7 +79,22 @@ impl MemoryTx {
         self.writes.scheduled.push((at, row));
     }
 
-    fn new_row(&self, mut outgoing: Outgoing) -> OutboxRow {
+    /// What is written from now on is for this event.
+    pub(crate) fn handling(&mut self, event: &str) {
+        self.event = Some(event.to_owned());
+    }
+
+    /// Notes an effect; one that takes the place of an earlier one of this transaction only once.
+    fn note(&mut self, what: String, replaces: bool) {
+        let Some(event) = self.event.clone() else { return };
+        let effect = (event, what);
+        if !(replaces && self.writes.effects.contains(&effect)) {
+            self.writes.effects.push(effect);
+        }
+    }
+
+    fn new_row(&mut self, mut outgoing: Outgoing) -> OutboxRow {
+        self.note(format!("send {} to {}", outgoing.message.kind, outgoing.destination), false);
         trace::inject_current(&mut outgoing.message.headers);
         context::inherit(&mut outgoing.message.headers);
         let seq = self.shared.look(Data::next_number);
@@ -103,6 +126,15 @@ impl MemoryTx {
             }
             data.release(self.id);
         });
+    }
+
+    /// Writes that a receipt is owed. After the end each statement commits by itself.
+    pub(super) fn owe(&mut self, receipt: &Receipt) {
+        if self.ended {
+            self.shared.change(|data| data.owe(receipt));
+        } else {
+            self.writes.receipts.push(receipt.clone());
+        }
     }
 
     /// Deletes inbox rows, this transaction's own and others.
@@ -174,8 +206,12 @@ impl Writes {
             data.inbox.remove(key);
         }
         data.inbox.extend(self.inbox.into_iter().map(|key| (key, now)));
+        for receipt in &self.receipts {
+            data.owe(receipt);
+        }
         data.values.extend(self.values);
         data.applied.extend(self.applied);
+        data.effects.extend(self.effects);
         for row in self.outbox {
             data.outbox.insert(row.seq, OutboxEntry { row, created: now, unreadable: None });
         }

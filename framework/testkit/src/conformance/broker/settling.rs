@@ -54,6 +54,7 @@ pub async fn a_crash_loses_nothing<H: BrokerHarness>(harness: &H) {
     assert_eq!(settle_until(&mut harness.source(WINDOW).await, "3").await, ["1", "2", "3"]);
 }
 
+/// F48, F70: every broker.
 /// Settling out of order never skips what is not settled.
 pub async fn a_gap_is_not_skipped<H: BrokerHarness>(harness: &H) {
     publish(harness, numbered("tea", 6)).await;

@@ -1,11 +1,11 @@
 //! What a source hands over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use backstop_core::cloudevents::encode;
 use backstop_core::sink::Sink;
-use backstop_core::source::Source;
+use backstop_core::source::{Settlement, Source};
 use backstop_core::{Identity, MessageKey, Via, names};
 use bytes::Bytes;
 
@@ -106,6 +106,7 @@ pub async fn no_key_stays_none<H: BrokerHarness>(harness: &H) {
     assert_eq!(received.message.key, None);
 }
 
+/// F83: every broker.
 /// A message without an id is never given a random one: redelivery finds the same identity, or none.
 pub async fn no_id_is_never_made_up<H: BrokerHarness>(harness: &H) {
     let sink = harness.sink().await;
@@ -169,6 +170,22 @@ pub async fn next_is_cancel_safe<H: BrokerHarness>(harness: &H) {
     }
     let expected: Vec<String> = (1..=30).map(|n| n.to_string()).collect();
     assert_eq!(seen, expected);
+}
+
+/// Messages of one stretch of reading have one epoch, and those of the next another.
+pub async fn epochs_tell_stretches_apart<H: BrokerHarness>(harness: &H) {
+    publish(harness, numbered("tea", 3)).await;
+    let mut epochs = Vec::new();
+    for _ in 0..2 {
+        let mut source = harness.source(WINDOW).await;
+        let received = receive(&mut source, 3).await;
+        let of_one: BTreeSet<u64> = received.iter().map(|received| received.settlement.epoch()).collect();
+        assert_eq!(of_one.len(), 1, "{of_one:?}");
+        epochs.push(of_one);
+        drop(received);
+        close(source).await;
+    }
+    assert_ne!(epochs[0], epochs[1]);
 }
 
 /// The source says what it reads, without doors.

@@ -2,6 +2,7 @@
 
 use backstop_core::Via;
 use backstop_core::held::{HeldMessages, Holding};
+use tokio::task::JoinSet;
 
 use super::StoreHarness;
 use super::sample::*;
@@ -51,6 +52,31 @@ pub async fn import_twice_is_one_row<H: StoreHarness>(harness: &H) {
     assert_eq!(import(&store, &message).await, Holding::Stored);
     assert_eq!(import(&store, &message).await, Holding::Stored);
     assert_eq!(held_count(&store, CONSUMER).await, 1);
+}
+
+/// Redriven messages that other instances run at once were stored all the same, and not handled before.
+pub async fn what_runs_at_once_was_stored<H: StoreHarness>(harness: &H) {
+    const INSTANCES: usize = 4;
+    const MESSAGES: usize = 60;
+    let mut tasks = JoinSet::new();
+    for instance in 0..INSTANCES {
+        let (store, other) = (harness.store(), harness.store());
+        tasks.spawn(async move {
+            for n in 0..MESSAGES {
+                let id = format!("{instance}-{n}");
+                assert_eq!(import(&store, &redriven(&id, &id)).await, Holding::Stored, "message {id}");
+            }
+        });
+        tasks.spawn(async move {
+            for _ in 0..MESSAGES {
+                let claimed = claim(&other).await;
+                other.finish(CONSUMER, claimed.tx, &claimed.head).await.expect("the commit is proved");
+            }
+        });
+    }
+    while let Some(ended) = tasks.join_next().await {
+        ended.expect("no task fails");
+    }
 }
 
 /// A live message of a key waits behind a redriven one that came first.

@@ -25,6 +25,7 @@ pub async fn same_id_of_two_sources<H: StoreHarness>(harness: &H) {
     assert_eq!(answer(&store, &second).await, "fresh");
 }
 
+/// F81: every database.
 /// What one consumer has handled is fresh to another.
 pub async fn consumers_do_not_see_each_other<H: StoreHarness>(harness: &H) {
     let (store, message) = (harness.store(), sample("tea", "1"));
@@ -34,6 +35,7 @@ pub async fn consumers_do_not_see_each_other<H: StoreHarness>(harness: &H) {
     assert!(!is_handled(&store, &other).await);
 }
 
+/// F75: every database.
 /// Inbox row and effects become visible together.
 pub async fn effects_commit_with_the_inbox_row<H: StoreHarness>(harness: &H) {
     let (store, message) = (harness.store(), sample("tea", "1"));
@@ -135,6 +137,7 @@ pub async fn a_raw_commit_does_not_hurt_the_next<H: StoreHarness>(harness: &H) {
     assert_eq!(harness.effects("next").await, 0);
 }
 
+/// F79: within the time that was configured.
 /// Pruning forgets what is older than the age, and keeps the young.
 pub async fn prune_keeps_the_young<H: StoreHarness>(harness: &H) {
     let (store, message) = (harness.store(), sample("tea", "1"));

@@ -51,6 +51,7 @@ pub async fn an_instance_steps_aside<H: StoreHarness>(harness: &H) {
     assert_eq!(answer(&second, &message).await, "duplicate");
 }
 
+/// F76: every database.
 /// Eight instances that are given one message apply it once.
 pub async fn eight_instances_apply_it_once<H: StoreHarness>(harness: &H) {
     let message = sample("tea", "1");

@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 
 use super::StoreHarness;
 
-fn letter(id: &str) -> Letter {
+pub(super) fn letter(id: &str) -> Letter {
     let headers: Headers = [("ce_id", Some(id.to_owned()))].into_iter().collect();
     let envelope =
         Envelope { key: Some(Bytes::from_static(b"tea")), headers, body: Some(Bytes::from_static(b"{}")) };
@@ -21,7 +21,7 @@ fn letter(id: &str) -> Letter {
     letter
 }
 
-async fn record(ledger: &dyn Ledger, letters: &[Letter]) -> u64 {
+pub(super) async fn record(ledger: &dyn Ledger, letters: &[Letter]) -> u64 {
     ledger.record(letters).await.expect("the database answers")
 }
 
@@ -29,7 +29,7 @@ async fn list(ledger: &dyn Ledger, filter: &LetterFilter) -> Vec<Letter> {
     ledger.list(filter, None, 100).await.expect("the database answers")
 }
 
-async fn found(ledger: &dyn Ledger, filter: &LetterFilter) -> Vec<String> {
+pub(super) async fn found(ledger: &dyn Ledger, filter: &LetterFilter) -> Vec<String> {
     let letters = list(ledger, filter).await;
     let count = ledger.count(filter).await.expect("the database answers");
     assert_eq!(count, letters.len() as u64, "count and list disagree about {filter:?}");
@@ -41,7 +41,7 @@ async fn redriving(ledger: &dyn Ledger, ids: &[String]) -> Vec<String> {
     ledger.mark(ids, from, to, "redriven", Some("job 7")).await.expect("the database answers")
 }
 
-fn with_status(status: LetterStatus) -> LetterFilter {
+pub(super) fn with_status(status: LetterStatus) -> LetterFilter {
     LetterFilter { status: Some(status), ..LetterFilter::default() }
 }
 
@@ -274,4 +274,23 @@ pub async fn the_ledger_has_leases<H: StoreHarness>(harness: &H) {
         other.acquire("collector", "b", Duration::from_secs(60)).await.expect("the database answers"),
         None
     );
+}
+
+/// What an owner of a ledger's lease has written down is there for the next one, and nobody else writes.
+pub async fn an_owner_leaves_a_note<H: StoreHarness>(harness: &H) {
+    let (ledger, other) = (harness.ledger(), harness.ledger());
+    let lease = ledger.acquire("notify", "a", Duration::from_secs(60)).await.expect("the database answers");
+    let first = lease.expect("it is free");
+    ledger.report(&first, "told: 1").await.expect("the database answers");
+    ledger.release(&first).await.expect("the database answers");
+    let lease = other.acquire("notify", "b", Duration::from_secs(60)).await.expect("the database answers");
+    let second = lease.expect("it is free again");
+    ledger.report(&first, "too late").await.expect("the database answers");
+    let note = async || {
+        let holder = other.holder("notify").await.expect("the database answers").expect("it is held");
+        holder.report.map(|report| report.text)
+    };
+    assert_eq!(note().await.as_deref(), Some("told: 1"));
+    other.report(&second, "told: 2").await.expect("the database answers");
+    assert_eq!(note().await.as_deref(), Some("told: 2"));
 }

@@ -119,6 +119,7 @@ pub async fn readers_are_independent<H: StoreHarness>(harness: &H) {
     }
 }
 
+/// F86: every database.
 /// A row exists if and only if its transaction committed.
 pub async fn a_rolled_back_row_never_comes<H: StoreHarness>(harness: &H) {
     let (store, mut reader) = (harness.store(), harness.outbox().reader());

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use backstop_core::held::{ClaimedHead, Failure, HeldMessages, Holding, NewHeld};
+use backstop_core::held::{ClaimedHead, Failure, Heads, HeldMessages, Holding, NewHeld};
 use backstop_core::inbox::{Admission, Inbox, Limits, Unit};
 use backstop_core::{Envelope, ErrorClass, Headers, MessageKey, Origin, Via};
 use bytes::Bytes;
@@ -70,7 +70,15 @@ impl Sample {
 /// A failure after `attempts`, due again after `due_in`.
 pub(super) fn failure(attempts: u32, due_in: Duration) -> Failure {
     let error = format!("attempt {attempts} failed");
-    Failure { attempts, throttled: 0, class: ErrorClass::Transient, error, due_in, condemned: None }
+    Failure {
+        attempts,
+        throttled: 0,
+        class: ErrorClass::Transient,
+        error,
+        due_in,
+        condemned: None,
+        crashes: 0,
+    }
 }
 
 /// Due at once.
@@ -134,9 +142,13 @@ pub(super) async fn append<S: HeldMessages>(store: &S, message: &Sample) {
     assert_eq!(holding, Holding::Stored);
 }
 
-/// The next due head, if there is one now.
+/// The next due head, if there is one now, sound or not.
 pub(super) async fn try_claim<S: HeldMessages>(store: &S, consumer: &str) -> Option<ClaimedHead<S::Tx>> {
-    store.claim(consumer, limits()).await.expect("the database answers")
+    let sound = store.claim(consumer, limits(), Heads::Sound).await.expect("the database answers");
+    if sound.is_some() {
+        return sound;
+    }
+    store.claim(consumer, limits(), Heads::Doubtful).await.expect("the database answers")
 }
 
 /// Waits for a head to fall due.

@@ -1,0 +1,50 @@
+//! What people do with letters by hand.
+
+use backstop_core::AdapterError;
+use backstop_core::ledger::{Change, LetterFilter};
+use sqlx::Row;
+
+use super::choice::{self, begin};
+use super::{PgLedger, stored};
+use crate::failure::failed;
+use crate::storable::storable;
+
+impl PgLedger {
+    pub(super) async fn change_some(
+        &self,
+        filter: &LetterFilter,
+        change: &Change,
+        limit: u32,
+    ) -> Result<u64, AdapterError> {
+        let (applies, set) = match change {
+            Change::Discard { .. } => {
+                (" AND l.hold IS NULL AND l.status IN ('open', 'redriving')", "status = 'discarded'")
+            }
+            Change::Hold { .. } => (" AND l.hold IS NULL", "hold = "),
+            Change::Release { .. } => (" AND l.hold IS NOT NULL", "hold = "),
+        };
+        let mut sql = begin(&self.tables, "WITH picked AS (SELECT l.n FROM {letter} AS l WHERE true");
+        choice::meant(&mut sql, &self.tables, filter);
+        sql.push(applies).push(" ORDER BY l.n LIMIT ").push_bind(i64::from(limit));
+        sql.push(self.tables.fill(" FOR UPDATE), done AS (UPDATE {letter} AS l SET "));
+        sql.push(set);
+        match change {
+            Change::Discard { .. } => {}
+            Change::Hold { because } => drop(sql.push_bind(storable(because))),
+            Change::Release { .. } => drop(sql.push_bind(stored(None))),
+        }
+        sql.push(" FROM picked WHERE l.n = picked.n RETURNING l.n)");
+        if matches!(change, Change::Discard { .. }) {
+            sql.push(self.tables.fill(
+                ", stepped AS (UPDATE {cohort} AS c SET step = 'dropped' FROM done WHERE c.letter = done.n \
+                 AND c.step IN ('sending', 'waiting', 'silent', 'unknown'))",
+            ));
+        }
+        sql.push(self.tables.fill(", told AS (INSERT INTO {event} (letter, what, detail) SELECT n, "));
+        sql.push_bind(change.event()).push(", ").push_bind(storable(change.because()));
+        sql.push(" FROM done) SELECT count(*) FROM done");
+        let row = sql.build().fetch_one(&self.pool).await;
+        let done: i64 = row.and_then(|row| row.try_get(0)).map_err(failed("change dead letters"))?;
+        Ok(u64::try_from(done).unwrap_or(0))
+    }
+}

@@ -1,0 +1,156 @@
+//! Writing letters.
+
+use backstop_core::ledger::{Letter, Outcome, terms};
+use backstop_core::{AdapterError, header_column};
+use sqlx::postgres::PgArguments;
+use sqlx::query::Query;
+use sqlx::{PgConnection, Row};
+
+use super::{PgLedger, stored, stored_id};
+use crate::failure::failed;
+use crate::storable::storable;
+
+/// Identifies a group by what its letters have in common.
+const DIGEST: &str = "sha256(convert_to(jsonb_build_array(u.fingerprint, u.consumer, u.place, u.class, u.reason)::text, 'UTF8'))";
+
+/// In the order of the digests, so that two that do the same wait for each other, and do not lock each other up.
+const GROUPS: &str = "
+    INSERT INTO {group} AS g (digest, fingerprint, consumer, place, class, reason, error_type, error, first_seen, last_seen)
+    SELECT DISTINCT ON (digest) digest, fingerprint, consumer, place, class, reason, error_type, error,
+           min(seen_at) OVER w, max(seen_at) OVER w
+    FROM (SELECT u.*, {digest} AS digest, coalesce(u.dead_at, now()) AS seen_at
+          FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[])
+               WITH ORDINALITY AS u (fingerprint, consumer, place, class, reason, error_type, error, dead_at, place_in_batch)) AS d
+    WINDOW w AS (PARTITION BY digest)
+    ORDER BY digest, place_in_batch
+    ON CONFLICT (digest) DO UPDATE
+    SET first_seen = least(g.first_seen, excluded.first_seen), last_seen = greatest(g.last_seen, excluded.last_seen)
+    WHERE excluded.first_seen < g.first_seen OR excluded.last_seen > g.last_seen";
+
+/// Returns the numbers of the letters that are new.
+const LETTERS: &str = "
+    WITH fresh AS (
+        INSERT INTO {letter} (id, message_key, consumer, place, found_in, door, reason, class, error_type, error,
+            fingerprint, attempts, generation, first_failed_at, dead_at, status, msg_key, headers, body, outcome, redrive,
+            hold, terms, seen_at, grp)
+        SELECT u.id, u.message_key, u.consumer, u.place, u.found_in, u.door, u.reason, u.class, u.error_type, u.error,
+            u.fingerprint, u.attempts, u.generation, u.first_failed_at, u.dead_at, u.status, u.msg_key, u.headers,
+            u.body, u.outcome, u.redrive, u.hold, ARRAY (SELECT jsonb_array_elements_text(u.terms::jsonb)),
+            coalesce(u.dead_at, now()), g.n
+        FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+                    $9::text[], $10::text[], $11::text[], $12::bigint[], $13::bigint[], $14::timestamptz[],
+                    $15::timestamptz[], $16::text[], $17::bytea[], $18::bytea[], $19::bytea[], $20::text[], $21::text[],
+                    $22::text[], $23::text[]) WITH ORDINALITY
+             AS u (id, message_key, consumer, place, found_in, door, reason, class, error_type, error, fingerprint,
+                   attempts, generation, first_failed_at, dead_at, status, msg_key, headers, body, outcome, redrive, hold,
+                   terms, place_in_batch)
+        JOIN {group} AS g ON g.digest = {digest}
+        ORDER BY u.place_in_batch
+        ON CONFLICT (id) DO NOTHING
+        RETURNING n, found_in
+    ), told AS (
+        INSERT INTO {event} (letter, what, detail) SELECT n, 'collected', found_in FROM fresh
+    )
+    SELECT n FROM fresh";
+
+/// Closes the older letters of messages that were redriven and died again: from now on the new letter stands for them,
+/// so that as many letters are open as messages are dead. One may be open again because the confirmation of its redrive
+/// was lost; the higher generation proves that the redrive arrived.
+const SUPERSEDE: &str = "
+    WITH newer AS (
+        SELECT n, id, message_key, consumer, generation FROM {letter} WHERE n = ANY ($1) AND message_key IS NOT NULL
+    ), found AS (
+        SELECT DISTINCT ON (o.n) o.n, w.id AS by FROM {letter} AS o
+        JOIN newer AS w ON o.message_key = w.message_key AND o.consumer IS NOT DISTINCT FROM w.consumer
+        WHERE o.generation < w.generation AND o.n < w.n ORDER BY o.n, w.generation DESC
+    ), locked AS (
+        SELECT l.n FROM {letter} AS l
+        WHERE l.n = ANY (ARRAY (SELECT n FROM found)) AND l.status IN ('open', 'redriving') ORDER BY l.n FOR UPDATE
+    ), older AS (
+        UPDATE {letter} AS l SET status = 'superseded',
+            outcome = CASE WHEN l.redrive IS NULL THEN l.outcome ELSE 'failed-again' END
+        FROM locked WHERE l.n = locked.n RETURNING l.n
+    ), stepped AS (
+        UPDATE {cohort} AS c SET step = 'failed-again' FROM older
+        WHERE c.letter = older.n AND c.step IN ('sending', 'waiting', 'silent', 'unknown')
+    )
+    INSERT INTO {event} (letter, what, detail)
+    SELECT older.n, 'failed-again', found.by FROM older JOIN found ON found.n = older.n";
+
+type Bound<'q> = Query<'q, sqlx::Postgres, PgArguments>;
+
+impl PgLedger {
+    pub(super) async fn record_all(&self, letters: &[Letter]) -> Result<u64, AdapterError> {
+        if letters.is_empty() {
+            return Ok(0);
+        }
+        let doing = || failed("record dead letters");
+        let mut tx = self.pool.begin().await.map_err(doing())?;
+        self.record_groups(&mut tx, letters).await?;
+        let sql = self.sql(&LETTERS.replace("{digest}", DIGEST));
+        let rows = bind(sqlx::query(sql), letters)?.fetch_all(&mut *tx).await.map_err(doing())?;
+        let new: Result<Vec<i64>, _> = rows.iter().map(|row| row.try_get(0)).collect();
+        let new = new.map_err(doing())?;
+        sqlx::query(self.sql(SUPERSEDE)).bind(&new).execute(&mut *tx).await.map_err(doing())?;
+        tx.commit().await.map_err(doing())?;
+        Ok(new.len() as u64)
+    }
+
+    async fn record_groups(&self, tx: &mut PgConnection, letters: &[Letter]) -> Result<(), AdapterError> {
+        let of = |field: fn(&Letter) -> Option<&str>| texts(letters, field);
+        sqlx::query(self.sql(&GROUPS.replace("{digest}", DIGEST)))
+            .bind(of(|letter| letter.fingerprint.as_deref()))
+            .bind(of(|letter| letter.consumer.as_deref()))
+            .bind(of(|letter| letter.place.as_deref()))
+            .bind(of(|letter| letter.class.as_deref()))
+            .bind(of(|letter| letter.reason.as_deref()))
+            .bind(of(|letter| letter.error_type.as_deref()))
+            .bind(of(|letter| letter.error.as_deref()))
+            .bind(letters.iter().map(|letter| letter.dead_at).collect::<Vec<_>>())
+            .execute(tx)
+            .await
+            .map_err(failed("record groups of dead letters"))?;
+        Ok(())
+    }
+}
+
+fn texts(letters: &[Letter], field: fn(&Letter) -> Option<&str>) -> Vec<Option<String>> {
+    letters.iter().map(|letter| stored(field(letter))).collect()
+}
+
+fn bind<'q>(query: Bound<'q>, letters: &[Letter]) -> Result<Bound<'q>, AdapterError> {
+    let of = |field: fn(&Letter) -> Option<&str>| texts(letters, field);
+    let headers = letters.iter().map(|letter| header_column::encode(&letter.envelope.headers));
+    let headers: Vec<Vec<u8>> = headers.collect::<Result<_, _>>()?;
+    let terms = letters.iter().map(|letter| {
+        let terms: Vec<String> = terms::of_letter(letter).iter().map(|term| storable(term)).collect();
+        serde_json::Value::from(terms).to_string()
+    });
+    let bytes = |field: fn(&Letter) -> Option<&[u8]>| -> Vec<Option<Vec<u8>>> {
+        letters.iter().map(|letter| field(letter).map(<[u8]>::to_vec)).collect()
+    };
+    Ok(query
+        .bind(letters.iter().map(|letter| stored_id(&letter.id)).collect::<Vec<_>>())
+        .bind(of(|letter| letter.message_key.as_deref()))
+        .bind(of(|letter| letter.consumer.as_deref()))
+        .bind(of(|letter| letter.place.as_deref()))
+        .bind(of(|letter| Some(&letter.found_in)))
+        .bind(of(|letter| letter.door.as_deref()))
+        .bind(of(|letter| letter.reason.as_deref()))
+        .bind(of(|letter| letter.class.as_deref()))
+        .bind(of(|letter| letter.error_type.as_deref()))
+        .bind(of(|letter| letter.error.as_deref()))
+        .bind(of(|letter| letter.fingerprint.as_deref()))
+        .bind(letters.iter().map(|letter| letter.attempts).collect::<Vec<_>>())
+        .bind(letters.iter().map(|letter| letter.generation).collect::<Vec<_>>())
+        .bind(letters.iter().map(|letter| letter.first_failed_at).collect::<Vec<_>>())
+        .bind(letters.iter().map(|letter| letter.dead_at).collect::<Vec<_>>())
+        .bind(of(|letter| Some(letter.status.as_str())))
+        .bind(bytes(|letter| letter.envelope.key.as_deref()))
+        .bind(headers)
+        .bind(bytes(|letter| letter.envelope.body.as_deref()))
+        .bind(of(|letter| letter.outcome.map(Outcome::as_str)))
+        .bind(of(|letter| letter.redrive.as_deref()))
+        .bind(of(|letter| letter.hold.as_deref()))
+        .bind(terms.collect::<Vec<_>>()))
+}

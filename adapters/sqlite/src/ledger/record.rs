@@ -1,0 +1,128 @@
+//! Writing letters, and their history.
+
+use backstop_core::AdapterError;
+use backstop_core::ledger::{Letter, terms};
+use sqlx::{AssertSqlSafe, SqliteConnection};
+
+use super::SqliteLedger;
+use crate::commit::commit;
+use crate::database::plain;
+use crate::error::adapter;
+use crate::letter_row::{insert, seen_at};
+
+impl SqliteLedger {
+    pub(super) async fn write_letters(&self, letters: &[Letter]) -> Result<u64, AdapterError> {
+        let failed = |error| adapter("cannot write dead letters", error);
+        let table = self.database.tables.letter();
+        let mut new = 0;
+        let mut tx = self.database.write("cannot write dead letters").await?;
+        for letter in letters {
+            let group = self.group_of(&mut tx, letter).await?;
+            let row = insert(&table, letter, group).fetch_optional(&mut *tx).await.map_err(failed)?;
+            let Some(row) = row else { continue };
+            new += 1;
+            let n = sqlx::Row::get(&row, "n");
+            self.write_terms(&mut tx, n, letter).await?;
+            self.note(&mut tx, n, "collected", Some(&letter.found_in)).await?;
+            self.supersede(&mut tx, letter).await?;
+        }
+        commit(tx).await.map_err(plain)?;
+        Ok(new)
+    }
+
+    /// The number of the group that the letter belongs to.
+    async fn group_of(&self, tx: &mut SqliteConnection, letter: &Letter) -> Result<i64, AdapterError> {
+        let sql = format!(
+            "INSERT INTO {} (kind, fingerprint, consumer, place, class, reason, error_type, error, first_seen, last_seen) \
+             VALUES (json_array(?1, ?2, ?3, ?4, ?5), ?1, ?2, ?3, ?4, ?5, ?6, ?7, {seen_at}, {seen_at}) ON CONFLICT (kind) DO UPDATE \
+             SET first_seen = min(first_seen, excluded.first_seen), last_seen = max(last_seen, excluded.last_seen) \
+             RETURNING n",
+            self.database.tables.letter_group(),
+            seen_at = seen_at("?8")
+        );
+        sqlx::query_scalar(AssertSqlSafe(sql))
+            .bind(&letter.fingerprint)
+            .bind(&letter.consumer)
+            .bind(&letter.place)
+            .bind(&letter.class)
+            .bind(&letter.reason)
+            .bind(&letter.error_type)
+            .bind(&letter.error)
+            .bind(letter.dead_at.map(|at| at.timestamp_millis()))
+            .fetch_one(tx)
+            .await
+            .map_err(|error| adapter("cannot write a group of dead letters", error))
+    }
+
+    async fn write_terms(
+        &self,
+        tx: &mut SqliteConnection,
+        n: i64,
+        letter: &Letter,
+    ) -> Result<(), AdapterError> {
+        let terms: Vec<String> = terms::of_letter(letter).into_iter().collect();
+        let sql = format!(
+            "INSERT INTO {} (term, letter) SELECT value, ? FROM json_each(?)",
+            self.database.tables.letter_term()
+        );
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(n).bind(serde_json::json!(terms).to_string());
+        query.execute(tx).await.map_err(|error| adapter("cannot write what to search for", error))?;
+        Ok(())
+    }
+
+    /// Closes older letters of the same message: this one says how their redrive ended. One may be open again because
+    /// the confirmation of its redrive was lost; the higher generation proves that the redrive arrived.
+    async fn supersede(&self, connection: &mut SqliteConnection, newer: &Letter) -> Result<(), AdapterError> {
+        let sql = format!(
+            "UPDATE {} SET status = 'superseded', outcome = CASE WHEN redrive IS NULL THEN outcome ELSE 'failed-again' END \
+             WHERE consumer IS ? AND message_key = ? AND status IN ('open', 'redriving') AND generation < ? \
+             AND id <> ? RETURNING n",
+            self.database.tables.letter()
+        );
+        let older: Vec<i64> = sqlx::query_scalar(AssertSqlSafe(sql))
+            .bind(newer.consumer.as_deref())
+            .bind(newer.message_key.as_deref())
+            .bind(newer.generation)
+            .bind(&newer.id)
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(|error| adapter("cannot close the older letter", error))?;
+        for n in older {
+            self.step_everywhere(connection, n, "failed-again").await?;
+            self.note(connection, n, "failed-again", Some(&newer.id)).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes an outcome down wherever the letter was sent and none is known yet.
+    pub(super) async fn step_everywhere(
+        &self,
+        connection: &mut SqliteConnection,
+        letter: i64,
+        step: &str,
+    ) -> Result<(), AdapterError> {
+        let sql = format!(
+            "UPDATE {} SET step = ? WHERE letter = ? AND step IN ('sending', 'waiting', 'silent', 'unknown')",
+            self.database.tables.redrive_letter()
+        );
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(step).bind(letter);
+        query.execute(connection).await.map_err(|error| adapter("cannot write an outcome", error))?;
+        Ok(())
+    }
+
+    pub(super) async fn note(
+        &self,
+        connection: &mut SqliteConnection,
+        letter: i64,
+        what: &str,
+        detail: Option<&str>,
+    ) -> Result<(), AdapterError> {
+        let sql = format!(
+            "INSERT INTO {} (letter, what, detail) VALUES (?, ?, ?)",
+            self.database.tables.letter_event()
+        );
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(letter).bind(what).bind(detail);
+        query.execute(connection).await.map_err(|error| adapter("cannot write a letter's history", error))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,2 @@
+DROP TABLE backstop_audit;
+DROP FUNCTION backstop_audit_grows();

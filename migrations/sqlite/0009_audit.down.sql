@@ -1,0 +1,1 @@
+DROP TABLE backstop_audit;

@@ -1,0 +1,2 @@
+DROP TABLE backstop_charge;
+ALTER TABLE backstop_held DROP COLUMN crashes;

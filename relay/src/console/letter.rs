@@ -1,0 +1,172 @@
+//! Why did this one fail, and is it safe to send?
+
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Form};
+use backstop_core::ledger::{Letter, LetterEvent, LetterStatus};
+use chrono::{TimeDelta, Utc};
+use maud::{Markup, html};
+use serde::Deserialize;
+
+use super::icons::{icon, state};
+use super::page::{Page, Place, Shown};
+use super::parts::{ago, at, group_of, known, name, safe, standing};
+use super::{forms, held};
+use crate::ask::Pending;
+use crate::desk::filter::FilterQuery;
+use crate::desk::{Body, Caller, Desk};
+use crate::secret::is_secret_name;
+
+/// Longest body that is shown, in bytes; the API gives all of it.
+const MAX_BODY: usize = 256 << 10;
+/// Longest value of a header that is shown.
+const MAX_HEADER: usize = 1_000;
+
+pub(super) async fn page(
+    State(desk): State<Arc<Desk>>,
+    Extension(who): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<Response, Shown> {
+    show(&desk, &who, &id, None).await
+}
+
+/// Why somebody wants to see the body.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Reveal {
+    because: Option<String>,
+}
+
+pub(super) async fn reveal(
+    State(desk): State<Arc<Desk>>,
+    Extension(who): Extension<Caller>,
+    Path(id): Path<String>,
+    Form(order): Form<Reveal>,
+) -> Result<Response, Shown> {
+    let body = desk.reveal(&who, &id, order.because.as_deref()).await?;
+    show(&desk, &who, &id, Some(body)).await
+}
+
+async fn show(desk: &Desk, who: &Caller, id: &str, revealed: Option<Body>) -> Result<Response, Shown> {
+    let (letter, history) = desk.letter(id).await?;
+    let filter = FilterQuery { ids: Some(letter.id.clone()), ..FilterQuery::default() };
+    let title = safe(letter.error.as_deref().unwrap_or("no error text"), 300);
+    let body = html! {
+        div.head {
+            div { p.crumbs { a href="/groups" { "Dead letters" } " / "
+                    @if let Some(group) = &letter.fingerprint { a href=(group_of(group)) { "group " span.id { (safe(group, 16)) } } " / " }
+                    span.id { (letter.id) } }
+                h1 { (title) }
+                p.sub { (standing(&letter)) " · " (name(letter.consumer.as_deref())) } }
+            @if letter.status == LetterStatus::Open && letter.door.is_some() {
+                div.acts { a.btn.go href={ "/plan?canary=0&" (filter.query()) } { "Plan its redrive" } }
+            }
+        }
+        div.two.even {
+            section aria-labelledby="h-why" { div.sh { h2 #h-why { "Why and where" } } (facts(&letter)) }
+            section aria-labelledby="h-safe" { div.sh { h2 #h-safe { "Is it safe to send?" } } (safety(desk, &letter)) }
+        }
+        section aria-labelledby="h-body" { div.sh { h2 #h-body { "Body" } } (self::body(who, &letter, revealed)) }
+        section aria-labelledby="h-head" { div.sh { h2 #h-head { "Headers" } p { "values of secret names are left out" } } (headers(&letter)) }
+        section aria-labelledby="h-past" #history { div.sh { h2 #h-past { "History" } } (past(&history)) }
+        (held::key(who, &letter, Pending::of(&history)))
+        (forms::changes(who, &filter, 1))
+    };
+    let (command, api) = (format!("dead-letters show {id}"), format!("/letters/{id}"));
+    let title = format!("Dead letter {}", letter.id);
+    Ok(Page { place: Place::Letters, title, who, command, api, body }.into_response())
+}
+
+fn facts(letter: &Letter) -> Markup {
+    html! {
+        dl.facts {
+            dt { "Error type" } dd { (known(letter.error_type.as_deref())) }
+            dt { "Class, reason" } dd { (known(letter.class.as_deref())) ", " (known(letter.reason.as_deref())) }
+            dt { "Read from" } dd { (name(letter.place.as_deref())) }
+            dt { "Found in" } dd { (name(Some(&letter.found_in))) }
+            dt { "Message" } dd { (name(letter.message_key.as_deref())) }
+            dt { "Attempts" } dd { @match letter.attempts { Some(attempts) => (attempts), None => span.muted { "unknown" } } }
+            dt { "First failed" } dd { @match letter.first_failed_at { Some(time) => (at(time)), None => span.muted { "unknown" } } }
+            dt { "Dead since" } dd { (at(letter.seen_at())) ", " (ago(letter.seen_at())) }
+        }
+    }
+}
+
+fn safety(desk: &Desk, letter: &Letter) -> Markup {
+    let age = Utc::now() - letter.first_failed_at.unwrap_or_else(|| letter.seen_at());
+    let retention = desk.rules.inbox_retention.and_then(|time| TimeDelta::from_std(time).ok());
+    html! {
+        ul.notes {
+            @match &letter.door {
+                Some(door) => li { (state("ok", "good", "It has a door")) " only its consumer sees it again, through " span.id { (safe(door, 200)) } "." },
+                None => li { (state("warn", "warn", "It has no door")) " a stranger wrote it: sent back to where it came from, every consumer there sees it." },
+            }
+            @match retention {
+                Some(limit) if age > limit => li { (state("old", "warn", "Past the dedup horizon")) " its consumer may have forgotten it: if it took effect after all, sending it applies it twice." },
+                Some(_) => li { (state("ok", "good", "Within the dedup horizon")) " if it took effect after all, its consumer knows." },
+                None => li { (state("warn", "warn", "Dedup horizon unknown")) " nobody says how long its consumer remembers (inbox_retention)." },
+            }
+            @if letter.generation > 0 {
+                li { (state("bad", "bad", "Redriven before")) " " @if letter.generation == 1 { "once, and it failed again." } @else { (letter.generation) " times, and it failed each time." } }
+            }
+            @if let Some(because) = &letter.hold { li { (icon("lock")) " Under legal hold: " (safe(because, 500)) } }
+            @if letter.message_key.is_none() {
+                li { (state("warn", "warn", "No identity")) " the message has no id of its own: the same letter may be here twice." }
+            }
+        }
+    }
+}
+
+fn body(who: &Caller, letter: &Letter, revealed: Option<Body>) -> Markup {
+    let Some(bytes) = &letter.envelope.body else { return html! { p.more { "None: a tombstone." } } };
+    let size = bytes.len();
+    match revealed {
+        Some(Body { content_type, bytes }) => html! {
+            p.more { (size) " bytes, " (known(content_type.as_deref())) ". That you looked is in the audit log." }
+            pre.shown tabindex="0" aria-label="Body" { (printed(&bytes.unwrap_or_default())) }
+        },
+        None if !who.operates() => html! { p.more { (size) " bytes. Bodies need the operator role." } },
+        None => html! {
+            form.sealed method="post" action={ "/dead-letters/" (letter.id) "/reveal" } {
+                button type="submit" { (icon("lock")) "Reveal the body, " (size) " bytes" }
+                label.grow { span.lab { "Why (optional)" } input type="text" name="because" autocomplete="off"; }
+                span { "It may hold personal data. Who looks, and when, is recorded." }
+            }
+        },
+    }
+}
+
+/// Text with line ends kept and everything that does not print as escapes; JSON is laid out.
+fn printed(bytes: &[u8]) -> String {
+    let bytes = &bytes[..bytes.len().min(MAX_BODY)];
+    let json = serde_json::from_slice::<serde_json::Value>(bytes).ok();
+    let text = match json.and_then(|value| serde_json::to_string_pretty(&value).ok()) {
+        Some(pretty) => pretty,
+        None => String::from_utf8_lossy(bytes).into_owned(),
+    };
+    text.lines().map(|line| safe(line, MAX_BODY)).collect::<Vec<_>>().join("\n")
+}
+
+fn headers(letter: &Letter) -> Markup {
+    html! {
+        table.hdr { thead { tr { th scope="col" { "Name" } th scope="col" { "Value" } } }
+            tbody { @for (header, value) in letter.envelope.headers.iter() {
+                tr { th scope="row" { span.id { (safe(header, 200)) } }
+                    td { @match value {
+                        None => span.muted { "null" },
+                        Some(value) if is_secret_name(header) => span.muted { (value.len()) " bytes, not shown" },
+                        Some(value) => span.id { (safe(&String::from_utf8_lossy(value), MAX_HEADER)) },
+                    } } }
+            } } }
+    }
+}
+
+fn past(history: &[LetterEvent]) -> Markup {
+    html! {
+        ol.events { @for event in history {
+            li { (at(event.at)) p { b { (safe(&event.what, 60)) } @if let Some(detail) = &event.detail { " " (safe(detail, 600)) } } }
+        } }
+    }
+}

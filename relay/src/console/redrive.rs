@@ -1,0 +1,148 @@
+//! Is it working, how long still, and must I stop it?
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use backstop_core::ledger::{Redrive, Run, Tally};
+use chrono::TimeDelta;
+use maud::{Markup, html};
+
+use super::icons::state;
+use super::page::{Page, Place, Shown};
+use super::parts::{Term, at, grouped, letters_of, safe, span_of, sum};
+use super::redrives::{outcome, standing, title};
+use crate::desk::filter::FilterQuery;
+use crate::desk::{Caller, Desk};
+
+pub(super) async fn page(
+    State(desk): State<Arc<Desk>>,
+    Extension(who): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<Response, Shown> {
+    let redrive = desk.redrive(&id).await?;
+    let letters = redrive.letters();
+    let over = redrive.standing.run.is_over();
+    let body = html! {
+        div.head {
+            div { p.crumbs { a href="/redrives" { "Redrives" } " / " span.id { (id) } }
+                h1 { "Redrive: " (title(&redrive)) }
+                p.sub data-live="state" { (standing(&redrive)) @if let Some(why) = &redrive.standing.why { " · " (safe(why, 300)) } (left(&redrive, &letters)) } }
+            @if who.operates() && !over { div.acts { (switch(&redrive)) a.btn href="#pace" { "Change rate…" } span.seg { a href="#cancel" { "Cancel…" } } } }
+        }
+        div data-live="progress" { (bar(&letters)) (terms(&redrive)) }
+        section aria-labelledby="h-how" #pace { div.sh { h2 #h-how { "As planned" } span.end { a href={ "/audit?redrive=" (id) } { "Who did what with it" } } } (facts(&redrive))
+            @if who.operates() && !over {
+                form method="post" action={ "/redrives/" (id) "/rate" } { p.inline {
+                    label for="rate" { "At most" } input.num #rate type="text" name="rate" value=(redrive.plan.rate.map(|rate| rate.to_string()).unwrap_or_default()) inputmode="decimal"; " letters a second "
+                    button type="submit" { "Set rate" } } }
+            }
+        }
+        @if who.operates() && !over { (cancel(&id, &letters)) }
+    };
+    let done = letters.sum() - letters.unsent();
+    let title = format!("{done} of {} sent, redrive", letters.sum());
+    let (command, api) = (format!("redrives watch {id}"), format!("/redrives/{id}"));
+    Ok(Page { place: Place::Redrives, title, who: &who, command, api, body }.into_response())
+}
+
+fn left(redrive: &Redrive, letters: &Tally) -> Markup {
+    let rate = redrive.plan.rate.filter(|_| redrive.standing.run == Run::Running && letters.unsent() > 0);
+    html! {
+        @if let Some(rate) = rate {
+            " · about " b { (span_of(TimeDelta::seconds((letters.unsent() as f64 / rate).min(1e9) as i64))) } " of sending left"
+        }
+    }
+}
+
+fn switch(redrive: &Redrive) -> Markup {
+    let id = &redrive.plan.id;
+    html! {
+        @if redrive.standing.run == Run::Running { form method="post" action={ "/redrives/" (id) "/pause" } { button type="submit" { "Pause" } } }
+        @else { form method="post" action={ "/redrives/" (id) "/resume" } { button.go type="submit" { "Resume" } } }
+    }
+}
+
+fn bar(letters: &Tally) -> Markup {
+    let whole = letters.sum().max(1) as f64;
+    let parts = [
+        (letters.resolved, "f-good"),
+        (letters.failed_again + letters.refused, "f-bad"),
+        (letters.silent + letters.unknown, "f-warn"),
+        (letters.waiting + letters.sending, "f-act"),
+        (letters.pending + letters.dropped, "f-none"),
+    ];
+    let mut from = 0.0;
+    let said = format!(
+        "{} of {} sent: {} resolved, {} failed again, {} silent, {} waiting for an outcome",
+        letters.sent(),
+        letters.sum(),
+        letters.resolved,
+        letters.failed_again,
+        letters.silent,
+        letters.waiting
+    );
+    html! {
+        svg.progress role="img" aria-label=(said) {
+            @for (number, class) in parts {
+                @let width = number as f64 * 100.0 / whole;
+                rect class=(class) x={ (format!("{from:.3}")) "%" } width={ (format!("{width:.3}")) "%" } height="100%" {}
+                ({ from += width; html! {} })
+            }
+        }
+    }
+}
+
+fn terms(redrive: &Redrive) -> Markup {
+    let (letters, id) = (redrive.letters(), redrive.plan.id.as_str());
+    let sent = |number, word, label| Term { number, href: Some(outcome(id, word)), label };
+    let alone = |number, label| Term { number, href: None, label };
+    let whole = alone(letters.sum(), html! { "letters in the cohort" });
+    let mut parts = vec![
+        sent(letters.resolved, "resolved", state("ok", "good", "resolved")),
+        sent(letters.failed_again, "failed-again", state("bad", "bad", "failed again")),
+        sent(letters.silent, "silent", state("silent", "warn", "silent")),
+        sent(letters.waiting, "waiting", state("wait", "act", "waiting for outcome")),
+        alone(
+            letters.unsent(),
+            state("open", "", if redrive.standing.run.is_over() { "not sent, open" } else { "not sent yet" }),
+        ),
+    ];
+    let rare = [
+        sent(letters.unknown, "unknown", state("wait", "", "sent, outcome unknown")),
+        alone(letters.refused, state("bad", "bad", "refused by the broker")),
+        alone(letters.dropped, state("gone", "", "taken by somebody else")),
+    ];
+    parts.extend(rare.into_iter().filter(|term| term.number > 0));
+    sum("Every letter of the cohort", &whole, &parts)
+}
+
+fn facts(redrive: &Redrive) -> Markup {
+    let plan = &redrive.plan;
+    let filter = FilterQuery::from(&plan.filter);
+    html! {
+        dl.facts {
+            dt { "Filter" } dd { (title(redrive)) "; " a href=(letters_of(&filter)) { "letters that match it now" } }
+            dt { "Frozen" } dd { (at(redrive.created_at)) ", by " b { (safe(&plan.created_by, 64)) } }
+            dt { "Canary" } dd { @if plan.canary == 0 { "none" } @else { (grouped(plan.canary)) " letters: " (grouped(redrive.canary_letters.resolved)) " resolved, " (grouped(redrive.canary_letters.failed_again)) " failed again" } }
+            dt { "Rate" } dd { @match plan.rate { Some(rate) => { (rate) " a second at most" }, None => "no limit" } }
+            dt { "Brake" } dd { "pauses above " (format!("{:.1}", plan.brake * 100.0)) " % failed again" }
+            dt { "Silent" } dd { "after " (span_of(TimeDelta::from_std(plan.silent_after).unwrap_or(TimeDelta::MAX))) " without an outcome; a late one still counts" }
+            dt { "Note" } dd { @match &plan.because { Some(because) => (safe(because, 500)), None => span.muted { "none" } } }
+        }
+    }
+}
+
+fn cancel(id: &str, letters: &Tally) -> Markup {
+    html! {
+        section.danger #cancel aria-labelledby="h-cancel" {
+            div.sh { h2 #h-cancel { "Cancel" } }
+            p { "What was sent cannot be called back; its outcomes still count. Letters that were not sent are open, as before. A cancelled redrive cannot be resumed: pause it if you only want to look." }
+            details { summary.btn.no { "Cancel: leave about " (grouped(letters.unsent())) " letters unsent…" }
+                form method="post" action={ "/redrives/" (id) "/cancel" } { div.fields {
+                    label { span.lab { "Reason (required, kept in the audit log)" } textarea name="because" rows="2" required {} }
+                    div.acts { button.no type="submit" { "Cancel this redrive" } a.btn href="#cancel" { "Keep sending" } } } } }
+        }
+    }
+}

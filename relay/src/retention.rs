@@ -1,0 +1,206 @@
+//! Retention: letters whose time in the ledger is over are archived, and then deleted.
+//!
+//! A letter is deleted only after the archive that holds it is on the disk, and only if its time is still over: what was put
+//! under legal hold meanwhile, or redriven, stays. When the relay dies between the two, the letters are archived once more
+//! the next time, into another file; importing both makes one letter of each.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backstop_core::lease::Leases;
+use backstop_core::ledger::{Expired, Expiry, Ledger, LetterStatus};
+use chrono::TimeDelta;
+use serde::Serialize;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::archive::{Archive, Manifest};
+use crate::audit::Action;
+use crate::config::RetentionConfig;
+use crate::exit::{Exit, Failure};
+use crate::owner::{Owner, OwnerSettings};
+
+/// From one pass to the next.
+const EVERY: Duration = Duration::from_secs(600);
+/// Letters that are read or deleted together: few, so that nobody waits for long.
+const BATCH: u32 = 500;
+/// Letters of one archive at most.
+const IN_ONE_FILE: usize = 20_000;
+
+/// Archives and deletes.
+pub struct Retention {
+    ledger: Arc<dyn Ledger>,
+    name: String,
+    config: RetentionConfig,
+}
+
+/// What a pass did with letters of one status.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Passed {
+    /// The status.
+    pub status: LetterStatus,
+    /// Letters that were deleted.
+    pub deleted: u64,
+    /// What was written before.
+    pub archives: Vec<Manifest>,
+}
+
+impl std::fmt::Debug for Retention {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Retention")
+            .field("name", &self.name)
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Retention {
+    /// Retention of the ledger that is called `name`.
+    pub fn new(ledger: Arc<dyn Ledger>, name: impl Into<String>, config: RetentionConfig) -> Self {
+        Self { ledger, name: name.into(), config }
+    }
+
+    /// One pass after another until `stop`, as long as no other relay does it.
+    pub async fn run(self, owner: OwnerSettings, stop: CancellationToken) {
+        let leases: Arc<dyn Leases> = self.ledger.clone();
+        let owner = Owner::start(leases, owner);
+        while owner.granted(&stop).await.is_some() {
+            if let Err(failure) = self.pass(&stop).await {
+                warn!(cause = %failure, "dead letters whose time is over stay in the ledger");
+            }
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = sleep(EVERY) => {}
+            }
+        }
+        owner.release().await;
+    }
+
+    /// Archives and deletes what is over now. `stop` ends it between two batches.
+    ///
+    /// # Errors
+    /// When an archive cannot be written, or the ledger does not answer; what was not deleted by then stays.
+    pub async fn pass(&self, stop: &CancellationToken) -> Result<Vec<Passed>, Failure> {
+        let now = self.ledger.time().await.map_err(|error| Failure::database(&error))?;
+        let mut passed = Vec::new();
+        for (status, kept) in self.config.by_status() {
+            let age = kept.and_then(|kept| TimeDelta::from_std(kept).ok());
+            let Some(before) = age.and_then(|age| now.checked_sub_signed(age)) else { continue };
+            passed.push(self.pass_status(&Expiry { status, before }, stop).await?);
+        }
+        Ok(passed)
+    }
+
+    async fn pass_status(&self, expiry: &Expiry, stop: &CancellationToken) -> Result<Passed, Failure> {
+        let mut passed = Passed { status: expiry.status, deleted: 0, archives: Vec::new() };
+        while !stop.is_cancelled() {
+            let (ids, manifest) = self.archive(expiry).await?;
+            if ids.is_empty() {
+                break;
+            }
+            let whole = ids.len() < IN_ONE_FILE;
+            passed.archives.extend(manifest.clone());
+            let deleted = self.purge(expiry, &ids, manifest.as_ref(), stop).await?;
+            passed.deleted += deleted;
+            // Letters that others are at all the time must not keep this going for ever.
+            if whole || deleted == 0 {
+                break;
+            }
+        }
+        Ok(passed)
+    }
+
+    /// The letters of one archive, and its manifest where one is to be written.
+    async fn archive(&self, expiry: &Expiry) -> Result<(Vec<String>, Option<Manifest>), Failure> {
+        let (mut ids, mut archive) = (Vec::<String>::new(), None);
+        while ids.len() < IN_ONE_FILE {
+            let after = ids.last().map(String::as_str);
+            let page =
+                self.ledger.expired(expiry, after, BATCH).await.map_err(|error| Failure::database(&error))?;
+            let is_last = page.len() < BATCH as usize;
+            ids.extend(page.iter().map(|expired| expired.letter.id.clone()));
+            if !page.is_empty()
+                && let Some(folder) = &self.config.archive
+            {
+                archive =
+                    Some(written(archive, folder.clone(), self.name.clone(), expiry.clone(), page).await?);
+            }
+            if is_last {
+                break;
+            }
+        }
+        let manifest = match archive {
+            Some(archive) => Some(blocking(move || archive.finish()).await?),
+            None => None,
+        };
+        Ok((ids, manifest))
+    }
+
+    async fn purge(
+        &self,
+        expiry: &Expiry,
+        ids: &[String],
+        manifest: Option<&Manifest>,
+        stop: &CancellationToken,
+    ) -> Result<u64, Failure> {
+        let file = manifest.map_or("no archive", |manifest| manifest.file.as_str());
+        let choice = format!("{} before {}, {file}", expiry.status, expiry.before.to_rfc3339());
+        let action = Action::of_the_relay(&self.ledger, "retention", &choice);
+        action.begins(ids.len() as u64).await?;
+        let mut deleted = 0;
+        for batch in ids.chunks(BATCH as usize) {
+            if stop.is_cancelled() {
+                break;
+            }
+            match self.ledger.purge(expiry, batch).await {
+                Ok(more) => deleted += more,
+                Err(error) => {
+                    action.failed(deleted, &error.to_string()).await;
+                    return Err(Failure::database(&error));
+                }
+            }
+        }
+        action.ended(deleted).await;
+        info!(status = %expiry.status, deleted, archive = file, "dead letters whose time is over are deleted");
+        Ok(deleted)
+    }
+}
+
+/// The archive with a page more; it is begun with the first.
+async fn written(
+    archive: Option<Archive>,
+    folder: PathBuf,
+    ledger: String,
+    expiry: Expiry,
+    page: Vec<Expired>,
+) -> Result<Archive, Failure> {
+    blocking(move || {
+        let mut archive = match archive {
+            Some(archive) => archive,
+            None => Archive::begin(&folder, &ledger, &expiry)?,
+        };
+        archive.add(page)?;
+        Ok(archive)
+    })
+    .await
+}
+
+/// Work with files, beside the others' work.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T, Failure> {
+    let done = tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other);
+    done.and_then(|done| done).map_err(|error| {
+        Failure::new(
+            Exit::Failed,
+            format!("the archive of dead letters cannot be written: {error}"),
+            "check the folder that [dead_letters.retention] archive names, and its room",
+        )
+    })
+}
+
+#[cfg(test)]
+#[path = "retention_tests.rs"]
+mod tests;
