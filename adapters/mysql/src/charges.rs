@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use backstop_core::charges::Charges;
+use backstop_core::held::HeadCharge;
 use backstop_core::{AdapterError, MessageKey};
 use sqlx::AssertSqlSafe;
 
@@ -15,11 +16,12 @@ use crate::scoped::Scoped;
 use crate::time::micros;
 
 impl MySqlInbox {
-    pub(crate) async fn acquit_held(&self, consumer: &str, n: i64) -> Result<(), AdapterError> {
+    pub(crate) async fn acquit_held(&self, consumer: &str, charge: HeadCharge) -> Result<(), AdapterError> {
+        let HeadCharge { n, leaves } = charge;
         let (held, consumer) = (self.tables.quoted("held"), bytes(consumer.as_bytes()));
         let sql = format!(
-            "UPDATE {held} SET crashes = 0, due_at = UTC_TIMESTAMP(6) \
-             WHERE n = {n} AND consumer = {consumer} AND crashes > 0 AND condemned IS NULL"
+            "UPDATE {held} SET crashes = {leaves}, due_at = UTC_TIMESTAMP(6) \
+             WHERE n = {n} AND consumer = {consumer} AND crashes > {leaves} AND condemned IS NULL"
         );
         run_contested(&self.pool, "take back the charge of a held message", sql).await.map(drop)
     }

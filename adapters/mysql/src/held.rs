@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use backstop_core::held::{
-    ClaimError, ClaimedHead, Failure, Heads, HeldMessage, HeldMessages, HeldSummary, Holding, NewHeld,
+    ClaimError, ClaimedHead, Failure, HeadCharge, Heads, HeldMessage, HeldMessages, HeldSummary, Holding,
+    NewHeld,
 };
 use backstop_core::held_keys::{Ended, Ending, HeldFilter, HeldKey};
 use backstop_core::inbox::{CommitError, Limits};
@@ -87,8 +88,8 @@ impl HeldMessages for MySqlInbox {
         Ok(None)
     }
 
-    async fn acquit_head(&self, consumer: &str, n: i64) -> Result<(), AdapterError> {
-        self.acquit_held(consumer, n).await
+    async fn acquit_head(&self, consumer: &str, charge: HeadCharge) -> Result<(), AdapterError> {
+        self.acquit_held(consumer, charge).await
     }
 
     async fn finish(&self, consumer: &str, tx: MySqlTx, head: &HeldMessage) -> Result<(), CommitError> {
@@ -334,7 +335,7 @@ impl MySqlInbox {
         consumer: &str,
         limits: Limits,
         heads: Heads,
-        charged: &mut Option<i64>,
+        charged: &mut Option<HeadCharge>,
     ) -> Result<Found, AdapterError> {
         let doing = || failed("claim a held message");
         let mut scoped = self.enter(limits).await?;
@@ -361,7 +362,8 @@ impl MySqlInbox {
         }
         match read(&row, n) {
             Ok(head) => {
-                *charged = Some(n).filter(|_| head.condemned.is_none());
+                let charge = HeadCharge { n, leaves: head.crashes };
+                *charged = Some(charge).filter(|_| head.condemned.is_none());
                 self.take_head(consumer, scoped, head, limits).await
             }
             Err(error) => {
@@ -428,7 +430,7 @@ impl MySqlInbox {
                 // The claim is lost with everything else, and the charge stands.
                 Some(errors::DEADLOCK) => {
                     scoped.rollback().await;
-                    self.acquit_held(consumer, head.n).await?;
+                    self.acquit_held(consumer, HeadCharge { n: head.n, leaves: head.crashes }).await?;
                     return Ok(Found::Other);
                 }
                 // Another instance is at the message.

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backstop_core::charges::Charges;
+use backstop_core::held::HeadCharge;
 use backstop_core::{AdapterError, MessageKey};
 use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Postgres};
 
+use crate::held_sql::integer;
 use crate::inbox::PgInbox;
 use crate::patience::answer_within;
 use crate::tables::PgTables;
@@ -35,8 +37,8 @@ impl ChargesSql {
             ),
             acquit: fill("DELETE FROM {charge} WHERE consumer = $1 AND message_key = $2"),
             acquit_head: fill(
-                "UPDATE {held} SET crashes = 0, due_at = clock_timestamp()
-                 WHERE consumer = $1 AND n = $2 AND crashes > 0 AND condemned IS NULL",
+                "UPDATE {held} SET crashes = $3, due_at = clock_timestamp()
+                 WHERE consumer = $1 AND n = $2 AND crashes > $3 AND condemned IS NULL",
             ),
             prune: fill(
                 "DELETE FROM {charge} WHERE consumer = $1 AND charged_at < now() - make_interval(secs => $2)",
@@ -50,8 +52,12 @@ impl ChargesSql {
 }
 
 impl PgInbox {
-    pub(crate) async fn acquit_held(&self, consumer: &str, n: i64) -> Result<(), AdapterError> {
-        let query = self.charges.about(&self.charges.acquit_head, consumer).bind(n);
+    pub(crate) async fn acquit_held(&self, consumer: &str, charge: HeadCharge) -> Result<(), AdapterError> {
+        let query = self
+            .charges
+            .about(&self.charges.acquit_head, consumer)
+            .bind(charge.n)
+            .bind(integer(charge.leaves));
         answer_within("take back the charge of a held message", query.execute(&self.pool)).await?;
         Ok(())
     }

@@ -33,6 +33,9 @@ pub(crate) fn failed_or_denied(
     }
 }
 
+/// What the server says when a lock was not to be had within `lock_timeout`.
+pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
+
 /// The server's error with its SQLSTATE, if it is one.
 pub(crate) fn database_error(error: &sqlx::Error) -> Option<&PgDatabaseError> {
     match error {
@@ -79,7 +82,7 @@ fn is_distrust(error: &std::io::Error) -> bool {
 
 fn judged_by_code(code: &str) -> (FaultKind, Option<&'static str>) {
     match code {
-        "40001" | "40P01" | "55P03" => (FaultKind::Conflict, None),
+        "40001" | "40P01" | LOCK_NOT_AVAILABLE => (FaultKind::Conflict, None),
         "42P01" | "42703" | "3F000" => (
             FaultKind::Missing,
             Some(
@@ -97,6 +100,8 @@ fn judged_by_code(code: &str) -> (FaultKind, Option<&'static str>) {
         ),
         // Too large for an index or a row.
         "54000" => (FaultKind::Invalid, None),
+        // The server has ended a session that stood idle in a transaction.
+        "25P03" => (FaultKind::Unreachable, None),
         "53300" => (FaultKind::Unreachable, Some("raise max_connections, or use smaller pools")),
         _ => match code.get(..2) {
             Some("28") => (FaultKind::Denied, Some("check the user and password of the database URL")),

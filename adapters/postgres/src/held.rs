@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use backstop_core::held::{
-    ClaimError, ClaimedHead, Failure, Heads, HeldMessage, HeldMessages, HeldSummary, Holding, NewHeld,
+    ClaimError, ClaimedHead, Failure, HeadCharge, Heads, HeldMessage, HeldMessages, HeldSummary, Holding,
+    NewHeld,
 };
 use backstop_core::held_keys::{Ended, Ending, HeldFilter, HeldKey};
 use backstop_core::inbox::{CommitError, Limits};
@@ -89,7 +90,8 @@ impl HeldMessages for PgInbox {
                     continue;
                 }
             };
-            let charged = Some(head.n).filter(|_| head.condemned.is_none());
+            let charge = HeadCharge { n: head.n, leaves: head.crashes };
+            let charged = Some(charge).filter(|_| head.condemned.is_none());
             match self.take_head(consumer, tx, head, limits).await {
                 Ok(None) => {}
                 Ok(claimed) => return Ok(claimed),
@@ -99,8 +101,8 @@ impl HeldMessages for PgInbox {
         Ok(None)
     }
 
-    async fn acquit_head(&self, consumer: &str, n: i64) -> Result<(), AdapterError> {
-        self.acquit_held(consumer, n).await
+    async fn acquit_head(&self, consumer: &str, charge: HeadCharge) -> Result<(), AdapterError> {
+        self.acquit_held(consumer, charge).await
     }
 
     async fn finish(&self, consumer: &str, tx: PgTx, head: &HeldMessage) -> Result<(), CommitError> {

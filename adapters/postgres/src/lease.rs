@@ -9,12 +9,15 @@ use sqlx::{AssertSqlSafe, PgPool, Row};
 use crate::failure::failed;
 use crate::held_row::seconds;
 use crate::hex::hex;
+use crate::limits::milliseconds;
 use crate::seat::Seat;
 use crate::storable::storable;
 use crate::tables::PgTables;
 use crate::time;
 
-/// Takes, renews or leaves alone, in one statement: the row lock decides between contenders.
+/// Takes, renews or leaves alone, in one statement: the row lock decides between contenders. It is waited for less long
+/// than owners wait for an answer, which is a third of `ttl`: a session whose client has gone would wait on, and every
+/// try would add one.
 fn acquisition(tables: &PgTables, name: &str, owner: &str, ttl: Duration) -> String {
     // Digits have nothing to escape, whatever the settings.
     let text = |text: &str| format!("convert_from(decode('{}', 'hex'), 'UTF8')", hex(text.as_bytes()));
@@ -23,8 +26,10 @@ fn acquisition(tables: &PgTables, name: &str, owner: &str, ttl: Duration) -> Str
     let ended = format!(
         "(l.expires_at <= clock_timestamp() OR l.expires_at > clock_timestamp() + make_interval(secs => {longest}))"
     );
+    let patience = milliseconds(ttl.min(LONGEST) / 4);
     tables.fill(&format!(
-        "INSERT INTO {{lease}} AS l (name, owner, token, expires_at) VALUES ({name}, {owner}, 1, {until}) \
+        "SET LOCAL lock_timeout = {patience}; \
+         INSERT INTO {{lease}} AS l (name, owner, token, expires_at) VALUES ({name}, {owner}, 1, {until}) \
          ON CONFLICT (name) DO UPDATE SET owner = {owner}, \
          token = l.token + (l.owner IS DISTINCT FROM {owner} OR {ended})::int, expires_at = {until} \
          WHERE l.owner = {owner} OR {ended} RETURNING token"

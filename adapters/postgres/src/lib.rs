@@ -52,6 +52,7 @@ mod scoped;
 mod seat;
 mod storable;
 mod store;
+mod stranded;
 mod tables;
 mod time;
 mod transaction;

@@ -17,12 +17,12 @@ use crate::layout::Layout;
 use crate::outbox_row::{self, columns};
 use crate::progress::{Before, Progress};
 use crate::scoped::Scoped;
+use crate::stranded;
 use crate::tables::PgTables;
 
 /// Every read is a scan of the key's index from the frontier on: plans that were made while the table was empty, or
 /// by statistics of an hour ago, must not turn it into a scan of the table. JIT compilation would only cost time.
-const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL enable_seqscan = off; \
-                     SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off; \
+const PLANS: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off; \
                      SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL jit = off";
 
 /// How long the sequence alone is asked whether there is something to read. Rows whose numbers do not come from it are
@@ -166,7 +166,9 @@ impl PgOutboxReader {
     }
 
     async fn begin(&self) -> Result<Scoped, AdapterError> {
-        Scoped::begin(&self.pool, BEGIN.to_owned()).await.map_err(failed("read the outbox"))
+        Scoped::begin(&self.pool, format!("{}; {PLANS}", stranded::beginning()))
+            .await
+            .map_err(failed("read the outbox"))
     }
 
     /// One statement in place of a transaction, which is what an idle outbox costs.

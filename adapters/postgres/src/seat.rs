@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 
+use crate::failure::{LOCK_NOT_AVAILABLE, code};
+
 /// Keeps one connection; clones share it.
 #[derive(Clone, Default)]
 pub(crate) struct Seat(Arc<Mutex<Option<PgConnection>>>);
@@ -18,11 +20,13 @@ impl Seat {
     /// under way has a connection of its own. Where the kept one fails, the statement is sent again
     /// on a fresh one.
     pub(crate) async fn ask(&self, pool: &PgPool, sql: &str) -> Result<Option<PgRow>, sqlx::Error> {
-        // A connection may have been lost while nobody looked at it, in more ways than one.
-        if let Some(kept) = self.take()
-            && let Ok(answer) = self.ask_on(kept, sql).await
-        {
-            return Ok(answer);
+        if let Some(kept) = self.take() {
+            match self.ask_on(kept, sql).await {
+                // A connection may have been lost while nobody looked at it, in more ways than one. A lock that was
+                // waited for in vain is not free on another one either.
+                Err(error) if code(&error) != Some(LOCK_NOT_AVAILABLE) => {}
+                answer => return answer,
+            }
         }
         let fresh = pool.acquire().await?.detach();
         self.ask_on(fresh, sql).await

@@ -20,6 +20,7 @@ use crate::layout::Layout;
 use crate::reader::{PgOutboxReader, ReaderSql};
 use crate::seat::Seat;
 use crate::storable::storable;
+use crate::stranded::LIMITS;
 use crate::tables::PgTables;
 use crate::{dead_rows, held_row, lease, scheduled, time};
 
@@ -155,7 +156,8 @@ fn deletion(Layout { table, id: id_of, .. }: &Layout, rows: &[RowId]) -> String 
         format!("= ANY('{{{numbers}}}'::bigint[])")
     };
     format!(
-        "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_nestloop = off; \
+        "{LIMITS}; \
+         SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_nestloop = off; \
          DELETE FROM {table} AS o USING unnest('{{{numbers}}}'::bigint[], E'{{{ids}}}'::bytea[]) AS w (seq, id) \
          WHERE o.seq {place} AND o.seq = w.seq AND convert_to({id_of}, 'UTF8') = w.id"
     )

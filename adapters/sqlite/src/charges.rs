@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use backstop_core::charges::Charges;
-use backstop_core::held::{AFTER_CRASH, ClaimError, Heads, HeldMessage};
+use backstop_core::held::{AFTER_CRASH, ClaimError, HeadCharge, Heads, HeldMessage};
 use backstop_core::inbox::Limits;
 use backstop_core::{AdapterError, MessageKey};
 use sqlx::query::Query;
@@ -38,18 +38,18 @@ impl SqliteInbox {
         );
         let charge = sqlx::query(AssertSqlSafe(sql)).bind(millis(AFTER_CRASH)).bind(head.n);
         charge.execute(&mut *tx).await.map_err(|error| adapter(DOING, error))?;
-        let charged = Some(head.n);
+        let charged = Some(HeadCharge { n: head.n, leaves: head.crashes });
         commit(tx).await.map_err(|error| ClaimError { error: plain(error), charged })?;
         Ok(found)
     }
 
-    pub(crate) async fn acquit_held(&self, consumer: &str, n: i64) -> Result<(), AdapterError> {
+    pub(crate) async fn acquit_held(&self, consumer: &str, charge: HeadCharge) -> Result<(), AdapterError> {
         let sql = format!(
-            "UPDATE {} SET crashes = 0, due_at = {NOW} \
-             WHERE consumer = ? AND n = ? AND crashes > 0 AND condemned IS NULL",
+            "UPDATE {} SET crashes = ?3, due_at = {NOW} \
+             WHERE consumer = ?1 AND n = ?2 AND crashes > ?3 AND condemned IS NULL",
             self.database.tables.held()
         );
-        let query = sqlx::query(AssertSqlSafe(sql)).bind(consumer).bind(n);
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(consumer).bind(charge.n).bind(charge.leaves);
         self.run_alone("cannot take back the charge of a held message", query).await
     }
 

@@ -4,7 +4,8 @@
 //! no follower can be appended to a key between the look at its head and the head's deletion.
 
 use backstop_core::held::{
-    ClaimError, ClaimedHead, Failure, Heads, HeldMessage, HeldMessages, HeldSummary, Holding, NewHeld,
+    ClaimError, ClaimedHead, Failure, HeadCharge, Heads, HeldMessage, HeldMessages, HeldSummary, Holding,
+    NewHeld,
 };
 use backstop_core::held_keys::{Ended, Ending, HeldFilter, HeldKey};
 use backstop_core::inbox::{CommitError, Limits};
@@ -135,7 +136,7 @@ impl SqliteInbox {
         head: HeldMessage,
     ) -> Result<Option<ClaimedHead<SqliteTx>>, AdapterError> {
         let Some(mut tx) = self.database.lend(limits).await? else {
-            self.acquit_held(consumer, head.n).await?;
+            self.acquit_held(consumer, HeadCharge { n: head.n, leaves: head.crashes }).await?;
             return Ok(None);
         };
         let still = format!(
@@ -238,12 +239,13 @@ impl HeldMessages for SqliteInbox {
         }
         drop(connection);
         let Some(head) = self.charge_head(consumer, limits, heads).await? else { return Ok(None) };
-        let charged = Some(head.n).filter(|_| head.condemned.is_none());
+        let charge = HeadCharge { n: head.n, leaves: head.crashes };
+        let charged = Some(charge).filter(|_| head.condemned.is_none());
         self.enter_head(consumer, limits, head).await.map_err(|error| ClaimError { error, charged })
     }
 
-    async fn acquit_head(&self, consumer: &str, n: i64) -> Result<(), AdapterError> {
-        self.acquit_held(consumer, n).await
+    async fn acquit_head(&self, consumer: &str, charge: HeadCharge) -> Result<(), AdapterError> {
+        self.acquit_held(consumer, charge).await
     }
 
     /// The proof comes first: on a connection whose transaction has ended, the deletion would be committed by

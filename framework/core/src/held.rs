@@ -171,9 +171,18 @@ pub struct ClaimedHead<Tx> {
 pub struct ClaimError {
     /// What the database said, or that it did not answer.
     pub error: AdapterError,
-    /// The head that may be charged although it is not run: to be taken back by
+    /// The charge that may stand although the head is not run: to be taken back by
     /// [`acquit_head`](HeldMessages::acquit_head).
-    pub charged: Option<i64>,
+    pub charged: Option<HeadCharge>,
+}
+
+/// The charge of a head's run that has come to an end of which nothing could be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadCharge {
+    /// The head.
+    pub n: i64,
+    /// How many charges may stand without this one: none after a run, those before it where it never ran.
+    pub leaves: u32,
 }
 
 impl From<AdapterError> for ClaimError {
@@ -237,12 +246,17 @@ pub trait HeldMessages: OwedReceipts + Charges {
         heads: Heads,
     ) -> impl Future<Output = Result<Option<ClaimedHead<Self::Tx>>, ClaimError>> + Send;
 
-    /// Makes a head sound and due again whose run came to an end of which nothing could be written, because its
-    /// transaction was lost while the process lives on. Nothing changes where it is not held any more.
+    /// Takes back the charge of a head whose run came to an end of which nothing could be written, because its
+    /// transaction was lost while the process lives on, and makes the head due. Nothing changes where it is not held
+    /// any more, or has no more charges than may stand.
     ///
     /// # Errors
     /// When the database cannot be asked; asking again is safe.
-    fn acquit_head(&self, consumer: &str, n: i64) -> impl Future<Output = Result<(), AdapterError>> + Send;
+    fn acquit_head(
+        &self,
+        consumer: &str,
+        charge: HeadCharge,
+    ) -> impl Future<Output = Result<(), AdapterError>> + Send;
 
     /// Deletes a claimed head, makes its follower the head, and commits with proof: after success and after a
     /// duplicate.

@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 
 use super::{PgLedger, stored_id};
 use crate::failure::failed;
-use crate::{ledger_row, time};
+use crate::{ledger_row, stranded, time};
 
 /// Whether the time of a letter `l` is over: $1 is the status, $2 the time before which nothing may have happened last.
 const OVER: &str = "l.status = $1 AND l.hold IS NULL AND l.seen_at < $2
@@ -82,7 +82,7 @@ impl PgLedger {
 
     pub(super) async fn delete_expired(&self, expiry: &Expiry, ids: &[String]) -> Result<u64, AdapterError> {
         let doing = || failed("delete dead letters whose time is over");
-        let mut tx = self.pool.begin().await.map_err(doing())?;
+        let mut tx = stranded::begin(&self.pool).await.map_err(doing())?;
         let locked: Vec<i64> = sqlx::query_scalar(self.sql(LOCK))
             .bind(ids.iter().map(|id| stored_id(id)).collect::<Vec<_>>())
             .fetch_all(&mut *tx)

@@ -9,6 +9,7 @@ use sqlx::{PgConnection, Row};
 use super::{PgLedger, stored, stored_id};
 use crate::failure::failed;
 use crate::storable::storable;
+use crate::stranded;
 
 /// Identifies a group by what its letters have in common.
 const DIGEST: &str = "sha256(convert_to(jsonb_build_array(u.fingerprint, u.consumer, u.place, u.class, u.reason)::text, 'UTF8'))";
@@ -85,7 +86,7 @@ impl PgLedger {
             return Ok(0);
         }
         let doing = || failed("record dead letters");
-        let mut tx = self.pool.begin().await.map_err(doing())?;
+        let mut tx = stranded::begin(&self.pool).await.map_err(doing())?;
         self.record_groups(&mut tx, letters).await?;
         let sql = self.sql(&LETTERS.replace("{digest}", DIGEST));
         let rows = bind(sqlx::query(sql), letters)?.fetch_all(&mut *tx).await.map_err(doing())?;

@@ -12,8 +12,8 @@ use super::choice::{self, Builder, begin};
 use super::redrive_row;
 use super::{PgLedger, stored_id};
 use crate::failure::{failed, invalid};
-use crate::ledger_row;
 use crate::storable::storable;
+use crate::{ledger_row, stranded};
 
 /// Takes letters to be sent. The letters that are returned are as they were before.
 const CLAIM: &str = "
@@ -136,7 +136,7 @@ impl PgLedger {
     pub(super) async fn create_one(&self, new: &NewRedrive) -> Result<Redrive, AdapterError> {
         let doing = || failed("make a redrive");
         let from = sendable(&new.filter)?;
-        let mut tx = self.pool.begin().await.map_err(doing())?;
+        let mut tx = stranded::begin(&self.pool).await.map_err(doing())?;
         let standing = Redrive::beginning(new.canary);
         let insert = "INSERT INTO {redrive} (id, plan, from_status, rate, silent_after, run, phase) \
                       VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (id) DO NOTHING RETURNING n";
@@ -242,7 +242,7 @@ impl PgLedger {
         const RUNS: &str =
             "SELECT n, phase, from_status FROM {redrive} WHERE id = $1 AND run = 'running' FOR UPDATE";
         let doing = || failed("take letters to be redriven");
-        let mut tx = self.pool.begin().await.map_err(doing())?;
+        let mut tx = stranded::begin(&self.pool).await.map_err(doing())?;
         let stands: bool = sqlx::query_scalar(self.sql(STANDS))
             .bind(&lease.name)
             .bind(&lease.owner)
@@ -290,7 +290,7 @@ impl PgLedger {
     pub(super) async fn settle(&self, id: &str, sent: &[(String, Sent)]) -> Result<(), AdapterError> {
         let doing = || failed("write down what was redriven");
         let redrive = stored_id(id);
-        let mut tx = self.pool.begin().await.map_err(doing())?;
+        let mut tx = stranded::begin(&self.pool).await.map_err(doing())?;
         for (what, step) in [(Sent::Confirmed, "waiting"), (Sent::Unanswered, "unknown")] {
             let ids = ids(sent, |other| *other == what);
             if !ids.is_empty() {

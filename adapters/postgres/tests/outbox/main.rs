@@ -6,6 +6,7 @@ mod message;
 mod reading;
 mod removal;
 mod scheduled;
+mod stranded;
 #[path = "../support/mod.rs"]
 mod support;
 mod writers;

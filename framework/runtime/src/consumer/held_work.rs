@@ -1,10 +1,10 @@
 //! Running held messages: due heads of whatever key, claimed one by one.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use backstop_core::held::{ClaimError, ClaimedHead, Failure, Heads, HeldMessage, HeldMessages};
+use backstop_core::held::{ClaimError, ClaimedHead, Failure, HeadCharge, Heads, HeldMessage, HeldMessages};
 use backstop_core::inbox::CommitError;
 use backstop_core::{
     Codec, DeadLetters, DeadReason, Delivery, Disposition, ErrorClass, HandlerError, Message, ReceiptOutcome,
@@ -36,8 +36,8 @@ type Claimed<'a, Tx> = (ClaimedHead<Tx>, Option<Turn<'a>>);
 #[derive(Debug, Default)]
 pub(crate) struct HeldWork {
     arrived: Notify,
-    /// Heads whose run has begun, and of whose end nothing is written yet.
-    begun: Mutex<BTreeSet<i64>>,
+    /// Heads that are charged and of whose end nothing is written yet, with the charges that may stand then.
+    begun: Mutex<BTreeMap<i64, u32>>,
 }
 
 impl HeldWork {
@@ -46,18 +46,19 @@ impl HeldWork {
         self.arrived.notify_one();
     }
 
-    fn begin(&self, n: i64) {
-        lock(&self.begun).insert(n);
+    fn begin(&self, charge: HeadCharge) {
+        lock(&self.begun).insert(charge.n, charge.leaves);
     }
 
     /// The end of a run is written; `false` where it was before.
     fn end(&self, n: i64) -> bool {
-        lock(&self.begun).remove(&n)
+        lock(&self.begun).remove(&n).is_some()
     }
 
     /// Those of whose end nothing is written.
-    pub(crate) fn unfinished(&self) -> BTreeSet<i64> {
-        std::mem::take(&mut *lock(&self.begun))
+    pub(crate) fn unfinished(&self) -> impl Iterator<Item = HeadCharge> {
+        let begun = std::mem::take(&mut *lock(&self.begun));
+        begun.into_iter().map(|(n, leaves)| HeadCharge { n, leaves })
     }
 }
 
@@ -105,8 +106,8 @@ where
                     drop(pass);
                     outages += 1;
                     self.context.wait_unless_lost(&error, outages).await;
-                    if let Some(n) = charged {
-                        self.take_back(n).await;
+                    if let Some(charge) = charged {
+                        self.take_back(charge).await;
                     }
                 }
             }
@@ -127,18 +128,18 @@ where
 
     /// Runs a head that was charged with its claim. Where nothing could be written of the end, the charge is taken back.
     async fn run_charged(&self, claimed: ClaimedHead<I::Tx>) {
-        let n = claimed.head.n;
-        self.held_work.begin(n);
+        let charge = HeadCharge { n: claimed.head.n, leaves: 0 };
+        self.held_work.begin(charge);
         self.run_head(claimed).await;
-        if self.held_work.end(n) {
-            self.take_back(n).await;
+        if self.held_work.end(charge.n) {
+            self.take_back(charge).await;
         }
     }
 
     /// Takes the charge of a head back that nobody has died of; where the consumer stops before, its farewell does.
-    async fn take_back(&self, n: i64) {
-        if !self.until_taken(|| self.inbox.acquit_head(&self.context.consumer, n)).await {
-            self.held_work.begin(n);
+    async fn take_back(&self, charge: HeadCharge) {
+        if !self.until_taken(|| self.inbox.acquit_head(&self.context.consumer, charge)).await {
+            self.held_work.begin(charge);
         }
     }
 

@@ -217,8 +217,8 @@ where
             for key in charged {
                 self.inbox.acquit(consumer, &key).await?;
             }
-            for n in self.held_work.unfinished() {
-                self.inbox.acquit_head(consumer, n).await?;
+            for charge in self.held_work.unfinished() {
+                self.inbox.acquit_head(consumer, charge).await?;
             }
             Ok::<_, AdapterError>(())
         };

@@ -142,6 +142,7 @@ macro_rules! store_conformance {
                 a_run_that_ends_leaves_no_charge,
                 a_charged_head_is_left_alone_for_a_while,
                 an_acquitted_head_is_sound,
+                a_charge_is_taken_back_alone,
                 a_condemned_head_is_not_charged,
                 a_redriven_message_begins_without_charges,
             ],

@@ -2,8 +2,8 @@
 
 use backstop_core::dead_letter::generation;
 use backstop_core::held::{
-    AFTER_CRASH, ClaimError, ClaimedHead, Failure, Heads, HeldMessage, HeldMessages, HeldSummary, Holding,
-    NewHeld,
+    AFTER_CRASH, ClaimError, ClaimedHead, Failure, HeadCharge, Heads, HeldMessage, HeldMessages, HeldSummary,
+    Holding, NewHeld,
 };
 use backstop_core::held_keys::{Ended, Ending, HeldFilter, HeldKey, HeldState};
 use backstop_core::inbox::{CommitError, Limits};
@@ -205,13 +205,13 @@ impl HeldMessages for Store {
         }))
     }
 
-    async fn acquit_head(&self, _consumer: &str, n: i64) -> Result<(), AdapterError> {
+    async fn acquit_head(&self, _consumer: &str, charge: HeadCharge) -> Result<(), AdapterError> {
         self.shared.change(|data| {
             data.reachable()?;
             let now = data.now();
-            if let Some(row) = data.held.get_mut(&n).filter(|row| row.crashes > 0 && row.condemned.is_none())
-            {
-                (row.crashes, row.due) = (0, Some(now));
+            let row = data.held.get_mut(&charge.n).filter(|row| row.condemned.is_none());
+            if let Some(row) = row.filter(|row| row.crashes > charge.leaves) {
+                (row.crashes, row.due) = (charge.leaves, Some(now));
             }
             Ok(())
         })

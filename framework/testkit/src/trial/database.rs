@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use backstop::charges::Charges;
 use backstop::held::{
-    ClaimError, ClaimedHead, Failure, Heads, HeldMessage, HeldMessages, HeldSummary, Holding, NewHeld,
+    ClaimError, ClaimedHead, Failure, HeadCharge, Heads, HeldMessage, HeldMessages, HeldSummary, Holding,
+    NewHeld,
 };
 use backstop::held_keys::{Ended, Ending, HeldFilter, HeldKey};
 use backstop::inbox::{Admission, CommitError, GroupAdmission, Inbox, Limits, Unit};
@@ -276,9 +277,9 @@ impl<I: HeldMessages> HeldMessages for TestInbox<I> {
         Ok(claimed)
     }
 
-    async fn acquit_head(&self, consumer: &str, n: i64) -> Result<(), AdapterError> {
+    async fn acquit_head(&self, consumer: &str, charge: HeadCharge) -> Result<(), AdapterError> {
         self.tie.life.ask().await?;
-        self.inbox.acquit_head(consumer, n).await
+        self.inbox.acquit_head(consumer, charge).await
     }
 
     async fn finish(&self, consumer: &str, tx: I::Tx, head: &HeldMessage) -> Result<(), CommitError> {

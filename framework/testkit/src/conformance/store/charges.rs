@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use backstop_core::charges::Charges;
-use backstop_core::held::{AFTER_CRASH, ClaimedHead, Failure, Heads, HeldMessages};
+use backstop_core::held::{AFTER_CRASH, ClaimedHead, Failure, HeadCharge, Heads, HeldMessages};
 use backstop_core::inbox::Inbox;
 use backstop_core::{DeadReason, Via};
 
@@ -103,12 +103,29 @@ pub async fn an_acquitted_head_is_sound<H: StoreHarness>(harness: &H) {
     crash(&store, Heads::Sound).await;
     let claimed = eventually(|| claim_one_of(&store, Heads::Doubtful)).await;
     store.rollback(claimed.tx).await;
-    store.acquit_head(CONSUMER, claimed.head.n).await.expect("the database answers");
+    let charge = HeadCharge { n: claimed.head.n, leaves: 0 };
+    store.acquit_head(CONSUMER, charge).await.expect("the database answers");
     assert!(claim_one_of(&store, Heads::Doubtful).await.is_none());
     let claimed = claim_one_of(&store, Heads::Sound).await.expect("it is due");
     assert_eq!(claimed.head.crashes, 0);
     store.finish(CONSUMER, claimed.tx, &claimed.head).await.expect("the commit is proved");
-    store.acquit_head(CONSUMER, claimed.head.n).await.expect("one that is gone is no error");
+    store.acquit_head(CONSUMER, charge).await.expect("one that is gone is no error");
+}
+
+/// A run that never began takes back its own charge, and none of those that processes have died of.
+pub async fn a_charge_is_taken_back_alone<H: StoreHarness>(harness: &H) {
+    let store = harness.store();
+    hold(&store, &sample("tea", "1")).await;
+    crash(&store, Heads::Sound).await;
+    for _ in 0..2 {
+        let claimed = eventually(|| claim_one_of(&store, Heads::Doubtful)).await;
+        assert_eq!(claimed.head.crashes, 1);
+        store.rollback(claimed.tx).await;
+        let charge = HeadCharge { n: claimed.head.n, leaves: claimed.head.crashes };
+        for _ in 0..2 {
+            store.acquit_head(CONSUMER, charge).await.expect("the database answers");
+        }
+    }
 }
 
 /// What is given up is not run, so that nobody can die of it.
