@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use backstop::{Consumer, Delivery, Handler, HandlerError, StopPartition};
+use backstop::{Consumer, Delivery, GroupCommit, Handler, HandlerError, StopPartition};
 use backstop_kafka::KafkaSource;
 use backstop_postgres::{PgInbox, PgTx};
 use sqlx::postgres::PgListener;
@@ -17,16 +17,19 @@ use crate::{Outcome, event};
 const CHANNEL: &str = "applied";
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A consumer that runs until this is dropped.
+/// Counts a message and tells the listener: key and number are bound.
+pub(crate) const TALLY: &str = "UPDATE tally SET n = n + 1 WHERE key = $1 RETURNING pg_notify('applied', $2)";
+
+/// A tally in the database, and when each of its changes became visible.
 #[derive(Debug)]
-pub(crate) struct Effects {
+pub(crate) struct Watched {
     applied: Times,
     _stop: DropGuard,
 }
 
-impl Effects {
-    /// Starts a consumer of that topic, which adds to a tally in the same database.
-    pub(crate) async fn start(servers: &Servers, database: &Database, topic: &str) -> Outcome<Self> {
+impl Watched {
+    /// Makes the tally, and listens until this is dropped.
+    pub(crate) async fn start(database: &Database) -> Outcome<Self> {
         sqlx::raw_sql("CREATE TABLE tally (key text PRIMARY KEY, n bigint NOT NULL) WITH (fillfactor = 50)")
             .execute(&database.pool)
             .await?;
@@ -36,15 +39,6 @@ impl Effects {
             .await?;
         let (applied, stop) = (Times::default(), CancellationToken::new());
         watch(database, applied.clone(), stop.clone()).await?;
-        let source = KafkaSource::subscribe(&servers.kafka, unique("group"), &[topic]).door(false);
-        let inbox = PgInbox::new(database.pool_of(16).await?);
-        let consumer = Consumer::transactional("latency", source, inbox, Tally).dead_letter(StopPartition);
-        let running = consumer.run(stop.clone().cancelled_owned());
-        tokio::spawn(async move {
-            if let Err(error) = running.await {
-                eprintln!("the consumer has ended: {error}");
-            }
-        });
         Ok(Self { applied, _stop: stop.drop_guard() })
     }
 
@@ -58,6 +52,43 @@ impl Effects {
             sleep(Duration::from_millis(20)).await;
         }
         Ok(self.applied)
+    }
+}
+
+/// A consumer that runs until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Effects {
+    watched: Watched,
+    _stop: DropGuard,
+}
+
+impl Effects {
+    /// Starts a consumer of that topic, which adds to a tally in the same database, with that many messages in a
+    /// transaction.
+    pub(crate) async fn start(
+        servers: &Servers,
+        database: &Database,
+        topic: &str,
+        groups: GroupCommit,
+    ) -> Outcome<Self> {
+        let (watched, stop) = (Watched::start(database).await?, CancellationToken::new());
+        let source = KafkaSource::subscribe(&servers.kafka, unique("group"), &[topic]).door(false);
+        let inbox = PgInbox::new(database.pool_of(16).await?);
+        let consumer = Consumer::transactional("latency", source, inbox, Tally)
+            .group_commit(groups)
+            .dead_letter(StopPartition);
+        let running = consumer.run(stop.clone().cancelled_owned());
+        tokio::spawn(async move {
+            if let Err(error) = running.await {
+                eprintln!("the consumer has ended: {error}");
+            }
+        });
+        Ok(Self { watched, _stop: stop.drop_guard() })
+    }
+
+    /// When each became visible, once so many have.
+    pub(crate) async fn all(self, events: usize) -> Outcome<Times> {
+        self.watched.all(events).await
     }
 }
 
@@ -83,12 +114,7 @@ impl Handler<PgTx> for Tally {
 
     async fn handle(&self, delivery: &Delivery<event::Body>, tx: &mut PgTx) -> Result<(), HandlerError> {
         let n = delivery.body().number()?;
-        sqlx::query("UPDATE tally SET n = n + 1 WHERE key = $1 RETURNING pg_notify($2, $3)")
-            .bind(event::key(n))
-            .bind(CHANNEL)
-            .bind(n.to_string())
-            .execute(&mut **tx)
-            .await?;
+        sqlx::query(TALLY).bind(event::key(n)).bind(n.to_string()).execute(&mut **tx).await?;
         Ok(())
     }
 }

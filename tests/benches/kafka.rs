@@ -9,7 +9,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, DeliveryResult, Header, Headers as _, Message as _, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientConfig, ClientContext, Offset, Timestamp, TopicPartitionList};
 
 use crate::clock::Times;
@@ -121,6 +121,36 @@ fn produce_all(config: &ClientConfig, topic: &str, events: usize) -> Outcome<f64
         std::thread::sleep(Duration::from_micros(200));
     }
     Ok(events as f64 / began.elapsed().as_secs_f64())
+}
+
+/// Produces so many events a second, each by itself, and says when each was handed to the driver.
+pub(crate) async fn produce_steadily(
+    servers: &Servers,
+    topic: &str,
+    rate: usize,
+    events: usize,
+) -> Outcome<Times> {
+    let (mut config, topic) = (producer_config(servers), topic.to_owned());
+    config.set("linger.ms", "0");
+    tokio::task::spawn_blocking(move || {
+        let (produced, deliveries) = (Times::default(), Deliveries::default());
+        let producer: ThreadedProducer<Deliveries> = config.create_with_context(deliveries.clone())?;
+        let began = Instant::now();
+        for n in 0..events {
+            let due = began + Duration::from_secs_f64(n as f64 / rate as f64);
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            let (key, payload) = (event::key(n), event::payload(n));
+            let record = BaseRecord::to(&topic).key(&key).payload(&payload).headers(headers(n));
+            produced.note(n);
+            producer.send(record).map_err(|(error, _)| error)?;
+        }
+        producer.flush(PATIENCE)?;
+        match deliveries.delivered.load(Ordering::Relaxed) {
+            delivered if delivered == events => Ok(produced),
+            delivered => Err(format!("of {events} events {delivered} were delivered").into()),
+        }
+    })
+    .await?
 }
 
 fn headers(n: usize) -> OwnedHeaders {

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use backstop::GroupCommit;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use crate::broker::Broker;
@@ -57,7 +58,7 @@ async fn measure(bench: &Bench, database: &Database, there: There) -> Outcome<Ve
     kafka::create_timed_topic(servers, &topic).await?;
     let effects = match there {
         There::Broker => None,
-        There::Effect => Some(Effects::start(servers, database, &topic).await?),
+        There::Effect => Some(Effects::start(servers, database, &topic, GroupCommit::up_to(1)).await?),
     };
     let relay = Relay::start(servers, database.store(), Broker::Kafka)?;
     let load = write(bench, database, &topic, &committed).await?;

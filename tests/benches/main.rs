@@ -11,6 +11,7 @@ mod database;
 mod databases;
 mod denied;
 mod drain;
+mod effect;
 mod effects;
 mod event;
 mod grouped;
@@ -134,6 +135,7 @@ async fn measure(bench: &mut Bench, part: Part) -> Outcome<()> {
             denied::run(bench).await
         }
         Part::Consumer => consumer::run(bench).await,
+        Part::Effect => effect::run(bench).await,
         Part::Grouped => grouped::run(bench).await,
         Part::Collect => collect::run(bench).await,
     }

@@ -17,18 +17,19 @@ pub(crate) enum Part {
     Outage,
     Consumer,
     Grouped,
+    Effect,
     Collect,
 }
 
 impl Part {
     /// Whether no relay is in it.
     fn is_of_consumer(self) -> bool {
-        matches!(self, Self::Consumer | Self::Grouped | Self::Collect)
+        matches!(self, Self::Consumer | Self::Grouped | Self::Effect | Self::Collect)
     }
 }
 
 /// The parts in the order in which they run: name and content.
-const PARTS: [(Part, &str, &str); 11] = [
+const PARTS: [(Part, &str, &str); 12] = [
     (Part::Drain, "drain", "a backlog into Kafka and RabbitMQ, beside the bare drivers"),
     (Part::Databases, "databases", "the same from MariaDB and SQLite, beside PostgreSQL"),
     (Part::Latency, "latency", "from commit to broker and to effect, under steady load and idle"),
@@ -39,6 +40,7 @@ const PARTS: [(Part, &str, &str); 11] = [
     (Part::Outage, "outage", "a broker that is away, one destination of ten that is denied"),
     (Part::Consumer, "consumer", "messages from Kafka, beside consumers written by hand"),
     (Part::Grouped, "grouped", "the same with messages that share a transaction"),
+    (Part::Effect, "effect", "from produced to applied at 500/s, beside a consumer written by hand"),
     (Part::Collect, "collect", "dead letters into the ledger, beside bare inserts of the same rows"),
 ];
 
