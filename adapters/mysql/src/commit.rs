@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use crate::failure::{database_error, errors, failed, is_read_only, number};
 use crate::inbox::InboxSql;
-use crate::patience::{PATIENCE, silent};
+use crate::patience::{PATIENCE, silent, within};
 use crate::scoped::Stopped;
 use crate::transaction::MySqlTx;
 
@@ -37,6 +37,20 @@ pub(crate) async fn commit(mut tx: MySqlTx, before: &[String], sql: &InboxSql) -
         Ok(Err(stopped)) => Err(judge(stopped, tx, 1 + before.len(), sql).await),
         Err(_) => Err(CommitError::Unknown(silent("learn what became of the commit"))),
     }
+}
+
+/// Whether the transaction is another one than `tx` began, or none. Its proof is used up by that.
+pub(crate) async fn is_ended(tx: &mut MySqlTx) -> Result<bool, AdapterError> {
+    const DOING: &str = "learn whether a transaction was ended";
+    let release = format!("RELEASE SAVEPOINT {}", tx.savepoint);
+    within(DOING, async {
+        match tx.scoped.run(release).await {
+            Ok(_) => Ok(false),
+            Err(stopped) if number(&stopped.error) == Some(errors::NO_SAVEPOINT) => Ok(true),
+            Err(stopped) => Err(failed(DOING)(stopped.error)),
+        }
+    })
+    .await
 }
 
 async fn judge(stopped: Stopped, tx: MySqlTx, commit: usize, sql: &InboxSql) -> CommitError {

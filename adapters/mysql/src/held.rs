@@ -383,6 +383,8 @@ impl MySqlInbox {
     ) -> Result<Found, AdapterError> {
         if head.condemned.is_none() && !self.charge_head(&mut scoped, &head).await? {
             scoped.rollback().await;
+            // It is charged and does not run.
+            self.acquit_held(consumer, HeadCharge { n: head.n, leaves: head.crashes }).await?;
             return Ok(Found::Other);
         }
         self.admit_head(consumer, scoped, head, limits).await

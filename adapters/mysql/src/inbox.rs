@@ -220,6 +220,10 @@ impl Inbox for MySqlInbox {
         crate::commit::commit(tx, &[], &self.sql).await
     }
 
+    async fn is_ended(&self, tx: &mut MySqlTx) -> Result<bool, AdapterError> {
+        crate::commit::is_ended(tx).await
+    }
+
     async fn rollback(&self, tx: MySqlTx) {
         tx.scoped.rollback().await;
     }

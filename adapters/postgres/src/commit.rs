@@ -13,10 +13,13 @@ use sqlx::{AssertSqlSafe, Executor};
 use tokio::time::timeout;
 
 use crate::failure::{code, database_error, failed};
-use crate::patience::{PATIENCE, silent};
+use crate::patience::{PATIENCE, answer_within, silent};
 use crate::proof::Proof;
 use crate::scoped::Scoped;
 use crate::transaction::PgTx;
+
+/// What the server answers after a statement of the transaction has failed.
+const IN_FAILED_TRANSACTION: &str = "25P02";
 
 /// Runs `before`, statements each of which ends with a semicolon, and commits, in one round trip; nothing of it
 /// happens unless the transaction is still the one that `tx` began. Returns the next transaction on the connection,
@@ -40,9 +43,23 @@ pub(crate) async fn commit_and_release(tx: PgTx, before: &str) -> Result<(), Com
     commit(tx, before).await.map(Scoped::release)
 }
 
+/// Whether the transaction is another one than `tx` began, or none. Its proof is used up by that.
+pub(crate) async fn is_ended(tx: &mut PgTx) -> Result<bool, AdapterError> {
+    let proof = sqlx::raw_sql(AssertSqlSafe(tx.proof.statement()));
+    answer_within("learn whether a transaction was ended", async {
+        match tx.scoped.execute(proof).await {
+            Ok(_) => Ok(false),
+            Err(error) if Proof::is_refuted_by(code(&error)) => Ok(true),
+            Err(error) if code(&error) == Some(IN_FAILED_TRANSACTION) => Ok(false),
+            Err(error) => Err(error),
+        }
+    })
+    .await
+}
+
 fn judge(error: sqlx::Error, tx: PgTx) -> CommitError {
     match code(&error) {
-        Some("25P02") => {
+        Some(IN_FAILED_TRANSACTION) => {
             tx.scoped.release();
             CommitError::RolledBack(
                 AdapterError::new(

@@ -218,8 +218,11 @@ impl PgInbox {
         if head.condemned.is_none() {
             match self.charge_head(&mut tx, &head, limits).await? {
                 Some(xid) => tx.proof = Proof::Xid(xid),
+                // It is charged and does not run.
                 None => {
                     tx.scoped.release();
+                    let charge = HeadCharge { n: head.n, leaves: head.crashes };
+                    self.acquit_held(consumer, charge).await?;
                     return Ok(None);
                 }
             }

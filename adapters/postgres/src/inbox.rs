@@ -276,6 +276,10 @@ impl Inbox for PgInbox {
         Ok(())
     }
 
+    async fn is_ended(&self, tx: &mut PgTx) -> Result<bool, AdapterError> {
+        crate::commit::is_ended(tx).await
+    }
+
     async fn rollback(&self, tx: PgTx) {
         tx.scoped.rollback().await;
     }

@@ -250,6 +250,14 @@ impl Inbox for SqliteInbox {
         commit(tx).await
     }
 
+    async fn is_ended(&self, tx: &mut SqliteTx) -> Result<bool, AdapterError> {
+        match prove(tx).await {
+            Ok(()) | Err(CommitError::RolledBack(_)) => Ok(false),
+            Err(CommitError::EndedByHandler(_)) => Ok(true),
+            Err(CommitError::Unknown(error)) => Err(error),
+        }
+    }
+
     async fn rollback(&self, tx: SqliteTx) {
         tx.rollback().await;
     }

@@ -177,6 +177,17 @@ pub trait Inbox: Send + Sync + 'static {
     /// [`CommitError`] says what is known of the outcome.
     fn commit(&self, tx: Self::Tx) -> impl Future<Output = Result<(), CommitError>> + Send;
 
+    /// Whether the handler has ended a transaction that messages share, so that there is nothing left of it to roll back.
+    /// The transaction is not used after this but for [`rollback`](Inbox::rollback). An inbox whose transactions cannot
+    /// be shared is never asked.
+    ///
+    /// # Errors
+    /// When that cannot be told: the connection is lost, and the transaction with it.
+    fn is_ended(&self, tx: &mut Self::Tx) -> impl Future<Output = Result<bool, AdapterError>> + Send {
+        let _ = tx;
+        std::future::ready(Ok(false))
+    }
+
     /// Rolls back and gives the connection back; where that fails, the connection is closed.
     fn rollback(&self, tx: Self::Tx) -> impl Future<Output = ()> + Send;
 

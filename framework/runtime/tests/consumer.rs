@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -343,4 +344,24 @@ async fn a_plain_consumer_retries_in_place() {
             .expect("an orderly end");
     assert_eq!((report.handled, report.failures), (1, 2));
     assert_eq!(broker.unsettled("stock"), 0);
+}
+
+/// What is written under a claim is lost with it: a held message whose failures are forgotten would have no end.
+#[tokio::test(start_paused = true)]
+async fn a_held_failure_that_cannot_be_written_under_its_claim_counts_all_the_same() {
+    for fault in [CommitFault::RolledBack, CommitFault::Unknown { committed: true }] {
+        let (scene, armed) = (Scene::new(), Cell::new(false));
+        scene.publish("a", "a0", Trouble::Transient(9));
+        let calls = scene.handler.0.clone();
+        scene
+            .run_until(|scene| {
+                if calls.load(Ordering::SeqCst) == 1 && !armed.replace(true) {
+                    scene.store.fail_next_commit(fault);
+                }
+                scene.letters().len() == 1
+            })
+            .await;
+        assert_eq!(scene.letters()[0].headers.get_str(names::ATTEMPTS), Some("3"), "{fault:?}");
+        assert_eq!(calls.load(Ordering::SeqCst), 3, "{fault:?}");
+    }
 }

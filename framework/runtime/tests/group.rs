@@ -3,12 +3,17 @@
 mod common;
 
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use backstop::{GroupCommit, Message, Snapshot, names};
-use backstop_testkit::memory::CommitFault;
+use backstop::inbox::{GroupAdmission, Inbox, Limits, Unit};
+use backstop::{
+    Consumer, Delivery, GroupCommit, Handler, HandlerError, Message, MessageKey, Snapshot, names,
+};
+use backstop_testkit::memory::{CommitFault, MemoryTx, Store};
 use common::warm::*;
-use common::{Scene, Trouble};
+use common::{Apply, InTrouble, Order, Scene, Trouble};
+use tokio::sync::oneshot;
 
 fn scene() -> Scene {
     Scene { groups: GroupCommit::up_to(64).max_age(Duration::from_secs(3)), concurrency: 1, ..Scene::new() }
@@ -157,6 +162,90 @@ async fn a_handler_that_commits_by_itself_loses_nothing_of_its_neighbours() {
     let report = run(&scene, publish, done).await;
     assert_eq!(applied(&scene), ["a0", "a1", "a3", "a4"]);
     assert_eq!(report.quarantined, 1);
+}
+
+/// Loses its connection in the middle of a group, of whose messages another instance handles some before it can say so.
+#[derive(Clone)]
+struct Overtaken {
+    apply: Apply,
+    store: Store,
+    seen: Arc<Mutex<Vec<MessageKey>>>,
+    /// How many messages the other instance handles.
+    others: usize,
+    /// Whether this handler notices.
+    notices: bool,
+}
+
+impl Overtaken {
+    /// What the other instance does.
+    async fn overtake(&self, place: &str) {
+        let mut keys = self.seen.lock().expect("no panic").split_off(0);
+        keys.truncate(self.others);
+        let unit = |key| Unit { consumer: "stock", place, ordering_key: b"a".as_slice(), message_key: key };
+        let units: Vec<Unit<'_>> = keys.iter().map(unit).collect();
+        let limits = Limits { handler: Duration::from_secs(1), lock: Duration::from_secs(1) };
+        let admission = self.store.begin_group(&units, limits).await.expect("the database answers");
+        let GroupAdmission::Shared { mut tx, .. } = admission else { panic!("nobody else is at them") };
+        keys.iter().for_each(|key| tx.apply(key.as_str().rsplit('|').next().unwrap_or_default()));
+        self.store.commit(tx).await.expect("committed");
+    }
+}
+
+impl Handler<MemoryTx> for Overtaken {
+    type Message = Order;
+
+    async fn handle(&self, delivery: &Delivery<Order>, tx: &mut MemoryTx) -> Result<(), HandlerError> {
+        let body = delivery.body();
+        if body.name.starts_with('a') && !self.store.applied().contains(&"a0".to_owned()) {
+            self.seen.lock().expect("no panic").push(delivery.message_key().clone());
+            if body.name == "a2" {
+                tx.lose();
+                self.overtake(delivery.origin().place()).await;
+                return if self.notices { Err(InTrouble.into()) } else { Ok(()) };
+            }
+        }
+        self.apply.handle(delivery, tx).await
+    }
+}
+
+/// All five messages are applied once, whatever another instance handled of them.
+async fn overtaken(others: usize, notices: bool) {
+    let scene = scene();
+    let (apply, store) = (scene.handler.clone(), scene.store.clone());
+    let handler = Overtaken { apply, store, seen: Arc::default(), others, notices };
+    let source = scene.broker.source("stock", ["orders"]);
+    let consumer = Consumer::transactional("stock", source, scene.store.clone(), handler)
+        .dead_letter(scene.broker.dead_letters())
+        .group_commit(scene.groups)
+        .concurrency(1);
+    publish_warmth(&scene);
+    let publish = |scene: &Scene| {
+        for n in 0..5 {
+            scene.publish("a", &format!("a{n}"), Trouble::None);
+        }
+    };
+    let run = |stopped: oneshot::Receiver<()>| {
+        consumer.run(async {
+            let _ = stopped.await;
+        })
+    };
+    let report = scene.drive(run, once_warm(publish, |_, _| true)).await;
+    let mut applied = applied(&scene);
+    applied.sort();
+    assert_eq!(applied, ALL_OF_A);
+    assert!(report.duplicates >= others as u64, "{report:?}");
+}
+
+/// A transaction that is lost is not one that the handler has committed, whatever the inbox knows by then.
+#[tokio::test(start_paused = true)]
+async fn what_another_instance_has_handled_meanwhile_is_not_applied_again() {
+    overtaken(3, true).await;
+}
+
+/// Of a group whose commit nobody knows of, one may be in the inbox by another instance that was not given the others.
+#[tokio::test(start_paused = true)]
+async fn one_message_in_the_inbox_does_not_stand_for_its_group() {
+    overtaken(1, false).await;
 }
 
 /// F87: groups wait too.

@@ -216,11 +216,18 @@ where
                 self.commit_group(tx, &units, standings).await
             }
             Called::Failed { failed, from, guilty } => {
-                if failed.tx_is_sound {
-                    self.inbox.rollback(tx).await;
+                let ended = failed.tx_is_sound && self.roll_back(tx).await;
+                let judged = self.judge(&failed.error);
+                tracing::debug!(%consumer, error = %judged.report.message, "a shared transaction is rolled back");
+                // A deadlock ends the transaction, too, and commits nothing.
+                if judged.disposition == Disposition::Conflict {
+                    return Ended::Conflict;
                 }
-                let guilty = guilty.into_iter().map(|at| places[at]).collect();
-                self.failed_in_group(&units, &standings, places[from], guilty, &failed.error).await
+                if ended && self.has_committed(&units, &standings).await {
+                    self.take_out(&units[places[from]..], &standings[places[from]..]).await;
+                    return Ended::Apart;
+                }
+                Ended::Failed(guilty.into_iter().map(|at| places[at]).collect())
             }
         }
     }
@@ -235,33 +242,25 @@ where
         self.inbox.withdraw(tx, &self.context.consumer, &fresh_keys(units, standings)).await
     }
 
-    async fn failed_in_group(
-        &self,
-        units: &[Unit<'_>],
-        standings: &[Standing],
-        from: usize,
-        guilty: Vec<usize>,
-        error: &HandlerError,
-    ) -> Ended {
-        let judged = self.judge(error);
-        tracing::debug!(consumer = self.context.consumer, error = %judged.report.message, "a shared transaction is rolled back");
-        if self.was_ended(units, standings, from).await {
-            return Ended::Apart;
-        }
-        if judged.disposition == Disposition::Conflict { Ended::Conflict } else { Ended::Failed(guilty) }
+    /// Rolls a shared transaction back; whether a handler had ended it before. What the inbox knows does not tell:
+    /// where a transaction is lost, another instance may have handled its messages since.
+    async fn roll_back(&self, mut tx: I::Tx) -> bool {
+        let ended = self.inbox.is_ended(&mut tx).await;
+        self.inbox.rollback(tx).await;
+        matches!(ended, Ok(true))
     }
 
-    /// Whether a handler has committed the transaction that was to be rolled back. Then the inbox knows messages
-    /// whose handlers have not run: from the one that failed on they are taken out of it.
-    async fn was_ended(&self, units: &[Unit<'_>], standings: &[Standing], failed: usize) -> bool {
+    /// Whether a transaction that a handler has ended was committed by that.
+    async fn has_committed(&self, units: &[Unit<'_>], standings: &[Standing]) -> bool {
         let Some(first) = fresh_keys(units, standings).first().copied() else { return false };
-        if !matches!(self.outcome(first).await, Ok(true)) {
-            return false;
-        }
+        matches!(self.outcome(first).await, Ok(true))
+    }
+
+    /// Takes messages whose handlers have not run out of the inbox, to which a handler has committed them.
+    async fn take_out(&self, units: &[Unit<'_>], standings: &[Standing]) {
         self.found_out();
         // Where the consumer stops before, there is nothing more to be done.
-        self.until_taken(|| self.forget(&units[failed..], &standings[failed..])).await;
-        true
+        self.until_taken(|| self.forget(units, standings)).await;
     }
 
     /// Takes messages out of the inbox in a transaction of its own.
@@ -274,10 +273,11 @@ where
     }
 
     async fn commit_group(&self, tx: I::Tx, units: &[Unit<'_>], standings: Vec<Standing>) -> Ended {
-        let Some(first) = fresh_keys(units, &standings).first().copied() else {
+        let fresh = fresh_keys(units, &standings);
+        if fresh.is_empty() {
             self.inbox.rollback(tx).await;
             return Ended::Committed(standings);
-        };
+        }
         let error = match self.inbox.commit(tx).await {
             Ok(()) => {
                 crash_point!("consumer.committed");
@@ -295,11 +295,20 @@ where
             CommitError::EndedByHandler(_) => self.found_out(),
             CommitError::Unknown(_) => {}
         }
-        // All of them are in the inbox, or none.
-        match self.outcome(first).await {
-            Ok(true) => Ended::Committed(standings),
-            Ok(false) | Err(_) => Ended::Apart,
+        match self.are_handled(&fresh).await {
+            true => Ended::Committed(standings),
+            false => Ended::Apart,
         }
+    }
+
+    /// Whether the inbox knows all of them: one alone may be there by another instance, which was not given the others.
+    async fn are_handled(&self, keys: &[&MessageKey]) -> bool {
+        for key in keys {
+            if !matches!(self.outcome(key).await, Ok(true)) {
+                return false;
+            }
+        }
+        true
     }
 
     /// A handler ended a transaction that it shared with others.

@@ -50,9 +50,13 @@ impl HeldWork {
         lock(&self.begun).insert(charge.n, charge.leaves);
     }
 
-    /// The end of a run is written; `false` where it was before.
-    fn end(&self, n: i64) -> bool {
-        lock(&self.begun).remove(&n).is_some()
+    fn is_begun(&self, n: i64) -> bool {
+        lock(&self.begun).contains_key(&n)
+    }
+
+    /// The end of a run is written.
+    fn end(&self, n: i64) {
+        lock(&self.begun).remove(&n);
     }
 
     /// Those of whose end nothing is written.
@@ -128,18 +132,22 @@ where
 
     /// Runs a head that was charged with its claim. Where nothing could be written of the end, the charge is taken back.
     async fn run_charged(&self, claimed: ClaimedHead<I::Tx>) {
-        let charge = HeadCharge { n: claimed.head.n, leaves: 0 };
+        let HeldMessage { n, crashes, .. } = claimed.head;
+        // One that is given up does not run: what it has felled is not forgotten.
+        let leaves = if crashes < self.suspects.max_crashes { 0 } else { crashes };
+        let charge = HeadCharge { n, leaves };
         self.held_work.begin(charge);
         self.run_head(claimed).await;
-        if self.held_work.end(charge.n) {
+        if self.held_work.is_begun(n) {
             self.take_back(charge).await;
         }
     }
 
     /// Takes the charge of a head back that nobody has died of; where the consumer stops before, its farewell does.
     async fn take_back(&self, charge: HeadCharge) {
-        if !self.until_taken(|| self.inbox.acquit_head(&self.context.consumer, charge)).await {
-            self.held_work.begin(charge);
+        self.held_work.begin(charge);
+        if self.until_taken(|| self.inbox.acquit_head(&self.context.consumer, charge)).await {
+            self.held_work.end(charge.n);
         }
     }
 
@@ -277,10 +285,8 @@ where
         reason: DeadReason,
         charged: Charged,
     ) {
-        let claimed = tx.is_some();
-        let due_in = if claimed { LETTER_LEASE } else { Duration::ZERO };
-        let written = self.put_back(tx, &head, &judged.condemned(reason, charged, due_in)).await;
-        if !(claimed && written) {
+        let due_in = if tx.is_some() { LETTER_LEASE } else { Duration::ZERO };
+        if !self.put_back(tx, &head, &judged.condemned(reason, charged, due_in)).await {
             return self.held_work.arrived();
         }
         if reason == DeadReason::CrashedProcess && head.via == Via::Live {
@@ -313,22 +319,24 @@ where
         }
     }
 
-    /// Writes a failed attempt down; `false` where that cannot be done.
+    /// Writes a failed attempt down; whether that was done under the claim. Where the claim is lost, with what was
+    /// written under it, it is repeated without until it is taken: a head whose failures are forgotten has no end.
     async fn put_back(&self, tx: Option<I::Tx>, head: &HeldMessage, failure: &Failure) -> bool {
         let consumer = &self.context.consumer;
         let Failure { attempts, due_in, error, .. } = failure;
         tracing::info!(%consumer, origin = %head.origin, attempts, ?due_in, %error, "held message failed");
-        match self.inbox.reschedule(consumer, tx, head, failure).await {
-            Ok(()) => {
-                self.held_work.end(head.n);
-                self.context.waits(&head.place, &head.ordering_key, failure);
-                true
-            }
-            Err(error) => {
-                tracing::warn!(%consumer, n = head.n, %error, hint = error.hint(), "a failed attempt could not be written down");
-                false
+        let claimed = tx.is_some();
+        let first = self.inbox.reschedule(consumer, tx, head, failure).await;
+        let under_claim = claimed && first.is_ok();
+        if let Err(error) = first {
+            tracing::warn!(%consumer, n = head.n, %error, hint = error.hint(), "a failed attempt is written down once more");
+            if !self.until_taken(|| self.inbox.reschedule(consumer, None, head, failure)).await {
+                return false;
             }
         }
+        self.held_work.end(head.n);
+        self.context.waits(&head.place, &head.ordering_key, failure);
+        under_claim
     }
 
     async fn finish(&self, tx: I::Tx, head: &HeldMessage, counter: &std::sync::atomic::AtomicU64) {

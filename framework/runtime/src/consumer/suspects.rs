@@ -10,8 +10,9 @@ use std::sync::{Mutex, PoisonError};
 use backstop_core::held::HeldMessages;
 use backstop_core::inbox::Unit;
 use backstop_core::{
-    AdapterError, Codec, DeadLetters, DeadReason, HandlerError, Message, MessageKey, Origin, Via, crash_point,
+    Codec, DeadLetters, DeadReason, HandlerError, Message, MessageKey, Origin, Via, crash_point,
 };
+use futures_util::future::{Either, join_all};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::Counter;
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -212,20 +213,18 @@ where
     /// Takes back the charges of what was dropped at the end, unfinished: the process did not die of it.
     pub(crate) async fn acquit_dropped(&self) {
         let consumer = &self.context.consumer;
-        let acquit = async {
-            let charged = std::mem::take(&mut *self.suspects.charged());
-            for key in charged {
-                self.inbox.acquit(consumer, &key).await?;
+        let charged = std::mem::take(&mut *self.suspects.charged());
+        let messages = charged.iter().map(|key| Either::Left(self.inbox.acquit(consumer, key)));
+        let heads = self.held_work.unfinished();
+        let heads = heads.map(|charge| Either::Right(self.inbox.acquit_head(consumer, charge)));
+        // Beside each other: one whose row is locked by what it was dropped in keeps none of the others waiting.
+        let acquittals = messages.chain(heads).map(|acquittal| async {
+            match timeout(FAREWELL_LIMIT, acquittal).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%consumer, %error, "a charge was not taken back"),
+                Err(_) => tracing::debug!(%consumer, "a charge was not taken back in time"),
             }
-            for charge in self.held_work.unfinished() {
-                self.inbox.acquit_head(consumer, charge).await?;
-            }
-            Ok::<_, AdapterError>(())
-        };
-        match timeout(FAREWELL_LIMIT, acquit).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%consumer, %error, "charges were not taken back"),
-            Err(_) => tracing::debug!(%consumer, "charges were not taken back in time"),
-        }
+        });
+        join_all(acquittals).await;
     }
 }

@@ -22,6 +22,7 @@ pub struct MemoryTx {
     event: Option<String>,
     poisoned: bool,
     ended: bool,
+    lost: bool,
 }
 
 #[derive(Debug, Default)]
@@ -39,7 +40,7 @@ struct Writes {
 impl MemoryTx {
     pub(super) fn new(shared: Arc<Shared>, id: TxId, inbox: Vec<InboxKey>) -> Self {
         let writes = Writes { inbox, ..Writes::default() };
-        Self { shared, id, writes, event: None, poisoned: false, ended: false }
+        Self { shared, id, writes, event: None, poisoned: false, ended: false, lost: false }
     }
 
     /// Sets a value.
@@ -116,6 +117,21 @@ impl MemoryTx {
         self.end(false);
     }
 
+    /// What a network does that fails: the server rolls the transaction back, and nobody can use it any more.
+    pub fn lose(&mut self) {
+        self.end(false);
+        self.lost = true;
+    }
+
+    /// Whether the handler has ended it.
+    pub(super) fn is_ended(&self) -> Result<bool, AdapterError> {
+        self.reachable().map(|()| self.ended)
+    }
+
+    fn reachable(&self) -> Result<(), AdapterError> {
+        if self.lost { Err(unreachable("the connection was lost")) } else { Ok(()) }
+    }
+
     fn end(&mut self, commit: bool) {
         let writes = std::mem::take(&mut self.writes);
         let good = commit && !self.poisoned && !self.ended;
@@ -157,6 +173,7 @@ impl MemoryTx {
 
     /// Takes back what was written, the inbox row included, and keeps the locks.
     pub(super) fn undo(&mut self) -> Result<(), AdapterError> {
+        self.reachable()?;
         if self.ended {
             return Err(ended_by_handler());
         }
@@ -167,6 +184,7 @@ impl MemoryTx {
 
     /// Commits with proof; `also` is written in the same transaction.
     pub(super) fn commit(mut self, also: impl FnOnce(&mut Data)) -> Result<(), CommitError> {
+        self.reachable().map_err(CommitError::Unknown)?;
         if self.ended {
             return Err(CommitError::EndedByHandler(ended_by_handler()));
         }

@@ -164,6 +164,11 @@ impl<I: HeldMessages> Inbox for TestInbox<I> {
         self.conclude(tx, "", |tx| self.inbox.commit(tx)).await
     }
 
+    async fn is_ended(&self, tx: &mut I::Tx) -> Result<bool, AdapterError> {
+        self.tie.life.ask().await?;
+        self.inbox.is_ended(tx).await
+    }
+
     async fn rollback(&self, tx: I::Tx) {
         self.tie.life.alive().await;
         self.inbox.rollback(tx).await;

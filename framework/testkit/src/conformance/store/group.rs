@@ -194,6 +194,14 @@ pub async fn a_raw_commit_in_a_group_is_found_out<H: StoreHarness>(harness: &H) 
     needs!(H::CAPABILITIES, handler_can_commit);
     let (store, messages) = (harness.store(), samples(&["1", "2"]));
     let (mut tx, _) = share(&store, &messages).await;
+    assert!(!store.is_ended(&mut tx).await.expect("the database answers"));
+    store.rollback(tx).await;
+    let (mut tx, _) = share(&store, &messages).await;
+    harness.raw_commit(&mut tx).await;
+    assert!(store.is_ended(&mut tx).await.expect("the database answers"));
+    store.rollback(tx).await;
+    let messages = samples(&["3", "4"]);
+    let (mut tx, _) = share(&store, &messages).await;
     harness.raw_commit(&mut tx).await;
     let outcome = store.commit(tx).await;
     assert!(matches!(outcome, Err(CommitError::EndedByHandler(_))), "{outcome:?}");
