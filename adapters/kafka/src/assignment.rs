@@ -1,101 +1,14 @@
 //! What is under way of a partition for as long as it is ours: the window, the watermark and the settlements.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use backstop_core::source::Settlement;
 use backstop_core::watermark::Watermark;
 
 use crate::context::lock;
-use crate::options::Window;
-
-/// What is under way over all partitions, and the signal that there is room again.
-#[derive(Debug)]
-pub(crate) struct Flow {
-    partition_window: Window,
-    total_window: Window,
-    messages: AtomicUsize,
-    bytes: AtomicUsize,
-    closing: AtomicBool,
-    signalled: Mutex<bool>,
-    signal: Condvar,
-}
-
-impl Flow {
-    pub(crate) fn new(partition_window: Window, total_window: Window) -> Self {
-        Self {
-            partition_window,
-            total_window,
-            messages: AtomicUsize::new(0),
-            bytes: AtomicUsize::new(0),
-            closing: AtomicBool::new(false),
-            signalled: Mutex::new(false),
-            signal: Condvar::new(),
-        }
-    }
-
-    /// Asks the polling thread to end.
-    pub(crate) fn close(&self) {
-        self.closing.store(true, Ordering::Release);
-        self.notify();
-    }
-
-    pub(crate) fn is_closing(&self) -> bool {
-        self.closing.load(Ordering::Acquire)
-    }
-
-    /// Waits until there may be room, the source is closing, or the time is over.
-    pub(crate) fn wait(&self, at_most: Duration) {
-        let guard = lock(&self.signalled);
-        let (mut signalled, _) = self
-            .signal
-            .wait_timeout_while(guard, at_most, |signalled| !*signalled)
-            .unwrap_or_else(PoisonError::into_inner);
-        *signalled = false;
-    }
-
-    fn notify(&self) {
-        *lock(&self.signalled) = true;
-        self.signal.notify_one();
-    }
-
-    fn load(&self) -> (usize, usize) {
-        (self.messages.load(Ordering::Acquire), self.bytes.load(Ordering::Acquire))
-    }
-
-    pub(crate) fn is_full(&self) -> bool {
-        let (messages, bytes) = self.load();
-        self.total_window.is_full(messages, bytes)
-    }
-
-    pub(crate) fn has_room(&self) -> bool {
-        let (messages, bytes) = self.load();
-        self.total_window.has_room(messages, bytes)
-    }
-
-    pub(crate) fn is_relieved(&self) -> bool {
-        let (messages, bytes) = self.load();
-        self.total_window.is_relieved(messages, bytes)
-    }
-
-    fn add(&self, bytes: usize) {
-        self.messages.fetch_add(1, Ordering::AcqRel);
-        self.bytes.fetch_add(bytes, Ordering::AcqRel);
-    }
-
-    /// Gives one message back; `true` when that was what the total was waiting for.
-    fn release(&self, bytes: usize) -> bool {
-        let messages = self.messages.fetch_sub(1, Ordering::AcqRel);
-        let held = self.bytes.fetch_sub(bytes, Ordering::AcqRel);
-        crossed(self.total_window, (messages, held), (messages - 1, held - bytes))
-    }
-}
-
-/// Whether a window was not relieved before and is now.
-fn crossed(window: Window, before: (usize, usize), after: (usize, usize)) -> bool {
-    window.is_relieved(after.0, after.1) && !window.is_relieved(before.0, before.1)
-}
+use crate::flow::{Flow, crossed};
 
 /// What the metadata of a commit says of the partition's owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -445,7 +358,10 @@ impl Drop for KafkaSettlement {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::options::Window;
 
     fn flow(messages: usize) -> Arc<Flow> {
         let window = Window { messages, bytes: 1_000 };
@@ -540,7 +456,7 @@ mod tests {
         taken.truncate(3);
         assert!(!partition.is_full() && !partition.is_relieved());
         taken.truncate(2);
-        assert!(partition.is_relieved() && flow.is_relieved() && *lock(&flow.signalled));
+        assert!(partition.is_relieved() && flow.is_relieved() && flow.is_signalled());
         let _large = partition.take(9, 1_000);
         assert!(partition.is_full());
     }

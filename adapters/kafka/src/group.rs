@@ -14,10 +14,11 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::{RDKafkaErrorCode as Code, RDKafkaRespErr};
 use rdkafka::{Offset, Statistics, TopicPartitionList};
 
-use crate::assignment::{Assigned, Flow, Mark, Place};
+use crate::assignment::{Assigned, Mark, Place};
 use crate::context::{Voice, lock};
 use crate::exchange::{Exchange, Order};
 use crate::fault::{code_of, coded, ends_a_source, fault, is_lost_membership};
+use crate::flow::Flow;
 use crate::options::{Options, StartFrom};
 use crate::progress::Progress;
 use crate::token::TokenFile;
