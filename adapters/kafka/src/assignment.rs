@@ -55,6 +55,8 @@ pub(crate) struct Assigned {
 struct State {
     watermark: Watermark,
     last: Option<i64>,
+    /// Each of a lower offset than the one after it.
+    rewinds: Vec<Rewind>,
     messages: usize,
     bytes: usize,
     begun: usize,
@@ -75,6 +77,14 @@ struct State {
     /// Whether what comes next may be handed over without another commit that says so.
     marked: bool,
     suspicion: Suspicion,
+}
+
+/// Reading went back: offsets from this one on that were taken before mean other messages now.
+#[derive(Debug)]
+struct Rewind {
+    offset: i64,
+    /// How many messages had been taken by then.
+    taken: u64,
 }
 
 /// Which messages an owner that did not leave in order may have had at work. It had no more than a window of messages
@@ -115,9 +125,7 @@ impl Assigned {
     pub(crate) fn take(self: &Arc<Self>, offset: i64, bytes: usize) -> KafkaSettlement {
         let mut state = lock(&self.state);
         if state.last.is_some_and(|last| offset <= last) {
-            // The topic was made anew, or its end was cut off: the old offsets mean other messages now.
-            state.watermark = Watermark::default();
-            state.suspicion = Suspicion::default();
+            state.rewind(offset);
         }
         state.last = Some(offset);
         state.watermark.take(offset);
@@ -258,7 +266,7 @@ impl Assigned {
     fn finish(&self, settlement: &KafkaSettlement, outcome: Outcome) {
         let mut state = lock(&self.state);
         if outcome != Outcome::Dropped {
-            state.watermark.done(settlement.offset);
+            state.done(settlement);
         } else {
             state.broken = Some(state.broken.map_or(settlement.number, |first| first.min(settlement.number)));
         }
@@ -285,6 +293,27 @@ impl Assigned {
 }
 
 impl State {
+    /// The topic was made anew, or its end was cut off: offsets from this one on mean other messages now. Those below may
+    /// still be there, and what is at work of them holds commits back as before.
+    fn rewind(&mut self, offset: i64) {
+        if self.messages == 0 {
+            self.rewinds.clear();
+        }
+        // A rewind further back covers those that came before it.
+        self.rewinds.retain(|rewind| rewind.offset < offset);
+        self.rewinds.push(Rewind { offset, taken: self.taken });
+        self.watermark.rewind(offset);
+        self.suspicion.until = self.suspicion.until.min(offset);
+    }
+
+    /// Counts a message as done, unless its offset is another one's by now.
+    fn done(&mut self, settlement: &KafkaSettlement) {
+        let KafkaSettlement { offset, number, .. } = settlement;
+        if !self.rewinds.iter().any(|rewind| *number < rewind.taken && *offset >= rewind.offset) {
+            self.watermark.done(*offset);
+        }
+    }
+
     fn moved_past(&self, known: Option<i64>) -> Option<i64> {
         self.watermark.committable().or(self.floor).filter(|offset| Some(*offset) != known)
     }
@@ -469,6 +498,36 @@ mod tests {
         assert_eq!(partition.take_commit(), Some((501, Mark::Dirty)));
         partition.take(0, 1).settle();
         assert_eq!(partition.take_commit(), Some((1, Mark::Dirty)));
+    }
+
+    #[test]
+    fn what_is_at_work_below_a_rewind_holds_the_commit_back() {
+        let partition = assigned(&flow(100));
+        let mut taken: Vec<_> = (0..6).map(|offset| partition.take(offset, 1)).collect();
+        let below = taken.remove(2);
+        taken.into_iter().take(3).for_each(Settlement::settle);
+        partition.take(4, 1).settle();
+        assert_eq!(partition.watermark(), Some(2), "2 is still there, and at work");
+        below.settle();
+        assert_eq!(partition.watermark(), Some(5));
+    }
+
+    #[test]
+    fn a_late_settlement_does_not_settle_the_new_message_of_its_offset() {
+        let partition = assigned(&flow(100));
+        let mut old: Vec<_> = (0..20).map(|offset| partition.take(offset, 1)).collect();
+        let late = old.split_off(10);
+        old.into_iter().for_each(Settlement::settle);
+        let mut new: Vec<_> = (10..20).map(|offset| partition.take(offset, 1)).collect();
+        // Once more, not as far back.
+        new.truncate(5);
+        let newest = partition.take(15, 1);
+        late.into_iter().for_each(Settlement::settle);
+        assert_eq!(partition.watermark(), Some(10), "the new 10 to 15 are at work");
+        new.into_iter().for_each(Settlement::settle);
+        assert_eq!(partition.watermark(), Some(15));
+        newest.settle();
+        assert_eq!(partition.watermark(), Some(16));
     }
 
     #[test]
