@@ -157,6 +157,16 @@ impl Assigned {
         state.watermark.committable().or(state.stored).is_some_and(|offset| !state.suspicion.is_over(offset))
     }
 
+    /// Everything below that position was read. Where nothing of it is left to be done, nothing is under suspicion any
+    /// more, although the first offset that is not done may be lower: a log can end in markers of transactions, which
+    /// take offsets and are handed over to nobody.
+    pub(crate) fn read_to(&self, position: i64) {
+        let mut state = lock(&self.state);
+        if position >= state.suspicion.until && state.watermark.at_work() == 0 {
+            state.suspicion.left = 0;
+        }
+    }
+
     fn load(&self) -> (usize, usize) {
         let state = lock(&self.state);
         (state.messages, state.bytes)
@@ -602,6 +612,26 @@ mod tests {
         drop(partition.take(0, 1));
         assert!(partition.is_suspected() && partition.take(1, 1).is_suspect());
         assert_eq!(partition.last_commit(), None, "what is stored says so already");
+    }
+
+    #[test]
+    fn suspicion_ends_with_a_log_that_ends_in_markers() {
+        // Offsets 1 and 3 are markers.
+        let partition = found_dirty(100, 4);
+        partition.take(0, 1).settle();
+        partition.read_to(2);
+        assert!(partition.is_suspected(), "there is more to read");
+        let last = partition.take(2, 1);
+        partition.read_to(4);
+        assert!(partition.is_suspected(), "2 is at work");
+        last.settle();
+        assert_eq!(partition.last_commit(), Some((3, Mark::Dirty)));
+        partition.read_to(4);
+        assert_eq!((partition.is_suspected(), partition.last_commit()), (false, Some((3, Mark::Clean))));
+        let dropped = found_dirty(100, 4);
+        drop(dropped.take(0, 1));
+        dropped.read_to(4);
+        assert!(dropped.is_suspected(), "0 was not handled");
     }
 
     #[test]

@@ -227,6 +227,7 @@ impl Group {
         if self.exchange.is_some() {
             return Ok(());
         }
+        Self::tell_positions(member, leaving);
         let moved: Vec<_> = leaving
             .iter()
             .filter_map(|(topic, partition, assigned)| {
@@ -250,6 +251,20 @@ impl Group {
                 Ok(())
             }
             Err(error) => Err(fault("the last offsets could not be committed", &error)),
+        }
+    }
+
+    /// Tells partitions under suspicion how far they were read.
+    fn tell_positions(member: &Member, leaving: &Leaving) {
+        if !leaving.iter().any(|(_, _, assigned)| assigned.is_suspected()) {
+            return;
+        }
+        let Ok(positions) = member.position() else { return };
+        for (topic, partition, assigned) in leaving {
+            let found = positions.find_partition(topic, *partition).map(|element| element.offset());
+            if let Some(Offset::Offset(position)) = found {
+                assigned.read_to(position);
+            }
         }
     }
 
