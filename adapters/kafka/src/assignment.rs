@@ -1,101 +1,14 @@
 //! What is under way of a partition for as long as it is ours: the window, the watermark and the settlements.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use backstop_core::source::Settlement;
 use backstop_core::watermark::Watermark;
 
 use crate::context::lock;
-use crate::options::Window;
-
-/// What is under way over all partitions, and the signal that there is room again.
-#[derive(Debug)]
-pub(crate) struct Flow {
-    partition_window: Window,
-    total_window: Window,
-    messages: AtomicUsize,
-    bytes: AtomicUsize,
-    closing: AtomicBool,
-    signalled: Mutex<bool>,
-    signal: Condvar,
-}
-
-impl Flow {
-    pub(crate) fn new(partition_window: Window, total_window: Window) -> Self {
-        Self {
-            partition_window,
-            total_window,
-            messages: AtomicUsize::new(0),
-            bytes: AtomicUsize::new(0),
-            closing: AtomicBool::new(false),
-            signalled: Mutex::new(false),
-            signal: Condvar::new(),
-        }
-    }
-
-    /// Asks the polling thread to end.
-    pub(crate) fn close(&self) {
-        self.closing.store(true, Ordering::Release);
-        self.notify();
-    }
-
-    pub(crate) fn is_closing(&self) -> bool {
-        self.closing.load(Ordering::Acquire)
-    }
-
-    /// Waits until there may be room, the source is closing, or the time is over.
-    pub(crate) fn wait(&self, at_most: Duration) {
-        let guard = lock(&self.signalled);
-        let (mut signalled, _) = self
-            .signal
-            .wait_timeout_while(guard, at_most, |signalled| !*signalled)
-            .unwrap_or_else(PoisonError::into_inner);
-        *signalled = false;
-    }
-
-    fn notify(&self) {
-        *lock(&self.signalled) = true;
-        self.signal.notify_one();
-    }
-
-    fn load(&self) -> (usize, usize) {
-        (self.messages.load(Ordering::Acquire), self.bytes.load(Ordering::Acquire))
-    }
-
-    pub(crate) fn is_full(&self) -> bool {
-        let (messages, bytes) = self.load();
-        self.total_window.is_full(messages, bytes)
-    }
-
-    pub(crate) fn has_room(&self) -> bool {
-        let (messages, bytes) = self.load();
-        self.total_window.has_room(messages, bytes)
-    }
-
-    pub(crate) fn is_relieved(&self) -> bool {
-        let (messages, bytes) = self.load();
-        self.total_window.is_relieved(messages, bytes)
-    }
-
-    fn add(&self, bytes: usize) {
-        self.messages.fetch_add(1, Ordering::AcqRel);
-        self.bytes.fetch_add(bytes, Ordering::AcqRel);
-    }
-
-    /// Gives one message back; `true` when that was what the total was waiting for.
-    fn release(&self, bytes: usize) -> bool {
-        let messages = self.messages.fetch_sub(1, Ordering::AcqRel);
-        let held = self.bytes.fetch_sub(bytes, Ordering::AcqRel);
-        crossed(self.total_window, (messages, held), (messages - 1, held - bytes))
-    }
-}
-
-/// Whether a window was not relieved before and is now.
-fn crossed(window: Window, before: (usize, usize), after: (usize, usize)) -> bool {
-    window.is_relieved(after.0, after.1) && !window.is_relieved(before.0, before.1)
-}
+use crate::flow::{Flow, crossed};
 
 /// What the metadata of a commit says of the partition's owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,6 +55,8 @@ pub(crate) struct Assigned {
 struct State {
     watermark: Watermark,
     last: Option<i64>,
+    /// Each of a lower offset than the one after it.
+    rewinds: Vec<Rewind>,
     messages: usize,
     bytes: usize,
     begun: usize,
@@ -162,6 +77,14 @@ struct State {
     /// Whether what comes next may be handed over without another commit that says so.
     marked: bool,
     suspicion: Suspicion,
+}
+
+/// Reading went back: offsets from this one on that were taken before mean other messages now.
+#[derive(Debug)]
+struct Rewind {
+    offset: i64,
+    /// How many messages had been taken by then.
+    taken: u64,
 }
 
 /// Which messages an owner that did not leave in order may have had at work. It had no more than a window of messages
@@ -202,9 +125,7 @@ impl Assigned {
     pub(crate) fn take(self: &Arc<Self>, offset: i64, bytes: usize) -> KafkaSettlement {
         let mut state = lock(&self.state);
         if state.last.is_some_and(|last| offset <= last) {
-            // The topic was made anew, or its end was cut off: the old offsets mean other messages now.
-            state.watermark = Watermark::default();
-            state.suspicion = Suspicion::default();
+            state.rewind(offset);
         }
         state.last = Some(offset);
         state.watermark.take(offset);
@@ -234,6 +155,16 @@ impl Assigned {
     pub(crate) fn is_suspected(&self) -> bool {
         let state = lock(&self.state);
         state.watermark.committable().or(state.stored).is_some_and(|offset| !state.suspicion.is_over(offset))
+    }
+
+    /// Everything below that position was read. Where nothing of it is left to be done, nothing is under suspicion any
+    /// more, although the first offset that is not done may be lower: a log can end in markers of transactions, which
+    /// take offsets and are handed over to nobody.
+    pub(crate) fn read_to(&self, position: i64) {
+        let mut state = lock(&self.state);
+        if position >= state.suspicion.until && state.watermark.at_work() == 0 {
+            state.suspicion.left = 0;
+        }
     }
 
     fn load(&self) -> (usize, usize) {
@@ -345,7 +276,7 @@ impl Assigned {
     fn finish(&self, settlement: &KafkaSettlement, outcome: Outcome) {
         let mut state = lock(&self.state);
         if outcome != Outcome::Dropped {
-            state.watermark.done(settlement.offset);
+            state.done(settlement);
         } else {
             state.broken = Some(state.broken.map_or(settlement.number, |first| first.min(settlement.number)));
         }
@@ -372,6 +303,27 @@ impl Assigned {
 }
 
 impl State {
+    /// The topic was made anew, or its end was cut off: offsets from this one on mean other messages now. Those below may
+    /// still be there, and what is at work of them holds commits back as before.
+    fn rewind(&mut self, offset: i64) {
+        if self.messages == 0 {
+            self.rewinds.clear();
+        }
+        // A rewind further back covers those that came before it.
+        self.rewinds.retain(|rewind| rewind.offset < offset);
+        self.rewinds.push(Rewind { offset, taken: self.taken });
+        self.watermark.rewind(offset);
+        self.suspicion.until = self.suspicion.until.min(offset);
+    }
+
+    /// Counts a message as done, unless its offset is another one's by now.
+    fn done(&mut self, settlement: &KafkaSettlement) {
+        let KafkaSettlement { offset, number, .. } = settlement;
+        if !self.rewinds.iter().any(|rewind| *number < rewind.taken && *offset >= rewind.offset) {
+            self.watermark.done(*offset);
+        }
+    }
+
     fn moved_past(&self, known: Option<i64>) -> Option<i64> {
         self.watermark.committable().or(self.floor).filter(|offset| Some(*offset) != known)
     }
@@ -445,7 +397,10 @@ impl Drop for KafkaSettlement {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::options::Window;
 
     fn flow(messages: usize) -> Arc<Flow> {
         let window = Window { messages, bytes: 1_000 };
@@ -540,7 +495,7 @@ mod tests {
         taken.truncate(3);
         assert!(!partition.is_full() && !partition.is_relieved());
         taken.truncate(2);
-        assert!(partition.is_relieved() && flow.is_relieved() && *lock(&flow.signalled));
+        assert!(partition.is_relieved() && flow.is_relieved() && flow.is_signalled());
         let _large = partition.take(9, 1_000);
         assert!(partition.is_full());
     }
@@ -553,6 +508,36 @@ mod tests {
         assert_eq!(partition.take_commit(), Some((501, Mark::Dirty)));
         partition.take(0, 1).settle();
         assert_eq!(partition.take_commit(), Some((1, Mark::Dirty)));
+    }
+
+    #[test]
+    fn what_is_at_work_below_a_rewind_holds_the_commit_back() {
+        let partition = assigned(&flow(100));
+        let mut taken: Vec<_> = (0..6).map(|offset| partition.take(offset, 1)).collect();
+        let below = taken.remove(2);
+        taken.into_iter().take(3).for_each(Settlement::settle);
+        partition.take(4, 1).settle();
+        assert_eq!(partition.watermark(), Some(2), "2 is still there, and at work");
+        below.settle();
+        assert_eq!(partition.watermark(), Some(5));
+    }
+
+    #[test]
+    fn a_late_settlement_does_not_settle_the_new_message_of_its_offset() {
+        let partition = assigned(&flow(100));
+        let mut old: Vec<_> = (0..20).map(|offset| partition.take(offset, 1)).collect();
+        let late = old.split_off(10);
+        old.into_iter().for_each(Settlement::settle);
+        let mut new: Vec<_> = (10..20).map(|offset| partition.take(offset, 1)).collect();
+        // Once more, not as far back.
+        new.truncate(5);
+        let newest = partition.take(15, 1);
+        late.into_iter().for_each(Settlement::settle);
+        assert_eq!(partition.watermark(), Some(10), "the new 10 to 15 are at work");
+        new.into_iter().for_each(Settlement::settle);
+        assert_eq!(partition.watermark(), Some(15));
+        newest.settle();
+        assert_eq!(partition.watermark(), Some(16));
     }
 
     #[test]
@@ -627,6 +612,26 @@ mod tests {
         drop(partition.take(0, 1));
         assert!(partition.is_suspected() && partition.take(1, 1).is_suspect());
         assert_eq!(partition.last_commit(), None, "what is stored says so already");
+    }
+
+    #[test]
+    fn suspicion_ends_with_a_log_that_ends_in_markers() {
+        // Offsets 1 and 3 are markers.
+        let partition = found_dirty(100, 4);
+        partition.take(0, 1).settle();
+        partition.read_to(2);
+        assert!(partition.is_suspected(), "there is more to read");
+        let last = partition.take(2, 1);
+        partition.read_to(4);
+        assert!(partition.is_suspected(), "2 is at work");
+        last.settle();
+        assert_eq!(partition.last_commit(), Some((3, Mark::Dirty)));
+        partition.read_to(4);
+        assert_eq!((partition.is_suspected(), partition.last_commit()), (false, Some((3, Mark::Clean))));
+        let dropped = found_dirty(100, 4);
+        drop(dropped.take(0, 1));
+        dropped.read_to(4);
+        assert!(dropped.is_suspected(), "0 was not handled");
     }
 
     #[test]

@@ -14,10 +14,11 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::{RDKafkaErrorCode as Code, RDKafkaRespErr};
 use rdkafka::{Offset, Statistics, TopicPartitionList};
 
-use crate::assignment::{Assigned, Flow, Mark, Place};
+use crate::assignment::{Assigned, Mark, Place};
 use crate::context::{Voice, lock};
 use crate::exchange::{Exchange, Order};
 use crate::fault::{code_of, coded, ends_a_source, fault, is_lost_membership};
+use crate::flow::Flow;
 use crate::options::{Options, StartFrom};
 use crate::progress::Progress;
 use crate::token::TokenFile;
@@ -226,6 +227,7 @@ impl Group {
         if self.exchange.is_some() {
             return Ok(());
         }
+        Self::tell_positions(member, leaving);
         let moved: Vec<_> = leaving
             .iter()
             .filter_map(|(topic, partition, assigned)| {
@@ -249,6 +251,20 @@ impl Group {
                 Ok(())
             }
             Err(error) => Err(fault("the last offsets could not be committed", &error)),
+        }
+    }
+
+    /// Tells partitions under suspicion how far they were read.
+    fn tell_positions(member: &Member, leaving: &Leaving) {
+        if !leaving.iter().any(|(_, _, assigned)| assigned.is_suspected()) {
+            return;
+        }
+        let Ok(positions) = member.position() else { return };
+        for (topic, partition, assigned) in leaving {
+            let found = positions.find_partition(topic, *partition).map(|element| element.offset());
+            if let Some(Offset::Offset(position)) = found {
+                assigned.read_to(position);
+            }
         }
     }
 

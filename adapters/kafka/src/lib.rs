@@ -21,6 +21,7 @@ mod decode;
 mod excerpt;
 mod exchange;
 mod fault;
+mod flow;
 mod group;
 mod inspection;
 mod line;

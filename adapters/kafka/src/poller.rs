@@ -13,10 +13,11 @@ use rdkafka::{Message, TopicPartitionList};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::absence::Absence;
-use crate::assignment::{Flow, KafkaSettlement};
+use crate::assignment::KafkaSettlement;
 use crate::context::lock;
 use crate::decode;
 use crate::fault::{code_of, ends_a_source, fault};
+use crate::flow::Flow;
 use crate::group::{Member, Slot};
 use crate::options::Options;
 use crate::start::{QUESTION, ended};

@@ -9,8 +9,9 @@ use backstop_core::{AdapterError, FaultKind};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
-use crate::assignment::{Flow, KafkaSettlement};
+use crate::assignment::KafkaSettlement;
 use crate::exchange::Exchange;
+use crate::flow::Flow;
 use crate::options::{Options, OutOfRange, RebalanceProtocol, StartFrom, Window};
 use crate::poller::{Batch, Poller};
 use crate::progress::Progress;

@@ -11,9 +11,9 @@ use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use crate::absence::{PATIENCE, missing, unreadable};
-use crate::assignment::Flow;
 use crate::exchange::Exchange;
 use crate::fault::{code_of, coded, ends_a_source, fault};
+use crate::flow::Flow;
 use crate::group::{Group, Member};
 use crate::options::Options;
 use crate::progress::Progress;

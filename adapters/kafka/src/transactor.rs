@@ -432,7 +432,8 @@ fn offsets(moved: &[Moved]) -> TopicPartitionList {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::assignment::{Flow, Place};
+    use crate::assignment::Place;
+    use crate::flow::Flow;
     use crate::options::Window;
     use backstop_core::pipeline::Aftermath;
 

@@ -93,7 +93,9 @@ impl HeldMessages for MySqlInbox {
     }
 
     async fn finish(&self, consumer: &str, tx: MySqlTx, head: &HeldMessage) -> Result<(), CommitError> {
-        commit(tx, &self.held.delete(consumer, head), &self.sql).await
+        let mut before = vec![session::at_gate()];
+        before.extend(self.held.delete(consumer, head));
+        commit(tx, &before, &self.sql).await
     }
 
     async fn undo(&self, tx: &mut MySqlTx) -> Result<(), AdapterError> {

@@ -28,7 +28,8 @@ const PRUNE_AT_ONCE: usize = 500;
 ///
 /// The transaction runs at READ COMMITTED and with autocommit off, whatever the session's defaults. The server ends a
 /// connection that idles for longer than the handler may take, and with it its transaction; MariaDB ends statements
-/// after that time, MySQL only those that read. Limits of waiting are whole seconds here, rounded up.
+/// after that time, MySQL only those that read. Limits of waiting are whole seconds here, rounded up. Transactions of
+/// Backstop's own, such as that which holds a message, end after 20 s without a statement.
 ///
 /// A statement that fails costs the transaction nothing but itself, so that a handler may go on after it. A deadlock
 /// costs it everything: it then ends as [`CommitError::RolledBack`], whether or not the handler swallows the error. DDL

@@ -20,7 +20,7 @@ pub(crate) struct Scoped {
     connection: PoolConnection<MySql>,
     done: bool,
     /// What gives back the settings of the session, after the end of the transaction.
-    leave: Option<&'static str>,
+    leave: &'static str,
 }
 
 /// A string of statements of which one failed.
@@ -34,24 +34,20 @@ pub(crate) struct Stopped {
 impl Scoped {
     /// Takes a connection and begins a transaction of Backstop's own.
     pub(crate) async fn begin(pool: &MySqlPool) -> Result<Self, sqlx::Error> {
-        Self::begin_with(pool, session::BEGIN.to_owned(), None).await
+        Self::begin_with(pool, session::own(), session::LEAVE_OWN).await
     }
 
     /// Takes a connection and begins a transaction whose reads are of one moment.
     pub(crate) async fn snapshot(pool: &MySqlPool) -> Result<Self, sqlx::Error> {
-        Self::begin_with(pool, session::SNAPSHOT.to_owned(), None).await
+        Self::begin_with(pool, session::snapshot(), session::LEAVE_OWN).await
     }
 
     /// Takes a connection and begins a handler's transaction by `enter`, of [`session::enter`].
     pub(crate) async fn enter(pool: &MySqlPool, enter: String) -> Result<Self, sqlx::Error> {
-        Self::begin_with(pool, enter, Some(session::LEAVE)).await
+        Self::begin_with(pool, enter, session::LEAVE).await
     }
 
-    async fn begin_with(
-        pool: &MySqlPool,
-        begin: String,
-        leave: Option<&'static str>,
-    ) -> Result<Self, sqlx::Error> {
+    async fn begin_with(pool: &MySqlPool, begin: String, leave: &'static str) -> Result<Self, sqlx::Error> {
         // Marked as unfinished before anything is sent: a caller that is cancelled in between closes the connection.
         let mut scoped = Self { connection: pool.acquire().await?, done: false, leave };
         Manager::begin(&mut scoped.connection, Some(AssertSqlSafe(begin).into_sql_str())).await?;
@@ -90,10 +86,7 @@ impl Scoped {
 
     /// `end`, and what gives back the settings of the session.
     pub(crate) fn ending(&self, end: &str) -> String {
-        match self.leave {
-            Some(leave) => format!("{end}; {leave}"),
-            None => end.to_owned(),
-        }
+        format!("{end}; {}", self.leave)
     }
 
     /// Gives the connection back after a string that has ended its transaction and restored its settings. sqlx still

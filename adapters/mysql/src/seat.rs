@@ -10,6 +10,9 @@ use futures_util::TryStreamExt;
 use sqlx::mysql::MySqlQueryResult;
 use sqlx::{AssertSqlSafe, Either, MySqlConnection, MySqlPool};
 
+use crate::failure::{errors, number};
+use crate::session;
+
 /// What a string of statements came to.
 #[derive(Debug, Default)]
 pub(crate) struct Answer {
@@ -28,13 +31,16 @@ impl Seat {
     /// else is under way has a connection of its own. Where the kept one fails, the string is sent again
     /// on a fresh one.
     pub(crate) async fn ask(&self, pool: &MySqlPool, sql: &str) -> Result<Answer, sqlx::Error> {
-        // A connection may have been lost while nobody looked at it, in more ways than one.
-        if let Some(kept) = self.take()
-            && let Ok(answer) = self.ask_on(kept, sql).await
-        {
-            return Ok(answer);
+        if let Some(kept) = self.take() {
+            match self.ask_on(kept, sql).await {
+                // A connection may have been lost while nobody looked at it, in more ways than one. A lock that was
+                // waited for in vain is not free on another one either.
+                Err(error) if number(&error) != Some(errors::LOCK_TIMEOUT) => {}
+                answer => return answer,
+            }
         }
-        let fresh = pool.acquire().await?.detach();
+        let mut fresh = pool.acquire().await?.detach();
+        sqlx::raw_sql(AssertSqlSafe(session::alone())).execute(&mut fresh).await?;
         self.ask_on(fresh, sql).await
     }
 

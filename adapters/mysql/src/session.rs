@@ -1,4 +1,8 @@
-//! What a handler's transaction sets in its session, and how it is given back.
+//! What transactions set in their session, and how it is given back.
+//!
+//! Where a network drops packets without a word, the server does not learn that its client is gone, and keeps its
+//! transaction with all locks for as long as TCP hopes. So each one says how long the server is to wait for its next
+//! statement: a handler's for as long as the handler may take, Backstop's own for [`IDLE`].
 //!
 //! MySQL knows no setting that ends with its transaction, so the session's own values are kept in user variables.
 //! Comments that begin with `/*M!` are statements to MariaDB alone, those with `/*!80000` to MySQL alone.
@@ -7,11 +11,17 @@ use std::time::Duration;
 
 use backstop_core::inbox::Limits;
 
+/// After so many seconds without a word from its client the server ends a transaction of Backstop's own.
+const IDLE: u64 = 20;
+
+/// So many seconds Backstop's own statements wait for a lock: longer than [`IDLE`], so that whoever waits behind a client
+/// that is gone has the lock in the end, and shorter than the client's [`PATIENCE`](crate::patience::PATIENCE).
+const LOCK: u64 = 25;
+
 /// Begins a transaction that writes, and nothing else.
 pub(crate) const BEGIN: &str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION READ WRITE";
 
-/// Begins a transaction all of whose reads are of one moment.
-pub(crate) const SNAPSHOT: &str =
+const SNAPSHOT: &str =
     "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY";
 
 /// Gives back what [`enter`] has set. With autocommit it commits what is open, so it comes after COMMIT or ROLLBACK.
@@ -19,13 +29,50 @@ pub(crate) const LEAVE: &str = "SET SESSION autocommit = 1, innodb_lock_wait_tim
      lock_wait_timeout = @backstop_table_lock, wait_timeout = @backstop_idle \
      /*M!100600 , max_statement_time = @backstop_statement */ /*!80000 , max_execution_time = @backstop_statement */";
 
+/// Gives back what [`own`] and [`snapshot`] have set.
+pub(crate) const LEAVE_OWN: &str = "SET SESSION innodb_lock_wait_timeout = @backstop_row_lock, \
+     lock_wait_timeout = @backstop_table_lock, wait_timeout = @backstop_idle";
+
 const KEEP: &str = "SET @backstop_row_lock = @@SESSION.innodb_lock_wait_timeout, \
-     @backstop_table_lock = @@SESSION.lock_wait_timeout, @backstop_idle = @@SESSION.wait_timeout \
-     /*M!100600 , @backstop_statement = @@SESSION.max_statement_time */ \
+     @backstop_table_lock = @@SESSION.lock_wait_timeout, @backstop_idle = @@SESSION.wait_timeout";
+
+const KEEP_STATEMENT: &str = "/*M!100600 , @backstop_statement = @@SESSION.max_statement_time */ \
      /*!80000 , @backstop_statement = @@SESSION.max_execution_time */";
 
 /// Longest limit that the settings take, in seconds.
 const MAX_SECONDS: u64 = 31_536_000;
+
+/// Begins a transaction of Backstop's own.
+pub(crate) fn own() -> String {
+    own_with(BEGIN)
+}
+
+/// Begins a transaction of Backstop's own all of whose reads are of one moment.
+pub(crate) fn snapshot() -> String {
+    own_with(SNAPSHOT)
+}
+
+fn own_with(begin: &str) -> String {
+    format!(
+        "{KEEP}, SESSION innodb_lock_wait_timeout = {LOCK}, lock_wait_timeout = {LOCK}, wait_timeout = {IDLE}; \
+         {begin}"
+    )
+}
+
+/// For a connection that is Backstop's alone, and on which every string ends its own transaction.
+pub(crate) fn alone() -> String {
+    format!("SET SESSION innodb_lock_wait_timeout = {LOCK}, lock_wait_timeout = {LOCK}")
+}
+
+/// Lets a handler's transaction wait for a gate as Backstop's own do, however little time its handler has: that one is
+/// done by then.
+pub(crate) fn at_gate() -> String {
+    format!(
+        "SET SESSION innodb_lock_wait_timeout = {LOCK} /*M!100600 , max_statement_time = {LOCK} */ \
+         /*!80000 , max_execution_time = {} */",
+        LOCK * 1_000
+    )
+}
 
 /// Begins a handler's transaction, in which the server enforces the limits.
 ///
@@ -35,8 +82,8 @@ pub(crate) fn enter(limits: Limits) -> String {
     let (lock, handler) = (seconds(limits.lock), seconds(limits.handler));
     let exact = limits.handler.clamp(Duration::from_millis(1), Duration::from_secs(MAX_SECONDS));
     format!(
-        "{KEEP}; SET SESSION autocommit = 0, innodb_lock_wait_timeout = {lock}, lock_wait_timeout = {handler}, \
-         wait_timeout = {handler} /*M!100600 , max_statement_time = {:.3} */ \
+        "{KEEP} {KEEP_STATEMENT}; SET SESSION autocommit = 0, innodb_lock_wait_timeout = {lock}, \
+         lock_wait_timeout = {handler}, wait_timeout = {handler} /*M!100600 , max_statement_time = {:.3} */ \
          /*!80000 , max_execution_time = {} */; {BEGIN}",
         exact.as_secs_f64(),
         exact.as_millis()
@@ -58,6 +105,12 @@ fn seconds(limit: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::patience::PATIENCE;
+
+    #[test]
+    fn whoever_waits_outlasts_a_client_that_is_gone_and_answers_in_time() {
+        assert!(IDLE < LOCK && LOCK < PATIENCE.as_secs());
+    }
 
     #[test]
     fn limits_are_rounded_up_and_bounded() {

@@ -35,6 +35,20 @@ impl Watermark {
         self.next = Some(self.next.map_or(offset + 1, |next| next.max(offset + 1)));
     }
 
+    /// Reading goes back to `offset`: from there on offsets mean other messages now, and those that are at work are
+    /// forgotten. What is at work below stays.
+    ///
+    /// ```
+    /// # let mut watermark = backstop_core::watermark::Watermark::default();
+    /// (5..9).for_each(|offset| watermark.take(offset));
+    /// watermark.rewind(7);
+    /// assert_eq!((watermark.committable(), watermark.at_work()), (Some(5), 2));
+    /// ```
+    pub fn rewind(&mut self, offset: i64) {
+        self.at_work.retain(|at_work| *at_work < offset);
+        self.next = Some(offset);
+    }
+
     /// An offset is done; `false` when it was not at work.
     pub fn done(&mut self, offset: i64) -> bool {
         self.at_work.remove(&offset)

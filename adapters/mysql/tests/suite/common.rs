@@ -132,9 +132,9 @@ pub(crate) fn failure(attempts: u32, due_in: Duration) -> Failure {
     }
 }
 
-/// Asks until `done` says so, for at most 20 s.
+/// Asks until `done` says so, for at most a minute.
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut done: impl FnMut() -> F) {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     while !done().await {
         assert!(tokio::time::Instant::now() < deadline, "in vain: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -8,4 +8,5 @@ mod lost;
 mod outbox;
 mod reader;
 mod schema;
+mod stranded;
 mod stress;

@@ -276,6 +276,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn whoever_is_left_by_a_stranded_connection_does_not_hear_of_it() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let proxy = Proxy::start(address.to_string()).await.expect("a port");
+        let mut client = connect(&proxy).await;
+        let (mut server, _) = listener.accept().await.expect("a client");
+        client.write_u8(7).await.expect("it is taken");
+        assert_eq!(server.read_u8().await.expect("it came"), 7);
+        proxy.strand();
+        drop(client);
+        let heard = timeout(Duration::from_millis(100), server.read_u8()).await;
+        assert!(heard.is_err(), "it neither hears anything nor ends");
+        drop(proxy);
+        assert!(server.read_u8().await.is_err(), "it ends with the proxy");
+    }
+
+    #[tokio::test]
     async fn a_slow_connection_takes_its_time() {
         let proxy = echo().await;
         let mut stream = connect(&proxy).await;

@@ -97,6 +97,12 @@ impl<'a> Lane<'a> {
         }
         !ends
     }
+
+    /// One side has ended: on a stranded connection the other never hears of it, as long as the proxy is there.
+    async fn end(&mut self) {
+        let strands = self.strands;
+        let _gone = self.states.wait_for(|state| state.strands == strands).await;
+    }
 }
 
 /// Damages one byte, once.
@@ -133,6 +139,7 @@ pub(super) async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut l
             break;
         }
     }
+    lane.end().await;
 }
 
 /// Copies whole frames of Kafka, with one address in place of another.
@@ -159,6 +166,7 @@ pub(super) async fn carry_frames(
             }
         }
     }
+    lane.end().await;
 }
 
 /// Waits until a piece of `count` bytes may pass; `false` when the proxy is gone. For ever on a stranded connection.
