@@ -165,7 +165,7 @@ fn trouble(error: &NotAsked) -> Trouble {
     match error {
         NotAsked::Unfit(why) => Trouble::new(Kind::Conflict, *why, "look at the letter again"),
         NotAsked::Ledger(error) => Trouble::of(error),
-        NotAsked::Broker(failed) => {
+        NotAsked::Refused(failed) | NotAsked::Unknown(failed) => {
             let hint = failed.error().hint().unwrap_or("look at the relay's log");
             Trouble::new(Kind::Unreachable, with_cause(error), hint)
         }
