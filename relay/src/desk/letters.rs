@@ -11,7 +11,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::filter::FilterQuery;
 use super::trail::Deed;
-use super::{Caller, Desk, Trouble, in_time};
+use super::{Caller, Desk, Trouble, in_time, in_time_or_unknown};
 
 /// Most groups of the ledger that are looked at.
 const GROUPS: u32 = 1_000;
@@ -23,6 +23,8 @@ const CHANGES: Duration = Duration::from_secs(8);
 const MAX_REASON: usize = 500;
 /// Longest id of a letter, in bytes.
 const MAX_ID: usize = 128;
+/// What shows which letters were changed.
+const LOOK: &str = "the history of these letters";
 /// A group without a new letter for this long is quiet.
 const QUIET: TimeDelta = TimeDelta::minutes(5);
 
@@ -218,13 +220,8 @@ impl Desk {
     }
 
     async fn change_all(&self, filter: &LetterFilter, change: &Change) -> Result<Changed, Trouble> {
-        let (ledger, begun) = (self.ledger().await?, Instant::now());
-        let (mut letters, mut complete) = (0, false);
-        while !complete && begun.elapsed() < CHANGES {
-            let changed = in_time(ledger.change(filter, change, CHUNK)).await?;
-            letters += changed;
-            complete = changed == 0;
-        }
+        let ledger = self.ledger().await?;
+        // Counted before anything is changed: afterwards, a failure to count would hide what was done.
         let held = match change {
             Change::Discard { .. } => {
                 let held = LetterFilter { on_hold: Some(true), ..filter.clone() };
@@ -232,6 +229,14 @@ impl Desk {
             }
             _ => 0,
         };
+        let begun = Instant::now();
+        let (mut letters, mut complete) = (0, false);
+        while !complete && begun.elapsed() < CHANGES {
+            let changed = in_time_or_unknown(LOOK, ledger.change(filter, change, CHUNK)).await;
+            let changed = changed.map_err(|trouble| trouble.after(letters, LOOK))?;
+            letters += changed;
+            complete = changed == 0;
+        }
         Ok(Changed { letters, held, complete })
     }
 }
