@@ -2,6 +2,7 @@
 //! what, what is written into the audit log, and how a failure is told.
 
 pub(crate) mod caller;
+mod changes;
 pub(crate) mod filter;
 mod held;
 mod letters;
@@ -30,8 +31,9 @@ use crate::jobs::Jobs;
 use held::HeldIn;
 
 pub(crate) use caller::{Caller, Role};
+pub(crate) use changes::{Changed, Choice, Meant};
 pub(crate) use held::{HeldLine, HeldLook, endings};
-pub(crate) use letters::{Body, Changed, GroupRow, Page, State};
+pub(crate) use letters::{Body, GroupRow, Page, State};
 pub(crate) use outboxes::OutboxLook;
 pub(crate) use plan::{Order, Plan};
 pub(crate) use redrives::{Started, Steer, id_of_key};

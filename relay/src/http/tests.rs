@@ -12,6 +12,7 @@ use crate::pump::{PumpState, PumpStatus, Trouble};
 
 mod api;
 mod audit;
+mod changes;
 mod console;
 mod doubt;
 mod held;

@@ -11,12 +11,12 @@ const FORM: &str =
     "Host: localhost\r\nOrigin: http://localhost\r\nContent-Type: application/x-www-form-urlencoded";
 
 /// The ledger's own database, to put something in the way.
-async fn database(server: &Running) -> SqlitePool {
+pub(super) async fn database(server: &Running) -> SqlitePool {
     backstop_sqlite::open(&server.file.to_string_lossy()).await.expect("opened")
 }
 
 /// From now on the database does `what` at an event of a table.
-async fn trigger(pool: &SqlitePool, name: &str, when: &str, what: &str) {
+pub(super) async fn trigger(pool: &SqlitePool, name: &str, when: &str, what: &str) {
     let sql = format!("CREATE TRIGGER doubt_{name} {when} BEGIN {what}; END");
     sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(pool).await.expect("made");
 }
