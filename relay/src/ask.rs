@@ -1,13 +1,15 @@
 //! Asks a consumer to end the wait of a message that it holds: a command through its door, which its receipt answers.
 //!
 //! The history of the letter keeps both: `release-asked`, `skip-asked` or `resolve-asked`, and what the receipt says. A
-//! consumer that changes nothing, because the message is tried still or was redriven meanwhile, sends no receipt.
+//! consumer that changes nothing, because the message is tried still or was redriven meanwhile, sends no receipt. What the
+//! broker refused is `release-not-sent`, and the question is over; where the broker did not answer it is `release-unknown`,
+//! and the question is pending, for its consumer may have it.
 
 use backstop_core::command::Command;
 use backstop_core::held_keys::Ending;
-use backstop_core::ledger::{Ledger, Letter, LetterEvent, LetterStatus};
-use backstop_core::sink::{PublishError, Sink};
-use backstop_core::{AdapterError, Destination, Envelope, MessageKey, names};
+use backstop_core::ledger::{Ledger, Letter, LetterEvent, LetterFilter, LetterStatus};
+use backstop_core::sink::{PublishError, Scope, Sink};
+use backstop_core::{AdapterError, Destination, Envelope, FaultKind, MessageKey, names};
 use chrono::{DateTime, Utc};
 use futures_core::future::BoxFuture;
 
@@ -28,7 +30,7 @@ impl<S: Sink> Doors for S {
     }
 }
 
-/// Why nobody was asked.
+/// Why nobody was asked, or nobody knows.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NotAsked {
     /// The letter is not one to ask about.
@@ -37,9 +39,12 @@ pub(crate) enum NotAsked {
     /// The ledger failed.
     #[error("the ledger cannot be asked")]
     Ledger(#[from] AdapterError),
-    /// The broker did not take the command.
+    /// The broker refused the command.
     #[error("the command was not sent")]
-    Broker(#[source] PublishError),
+    Refused(#[source] PublishError),
+    /// The broker did not say that it has the command, and may have it.
+    #[error("nobody knows whether the command was sent")]
+    Unknown(#[source] PublishError),
 }
 
 /// Somebody was asked, and has not answered yet.
@@ -50,21 +55,25 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
-    /// What was asked last, unless it was answered or never sent.
+    /// What was asked last, unless it was answered or surely never sent.
     pub(crate) fn of(history: &[LetterEvent]) -> Option<Self> {
-        let asked = |event: &LetterEvent| Ending::parse(event.what.strip_suffix("-asked")?);
-        let (at, event, ending) = history
-            .iter()
-            .enumerate()
-            .rev()
-            .find_map(|(at, event)| asked(event).map(|ending| (at, event, ending)))?;
-        let answered = |event: &LetterEvent| {
-            ANSWERS.contains(&event.what.as_str()) || event.what == format!("{ending}-not-sent")
-        };
+        let (mut asked, mut released) = (Vec::<Self>::new(), false);
+        for event in history {
+            let ending = |suffix: &str| Ending::parse(event.what.strip_suffix(suffix)?);
+            if let Some(ending) = ending("-asked") {
+                asked.push(Self { ending, since: event.at });
+            } else if let Some(ending) = ending("-not-sent") {
+                // An earlier question of the same may have been sent.
+                if let Some(last) = asked.iter().rposition(|pending| pending.ending == ending) {
+                    asked.remove(last);
+                }
+            } else if ANSWERS.contains(&event.what.as_str()) {
+                released |= event.what == ANSWERS[0];
+                asked.clear();
+            }
+        }
         // A release is answered once: later ones find the key free.
-        let released = ending == Ending::Release && history.iter().any(|event| event.what == ANSWERS[0]);
-        let pending = !released && !history[at + 1..].iter().any(answered);
-        pending.then_some(Self { ending, since: event.at })
+        asked.into_iter().rfind(|pending| !(released && pending.ending == Ending::Release))
     }
 }
 
@@ -98,18 +107,26 @@ pub(crate) async fn ask(
         return Err(NotAsked::Unfit(why));
     }
     let (door, envelope) = command(letter, ending).ok_or(NotAsked::Unfit("the letter has no door"))?;
-    let ids = std::slice::from_ref(&letter.id);
-    let (status, asked) = (letter.status, format!("{ending}-asked"));
-    if ledger.mark(ids, status, status, &asked, Some(because)).await?.is_empty() {
+    let one = LetterFilter::of_ids(std::slice::from_ref(&letter.id));
+    // Skipped it is discarded, which a hold forbids, one that came after the letter was read as well.
+    let free = (ending == Ending::Skip).then_some(false);
+    let still = LetterFilter { status: Some(letter.status), on_hold: free, ..one.clone() };
+    if ledger.tell(&still, &format!("{ending}-asked"), Some(because)).await? == 0 {
         return Err(NotAsked::Unfit("the letter has changed meanwhile"));
     }
-    if let Err(error) = doors.send(door, envelope).await {
-        let why = with_cause(&error);
-        // Without this line the question would wait for an answer for ever, which says as much.
-        drop(ledger.mark(ids, status, status, &format!("{ending}-not-sent"), Some(&why)).await);
-        return Err(NotAsked::Broker(error));
-    }
-    Ok(())
+    let Err(error) = doors.send(door, envelope).await else { return Ok(()) };
+    let refused = is_refusal(&error);
+    let what = format!("{ending}-{}", if refused { "not-sent" } else { "unknown" });
+    // Where the ledger does not take this line the question is pending, which says that nobody knows.
+    drop(ledger.tell(&one, &what, Some(&with_cause(&error))).await);
+    Err(if refused { NotAsked::Refused(error) } else { NotAsked::Unknown(error) })
+}
+
+/// Whether the broker surely does not have what was published: it, or its client, said why it never will. Whatever else is
+/// said, such as a connection that was lost, may have come after the broker had stored it.
+fn is_refusal(error: &PublishError) -> bool {
+    error.scope() != Scope::Broker
+        && matches!(error.error().kind(), FaultKind::Denied | FaultKind::Missing | FaultKind::Invalid)
 }
 
 /// The command and the door for it. It names the letter, so that the receipt does.
@@ -123,6 +140,9 @@ fn command(letter: &Letter, ending: Ending) -> Option<(Destination, Envelope)> {
 
 #[cfg(test)]
 mod tests {
+    use backstop_core::ledger::Change;
+    use backstop_testkit::memory::{Broker, Store};
+
     use super::*;
 
     fn history(whats: &[&str]) -> Vec<LetterEvent> {
@@ -141,5 +161,70 @@ mod tests {
         assert_eq!(pending(&["skip-asked", "skip-not-sent"]), None);
         assert_eq!(pending(&["skip-asked", "held", "resolve-asked"]), Some(Ending::Resolve));
         assert_eq!(pending(&["resolve-asked", "resolved"]), None);
+    }
+
+    #[test]
+    fn a_question_that_may_have_been_sent_is_pending() {
+        let pending = |whats: &[&str]| Pending::of(&history(whats)).map(|pending| pending.ending);
+        assert_eq!(pending(&["skip-asked", "skip-unknown"]), Some(Ending::Skip));
+        assert_eq!(pending(&["skip-asked", "skip-unknown", "skipped"]), None);
+        let again = ["skip-asked", "skip-unknown", "skip-asked", "skip-not-sent"];
+        assert_eq!(pending(&again), Some(Ending::Skip), "the first one may be there");
+        let other = ["skip-asked", "release-asked", "release-not-sent"];
+        assert_eq!(pending(&other), Some(Ending::Skip));
+    }
+
+    const DOOR: &str = "orders.stock.redrive";
+
+    /// A ledger with one letter, whose consumer can be asked.
+    async fn one_letter() -> (Store, Letter) {
+        let mut letter = Letter::new("a", "orders.stock.dlq", Envelope::default());
+        letter.door = Some(DOOR.to_owned());
+        letter.message_key = Some(MessageKey::new("/orders", b"a").to_string());
+        let ledger = Store::new();
+        ledger.record(std::slice::from_ref(&letter)).await.expect("recorded");
+        (ledger, letter)
+    }
+
+    async fn whats(ledger: &Store) -> Vec<String> {
+        let history = ledger.history("a").await.expect("read");
+        history.into_iter().map(|event| event.what).collect()
+    }
+
+    #[tokio::test]
+    async fn what_the_broker_may_have_is_not_written_down_as_never_sent() {
+        let (ledger, letter) = one_letter().await;
+        let broker = Broker::new();
+        broker.create(DOOR, 1);
+        broker.fail_publishes(DOOR, Scope::Broker, 1);
+        let asked = ask(&ledger, &broker.sink(), &letter, Ending::Skip, "x").await;
+        assert!(matches!(asked, Err(NotAsked::Unknown(_))), "{asked:?}");
+        assert_eq!(whats(&ledger).await, ["collected", "skip-asked", "skip-unknown"]);
+        let history = ledger.history("a").await.expect("read");
+        assert_eq!(Pending::of(&history).map(|pending| pending.ending), Some(Ending::Skip));
+    }
+
+    #[tokio::test]
+    async fn what_has_no_door_to_go_through_was_never_sent() {
+        let (ledger, letter) = one_letter().await;
+        let asked = ask(&ledger, &Broker::new().sink(), &letter, Ending::Skip, "x").await;
+        assert!(matches!(asked, Err(NotAsked::Refused(_))), "{asked:?}");
+        assert_eq!(whats(&ledger).await, ["collected", "skip-asked", "skip-not-sent"]);
+    }
+
+    #[tokio::test]
+    async fn a_hold_that_came_after_somebody_looked_forbids_to_ask_for_a_skip() {
+        let (ledger, letter) = one_letter().await;
+        let broker = Broker::new();
+        broker.create(DOOR, 1);
+        let hold = Change::Hold { because: "case 7".to_owned() };
+        ledger.change(&LetterFilter::default(), &hold, 1).await.expect("changed");
+        let asked = ask(&ledger, &broker.sink(), &letter, Ending::Skip, "x").await;
+        assert!(matches!(asked, Err(NotAsked::Unfit(_))), "{asked:?}");
+        assert_eq!(whats(&ledger).await, ["collected", "held"]);
+        assert_eq!(broker.published(DOOR).len(), 0);
+        ask(&ledger, &broker.sink(), &letter, Ending::Release, "x")
+            .await
+            .expect("a release discards nothing");
     }
 }

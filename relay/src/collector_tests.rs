@@ -94,6 +94,15 @@ impl Ledger for Memory {
         self.rest.mark(ids, from, to, what, detail)
     }
 
+    fn tell<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
+        what: &'a str,
+        detail: Option<&'a str>,
+    ) -> Answer<'a, u64> {
+        self.rest.tell(filter, what, detail)
+    }
+
     fn change<'a>(&'a self, filter: &'a LetterFilter, change: &'a Change, limit: u32) -> Answer<'a, u64> {
         self.rest.change(filter, change, limit)
     }

@@ -2,6 +2,7 @@
 //! what, what is written into the audit log, and how a failure is told.
 
 pub(crate) mod caller;
+mod changes;
 pub(crate) mod filter;
 mod held;
 mod letters;
@@ -30,12 +31,13 @@ use crate::jobs::Jobs;
 use held::HeldIn;
 
 pub(crate) use caller::{Caller, Role};
+pub(crate) use changes::{Changed, Choice, Meant};
 pub(crate) use held::{HeldLine, HeldLook, endings};
-pub(crate) use letters::{Body, Changed, GroupRow, Page, State};
+pub(crate) use letters::{Body, GroupRow, Page, State};
 pub(crate) use outboxes::OutboxLook;
 pub(crate) use plan::{Order, Plan};
 pub(crate) use redrives::{Started, Steer, id_of_key};
-pub(crate) use trouble::{Kind, Trouble};
+pub(crate) use trouble::{Done, Kind, Trouble};
 
 /// How long the ledger's database may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -147,5 +149,16 @@ async fn in_time<T>(asked: impl Future<Output = Result<T, AdapterError>>) -> Res
     match timeout(PATIENCE, asked).await {
         Ok(answer) => answer.map_err(|error| Trouble::of(&error)),
         Err(_) => Err(Trouble::slow(PATIENCE)),
+    }
+}
+
+/// The same for what changes something, of which nobody may know whether it did when it fails; `look` shows it.
+async fn in_time_or_unknown<T>(
+    look: &'static str,
+    asked: impl Future<Output = Result<T, AdapterError>>,
+) -> Result<T, Trouble> {
+    match timeout(PATIENCE, asked).await {
+        Ok(answer) => answer.map_err(|error| Trouble::of_change(&error, look)),
+        Err(_) => Err(Trouble::slow(PATIENCE).unknown(look)),
     }
 }

@@ -157,6 +157,15 @@ impl Ledger for PgLedger {
         })
     }
 
+    fn tell<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
+        what: &'a str,
+        detail: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        Box::pin(again(move || self.tell_all(filter, what, detail)))
+    }
+
     fn change<'a>(
         &'a self,
         filter: &'a LetterFilter,

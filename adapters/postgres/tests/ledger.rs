@@ -2,11 +2,15 @@
 
 mod support;
 
+use std::time::Duration;
+
 use backstop_core::ledger::{
-    AuditFilter, AuditLog, AuditStep, Ledger, Letter, LetterFilter, LetterStatus, NewAuditEntry,
+    AuditFilter, AuditLog, AuditStep, Guard, Ledger, Letter, LetterFilter, LetterStatus, NewAuditEntry,
+    NewRedrive, Redrives,
 };
+use backstop_core::{MessageKey, Receipt, ReceiptOutcome};
 use backstop_postgres::PgLedger;
-use support::{Db, envelope};
+use support::{Db, envelope, until};
 
 fn letter(id: &str, message: &str, generation: i64) -> Letter {
     let mut letter = Letter::new(id, "orders.stock.dlq", envelope(id));
@@ -133,5 +137,73 @@ async fn the_audit_log_only_grows() {
     }
     let entries = ledger.read_audit(&AuditFilter::default(), 9).await.expect("read");
     assert_eq!(entries.iter().map(|entry| &*entry.entry.who).collect::<Vec<_>>(), ["ann\u{fffd}"]);
+    db.drop().await;
+}
+
+/// Whoever asks for a skip, or tells of one, while somebody else puts the letter on hold waits and sees the hold.
+#[tokio::test]
+async fn a_hold_that_is_not_committed_yet_is_waited_for() {
+    let db = Db::new().await;
+    let ledger = PgLedger::new(db.pool.clone(), db.tables.clone());
+    let one = LetterFilter::of_ids(&["a".to_owned()]);
+    let free = LetterFilter { on_hold: Some(false), ..one.clone() };
+    let skipped = Receipt {
+        message_key: MessageKey::new("/orders", b"1"),
+        letter: Some("a".to_owned()),
+        consumer: "stock".to_owned(),
+        instance: "stock-1".to_owned(),
+        generation: 1,
+        redrive: None,
+        outcome: ReceiptOutcome::Skipped,
+        at: chrono::Utc::now(),
+    };
+    ledger.record(&[letter("a", "1", 0)]).await.expect("recorded");
+    let mut tx = db.pool.begin().await.expect("begun");
+    let hold = "UPDATE backstop_letter SET hold = 'case 7'";
+    sqlx::raw_sql(hold).execute(&mut *tx).await.expect("held");
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%{}%'";
+    let waits = waits.replace("{}", &db.schema);
+    let commit = async {
+        until("both wait for the letter", || async { db.number(&waits).await == 2 }).await;
+        tx.commit().await.expect("committed");
+    };
+    let receipts = [skipped];
+    let (asked, changed, ()) =
+        tokio::join!(ledger.tell(&free, "skip-asked", None), ledger.record_outcomes(&receipts), commit);
+    assert_eq!((asked.expect("it answers"), changed.expect("it answers")), (0, 0));
+    assert_eq!(whats(&ledger, "a").await, ["collected", "skipped"]);
+    let kept = ledger.list(&one, None, 1).await.expect("listed").remove(0);
+    assert_eq!((kept.status, kept.hold.as_deref()), (LetterStatus::Open, Some("case 7")));
+    db.drop().await;
+}
+
+/// What is said to have failed has: a redrive is read back before it is committed.
+#[tokio::test]
+async fn a_redrive_that_cannot_be_read_back_is_not_made() {
+    let db = Db::new().await;
+    let ledger = PgLedger::new(db.pool.clone(), db.tables.clone());
+    ledger.record(&[letter("a", "1", 0)]).await.expect("recorded");
+    db.run(
+        "CREATE FUNCTION spoil() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.plan := '{}'; RETURN NEW; END $$; \
+         CREATE TRIGGER spoil BEFORE INSERT ON backstop_redrive FOR EACH ROW EXECUTE FUNCTION spoil()",
+    )
+    .await;
+    let new = NewRedrive {
+        id: "r".to_owned(),
+        filter: LetterFilter::of_status(LetterStatus::Open),
+        guard: Guard { max_generation: 3, ..Guard::default() },
+        limit: None,
+        canary: 0,
+        rate: None,
+        brake: 1.0,
+        silent_after: Duration::from_secs(60),
+        created_by: "ann".to_owned(),
+        because: None,
+    };
+    ledger.create_redrive(&new).await.expect_err("it cannot be read");
+    assert_eq!(db.number("SELECT count(*) FROM backstop_redrive").await, 0);
+    db.run("DROP TRIGGER spoil ON backstop_redrive").await;
+    let made = ledger.create_redrive(&new).await.expect("made");
+    assert_eq!((made.plan.id.as_str(), made.created_at > chrono::DateTime::UNIX_EPOCH), ("r", true));
     db.drop().await;
 }

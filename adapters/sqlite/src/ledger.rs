@@ -162,6 +162,15 @@ impl Ledger for SqliteLedger {
         Box::pin(self.move_letters(ids, from, to, what, detail))
     }
 
+    fn tell<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
+        what: &'a str,
+        detail: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        Box::pin(self.tell_all(filter, what, detail))
+    }
+
     fn change<'a>(
         &'a self,
         filter: &'a LetterFilter,

@@ -326,6 +326,18 @@ pub trait Ledger: Leases + Redrives + AuditLog {
         detail: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Vec<String>, AdapterError>>;
 
+    /// Writes `what` into the history of letters that are meant, and changes nothing else; returns how many they were. A
+    /// letter that another one changes meanwhile is judged as it is afterwards.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    fn tell<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
+        what: &'a str,
+        detail: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<u64, AdapterError>>;
+
     /// Does `change` to letters that are meant and to which it [applies](Change::applies_to), at most `limit` of them,
     /// and writes it into their history; returns how many. Called again until it returns 0, it has done all.
     ///
@@ -367,7 +379,8 @@ pub trait Ledger: Leases + Redrives + AuditLog {
     /// Takes what consumers say of redriven messages, all or none; returns how many letters changed. A receipt belongs
     /// to the letter that it names, or to the one of its message, consumer and generation less one. `handled` and
     /// `already-handled` resolve a letter that is open or redriving, `skipped` discards it, `released` is written into
-    /// its history only. What no letter fits is ignored; what was taken before changes nothing.
+    /// its history only, and so is `skipped` of a letter on hold. What no letter fits is ignored; what was taken before
+    /// changes nothing.
     ///
     /// # Errors
     /// When the database cannot be asked; the receipts must not be settled then.

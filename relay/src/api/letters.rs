@@ -13,7 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::views::{ChangedView, GroupView, LetterStory, LetterView, PageView};
 use super::{Asked, Given, Problem, page_size};
 use crate::desk::filter::{FilterQuery, strict};
-use crate::desk::{Caller, Desk, Trouble};
+use crate::desk::{Caller, Choice, Desk, Trouble};
 
 /// A page of a list.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -142,6 +142,10 @@ pub(super) struct ChangeOrder {
     filter: FilterQuery,
     /// Kept in the history of each letter and in the audit log.
     because: String,
+    /// Only if so many letters would be changed now: of those that match, open and redriving ones that are not under
+    /// legal hold for a discard, those that are not for a hold, and those that are for its end.
+    #[serde(default)]
+    expected: Option<u64>,
 }
 
 async fn change(
@@ -153,11 +157,13 @@ async fn change(
     if order.filter.pairs().is_empty() {
         return Err(Trouble::invalid("the filter is empty", "say which letters are meant").into());
     }
-    let changed = desk.change(who, &order.filter.filter()?, make, &order.because).await?;
+    let choice = Choice { filter: order.filter.filter()?, as_of: None, expected: order.expected };
+    let changed = desk.change(who, &choice, make, &order.because).await?;
     Ok(Json(changed.into()))
 }
 
-/// Gives up open and redriving letters. Those under legal hold stay. Asking again changes nothing more.
+/// Gives up open and redriving letters. Those under legal hold stay, and so do those that come in meanwhile. Refused where
+/// more than 10,000 match a filter that is not by group and status alone: they cannot be counted.
 #[utoipa::path(post, path = "/letters/discard", tag = "letters", request_body = ChangeOrder,
     responses((status = 200, body = ChangedView)))]
 pub(super) async fn discard(

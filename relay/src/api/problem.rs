@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::desk::Trouble;
+use crate::desk::{Done, Trouble};
 
 /// A problem document.
 #[derive(Debug, Serialize, ToSchema)]
@@ -19,10 +19,16 @@ pub(super) struct ProblemView {
     title: &'static str,
     /// The status of the answer.
     status: u16,
-    /// What is wrong this time. Nothing was done, unless it says so.
+    /// What is wrong this time.
     detail: String,
     /// What to do about it.
     hint: String,
+    /// `nothing`: surely nothing was done. `unknown`: nobody knows how much, and `detail` says what shows it.
+    #[schema(example = "nothing")]
+    done: &'static str,
+    /// Letters that were changed at least; absent where none was, as far as anybody knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    letters: Option<u64>,
 }
 
 /// A failure on its way out.
@@ -47,13 +53,21 @@ impl IntoResponse for Problem {
 
 impl IntoResponse for Stated {
     fn into_response(self) -> Response {
-        let Self(status, Trouble { kind, what, hint }) = self;
+        let Self(status, Trouble { kind, what, hint, done }) = self;
+        let (word, detail) = match done {
+            Done::Nothing => ("nothing", what),
+            Done::Unknown { look, .. } => {
+                ("unknown", format!("{what}; nobody knows how much was done: look at {look}"))
+            }
+        };
         let view = ProblemView {
             r#type: format!("urn:backstop:problem:{}", kind.as_str()),
             title: kind.title(),
             status: status.as_u16(),
-            detail: what,
+            detail,
             hint,
+            done: word,
+            letters: done.letters(),
         };
         let headers = [
             (CONTENT_TYPE, "application/problem+json"),

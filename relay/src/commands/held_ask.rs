@@ -82,6 +82,11 @@ fn failure(error: &NotAsked) -> Failure {
     match error {
         NotAsked::Unfit(why) => Failure::new(Exit::Failed, *why, "look at it with dead-letters show"),
         NotAsked::Ledger(error) => Failure::database(error),
-        NotAsked::Broker(error) => Failure::publish(error),
+        NotAsked::Refused(error) => Failure::publish(error),
+        NotAsked::Unknown(cause) => {
+            let mut failure = Failure::publish(cause);
+            failure.add(error.to_string(), "look at it with dead-letters show before you ask again");
+            failure
+        }
     }
 }

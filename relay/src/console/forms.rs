@@ -6,15 +6,15 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::{Extension, Form};
-use backstop_core::ledger::Change;
+use backstop_core::ledger::{COUNT_LIMIT, Change};
 use maud::{Markup, html};
 use serde::Deserialize;
 
 use super::page::{Page, Place, Shown, with_status};
 use super::parts::{grouped, letters_in_words, letters_of};
-use super::plan;
+use super::plan::{self, moment};
 use crate::desk::filter::FilterQuery;
-use crate::desk::{Caller, Desk, Order, Started, Steer, Trouble, id_of_key};
+use crate::desk::{Caller, Choice, Desk, Meant, Order, Started, Steer, Trouble, id_of_key};
 
 /// From so many letters on, their number must be typed.
 const MANY: u64 = 100;
@@ -98,24 +98,70 @@ pub(super) struct Wanted {
     #[serde(flatten)]
     filter: FilterQuery,
     because: String,
+    /// How many letters the page said would be changed.
+    expected: String,
+    /// Letters that died before this time were counted.
+    as_of: Option<String>,
     /// The number that was typed, where it must be.
     count: Option<String>,
 }
+
+impl Wanted {
+    /// Which letters the page meant, and how many.
+    fn choice(&self) -> Result<Choice, Trouble> {
+        if self.filter.pairs().is_empty() {
+            return Err(Trouble::invalid("the filter is empty", "say which letters are meant"));
+        }
+        let incomplete = |_| Trouble::invalid("the form is incomplete", "open the letters again");
+        let expected = self.expected.parse().map_err(incomplete)?;
+        let typed = self.count.as_deref().and_then(|text| text.trim().replace(',', "").parse().ok());
+        if expected >= MANY && typed != Some(expected) {
+            let what = format!("{expected} letters are meant, and that number was not typed");
+            return Err(Trouble::invalid(what, "go back, look at the number and type it"));
+        }
+        let as_of = FilterQuery { until: self.as_of.clone(), ..FilterQuery::default() }.filter()?.until;
+        Ok(Choice { filter: self.filter.filter()?, as_of, expected: Some(expected) })
+    }
+}
+
+/// Something that is done with letters by hand.
+struct Deed {
+    /// The last part of its address.
+    path: &'static str,
+    /// What its button says before the letters.
+    button: &'static str,
+    /// What is said of the letters afterwards.
+    done: &'static str,
+    make: fn(String) -> Change,
+}
+
+const HOLD: Deed = Deed {
+    path: "hold",
+    button: "Hold",
+    done: "put under legal hold",
+    make: |because| Change::Hold { because },
+};
+
+const RELEASE: Deed = Deed {
+    path: "release",
+    button: "End the hold of",
+    done: "released from legal hold",
+    make: |because| Change::Release { because },
+};
+
+const DISCARD: Deed = Deed {
+    path: "discard",
+    button: "Discard",
+    done: "discarded",
+    make: |because| Change::Discard { because },
+};
 
 pub(super) async fn discard(
     State(desk): State<Arc<Desk>>,
     Extension(who): Extension<Caller>,
     Form(wanted): Form<Wanted>,
 ) -> Result<Response, Shown> {
-    if who.operates() {
-        let letters = desk.count(&wanted.filter.filter()?).await?;
-        let typed = wanted.count.as_deref().and_then(|text| text.trim().replace(',', "").parse().ok());
-        if letters >= MANY && typed != Some(letters) {
-            let what = format!("{letters} letters match, and that number was not typed");
-            return Err(Trouble::invalid(what, "go back, look at the number and type it").into());
-        }
-    }
-    change(&desk, &who, &wanted, "discarded", |because| Change::Discard { because }).await
+    change(&desk, &who, &wanted, &DISCARD).await
 }
 
 pub(super) async fn hold(
@@ -123,7 +169,7 @@ pub(super) async fn hold(
     Extension(who): Extension<Caller>,
     Form(wanted): Form<Wanted>,
 ) -> Result<Response, Shown> {
-    change(&desk, &who, &wanted, "put under legal hold", |because| Change::Hold { because }).await
+    change(&desk, &who, &wanted, &HOLD).await
 }
 
 pub(super) async fn release(
@@ -131,55 +177,67 @@ pub(super) async fn release(
     Extension(who): Extension<Caller>,
     Form(wanted): Form<Wanted>,
 ) -> Result<Response, Shown> {
-    change(&desk, &who, &wanted, "released from legal hold", |because| Change::Release { because }).await
+    change(&desk, &who, &wanted, &RELEASE).await
 }
 
-async fn change(
-    desk: &Desk,
-    who: &Caller,
-    wanted: &Wanted,
-    done: &str,
-    make: fn(String) -> Change,
-) -> Result<Response, Shown> {
-    let Wanted { filter, because, .. } = wanted;
-    if filter.pairs().is_empty() {
-        return Err(Trouble::invalid("the filter is empty", "say which letters are meant").into());
-    }
-    let changed = desk.change(who, &filter.filter()?, make, because).await?;
-    let all = letters_of(&FilterQuery { status: None, ..filter.clone() });
+async fn change(desk: &Desk, who: &Caller, wanted: &Wanted, deed: &Deed) -> Result<Response, Shown> {
+    let changed = desk.change(who, &wanted.choice()?, deed.make, &wanted.because).await?;
+    let all = letters_of(&FilterQuery { status: None, ..wanted.filter.clone() });
     let body = html! {
-        h1 { (letters_in_words(changed.letters)) " " (done) }
+        h1 { (letters_in_words(changed.letters)) " " (deed.done) }
         @if changed.held == 1 { p { "1 letter stays as it is: it is under legal hold." } }
         @else if changed.held > 1 { p { (grouped(changed.held)) " letters stay as they are: they are under legal hold." } }
-        @if !changed.complete { p { "There are more: do it again to go on." } }
+        @if !changed.complete { p { "There are more: open these letters again to go on." } }
         p { "It is in the history of each letter, with your reason, and in the audit log." }
         p { a href=(all) { "Look at these letters" } " · " a href="/" { "To the overview" } }
     };
-    let (title, command) = (format!("Letters {done}"), "dead-letters list".to_owned());
+    let (title, command) = (format!("Letters {}", deed.done), "dead-letters list".to_owned());
     let api = "/audit".to_owned();
     Ok(Page { place: Place::Letters, title, who, command, api, body }.into_response())
 }
 
-/// Discard, hold and release, at the end of a page.
-pub(super) fn changes(who: &Caller, filter: &FilterQuery, letters: u64) -> Markup {
-    let hidden = || {
-        html! { @for (name, value) in filter.pairs() { input type="hidden" name=(name) value=(value); } }
-    };
-    let (number, words) = (grouped(letters), letters_in_words(letters));
-    html! {
+/// Discard, hold and release, at the end of a page. Letters that are named are meant whenever they died; of all others
+/// those that died until now.
+pub(super) async fn changes(desk: &Desk, who: &Caller, filter: &FilterQuery) -> Result<Markup, Trouble> {
+    let chosen = filter.filter()?;
+    let as_of = if chosen.ids.is_empty() { moment() } else { String::new() };
+    let until = FilterQuery { until: Some(as_of.clone()), ..FilterQuery::default() }.filter()?.until;
+    let choice = Choice { filter: chosen, as_of: until, expected: None };
+    let mut forms = Vec::new();
+    if who.operates() {
+        for deed in [&HOLD, &RELEASE, &DISCARD] {
+            let meant = desk.applies(&choice, &(deed.make)(String::new())).await?;
+            forms.push(form(deed, filter, &as_of, meant));
+        }
+    }
+    Ok(html! {
         section.danger #changes aria-labelledby="h-changes" {
             div.sh { h2 #h-changes { "Discard or hold" } }
             p { "A discarded letter is never sent. It stays in the ledger with your reason. What is under legal hold cannot be discarded." }
             @if !who.operates() { p { "Both need the operator role. Send the address of this page to an operator." } }
-            @else {
-                details { summary.btn { "Legal hold…" }
-                    form method="post" action="/dead-letters/hold" { (hidden()) div.fields { (why())
-                        div.acts { button type="submit" { "Hold " (number) } button type="submit" formaction="/dead-letters/release" { "End the hold of " (number) } } } } }
-                details { summary.btn.no { "Discard " (words) "…" }
-                    form method="post" action="/dead-letters/discard" { (hidden()) div.fields { (why())
+            @else if !as_of.is_empty() { p.hint { "Letters that failed in the last 5 s, or fail later, are not among these." } }
+            @for form in forms { (form) }
+        }
+    })
+}
+
+/// One of them, with the number of letters that it means; nothing where it means none.
+fn form(deed: &Deed, filter: &FilterQuery, as_of: &str, meant: Meant) -> Markup {
+    let Deed { path, button, .. } = deed;
+    let Meant { letters, exact } = meant;
+    let (words, is_final) = (letters_in_words(letters), *path == DISCARD.path);
+    html! {
+        @if !exact { p { (button) ": more than " (grouped(COUNT_LIMIT)) " letters, too many to be counted. Narrow them by time, or take one group whole." } }
+        @else if letters > 0 {
+            details { summary.btn.no[is_final] { (button) " " (words) "…" }
+                form method="post" action={ "/dead-letters/" (path) } {
+                    @for (name, value) in filter.pairs() { input type="hidden" name=(name) value=(value); }
+                    input type="hidden" name="as_of" value=(as_of);
+                    input type="hidden" name="expected" value=(letters);
+                    div.fields { (why())
                         @if letters >= MANY { label { span.lab { "Type " (letters) " to confirm" } input.num type="text" name="count" inputmode="numeric" required autocomplete="off"; } }
-                        div.acts { button.no type="submit" { "Discard " (words) } a.btn href="#changes" { @if letters == 1 { "Keep it" } @else { "Keep them" } } } } } }
-            }
+                        div.acts { button.no[is_final] type="submit" { (button) " " (words) }
+                            @if is_final { a.btn href="#changes" { @if letters == 1 { "Keep it" } @else { "Keep them" } } } } } } }
         }
     }
 }

@@ -34,6 +34,10 @@ pub(super) async fn page(
         if open > 0 { Some(desk.plan(&plan::until_now(&filter), &asked.order).await?) } else { None };
     let group = FilterQuery::of_group(&fingerprint);
     let sample = desk.letters(&group.filter()?, None, SAMPLE).await?;
+    let changes = match open > 0 {
+        true => forms::changes(&desk, &who, &group.clone().with_status(LetterStatus::Open)).await?,
+        false => html! {},
+    };
     let title = safe(row.error.as_deref().or(row.error_type.as_deref()).unwrap_or("no error text"), 300);
     let body = html! {
         div.head {
@@ -53,7 +57,7 @@ pub(super) async fn page(
             div.sh { h2 #h-let { "Letters" } p { "the oldest" } span.end { a href=(letters_of(&group)) { "All" } } }
             (letters::list(&crate::desk::Page { next: None, ..sample }, ""))
         }
-        @if open > 0 { (forms::changes(&who, &group.with_status(LetterStatus::Open), open)) }
+        (changes)
     };
     let command = format!("dead-letters redrive --fingerprint {fingerprint} --canary 10 --rate 50");
     let api = format!("/groups?fingerprint={fingerprint}");

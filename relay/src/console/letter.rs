@@ -52,6 +52,7 @@ pub(super) async fn reveal(
 async fn show(desk: &Desk, who: &Caller, id: &str, revealed: Option<Body>) -> Result<Response, Shown> {
     let (letter, history) = desk.letter(id).await?;
     let filter = FilterQuery { ids: Some(letter.id.clone()), ..FilterQuery::default() };
+    let changes = forms::changes(desk, who, &filter).await?;
     let title = safe(letter.error.as_deref().unwrap_or("no error text"), 300);
     let body = html! {
         div.head {
@@ -72,7 +73,7 @@ async fn show(desk: &Desk, who: &Caller, id: &str, revealed: Option<Body>) -> Re
         section aria-labelledby="h-head" { div.sh { h2 #h-head { "Headers" } p { "values of secret names are left out" } } (headers(&letter)) }
         section aria-labelledby="h-past" #history { div.sh { h2 #h-past { "History" } } (past(&history)) }
         (held::key(who, &letter, Pending::of(&history)))
-        (forms::changes(who, &filter, 1))
+        (changes)
     };
     let (command, api) = (format!("dead-letters show {id}"), format!("/letters/{id}"));
     let title = format!("Dead letter {}", letter.id);

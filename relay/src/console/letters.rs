@@ -36,6 +36,10 @@ pub(super) async fn page(
     let letters = desk.letters(&filter, after, ROWS).await?;
     let open = filter.status == Some(LetterStatus::Open) && count > 0;
     let address = query.filter.query();
+    let changes = match count > 0 && !groups::is_all(&filter) {
+        true => forms::changes(&desk, &who, &query.filter).await?,
+        false => html! {},
+    };
     let body = html! {
         div.head {
             div { p.crumbs { a href="/groups" { "Dead letters" } " / letters" } h1 { "Dead letters" }
@@ -44,7 +48,7 @@ pub(super) async fn page(
         }
         (groups::search("/dead-letters", &query.filter))
         (list(&letters, &format!("/dead-letters?{address}")))
-        @if count > 0 && !groups::is_all(&filter) { (forms::changes(&who, &query.filter, count)) }
+        (changes)
     };
     let (command, api) = ("dead-letters list".to_owned(), format!("/letters?{address}"));
     Ok(Page { place: Place::Letters, title: "Dead letters".into(), who: &who, command, api, body }

@@ -7,7 +7,8 @@ use chrono::{SecondsFormat, Utc};
 use maud::{DOCTYPE, Markup, html};
 
 use super::icons::sprite;
-use crate::desk::{Caller, Kind, Trouble};
+use super::parts::letters_in_words;
+use crate::desk::{Caller, Done, Kind, Trouble};
 
 /// What a page may load and do: nothing but what this server gives.
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; \
@@ -92,11 +93,16 @@ impl From<Trouble> for Shown {
 
 impl IntoResponse for Shown {
     fn into_response(self) -> Response {
-        let Trouble { kind, what, hint } = self.0;
+        let Trouble { kind, what, hint, done } = self.0;
         let body = html! {
             h1 { (kind.title()) }
             p.lead-text { (what) "." }
-            @if kind != Kind::Missing { p { "Nothing was done." } }
+            @match done {
+                Done::Nothing if kind == Kind::Missing => {}
+                Done::Nothing => p { "Nothing was done." },
+                Done::Unknown { letters: 0, look } => p { "Nobody knows how much was done: look at " (look) "." },
+                Done::Unknown { letters, look } => p { (letters_in_words(letters)) " were changed, and nobody knows whether more were: look at " (look) "." },
+            }
             p.muted { (hint) "." }
             p { a href="/" { "To the overview" } }
         };

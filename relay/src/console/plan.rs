@@ -48,11 +48,13 @@ pub(super) async fn page(
 pub(super) fn until_now(filter: &FilterQuery) -> FilterQuery {
     match filter.until.as_deref().is_some_and(|until| !until.is_empty()) {
         true => filter.clone(),
-        false => {
-            let until = (Utc::now() - ARRIVING).to_rfc3339_opts(SecondsFormat::Millis, true);
-            FilterQuery { until: Some(until), ..filter.clone() }
-        }
+        false => FilterQuery { until: Some(moment()), ..filter.clone() },
     }
+}
+
+/// Until when letters are shown that somebody may do something with.
+pub(super) fn moment() -> String {
+    (Utc::now() - ARRIVING).to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
 /// A page with nothing but the plan; `note` says why it is shown again.

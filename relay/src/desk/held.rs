@@ -5,6 +5,7 @@ use std::sync::Arc;
 use backstop_core::held_keys::{Ending, HeldFilter, HeldKey, HeldKeys, HeldState};
 use backstop_core::ledger::{Letter, LetterFilter};
 use backstop_core::report::{cut, escaped};
+use backstop_core::sink::PublishError;
 use tokio::sync::OnceCell;
 
 use super::letters::{no_reason, reason};
@@ -15,6 +16,8 @@ use crate::config::{Config, DatabaseConfig};
 use crate::database::Database;
 use crate::exit::with_cause;
 
+/// What shows whether a consumer was asked.
+const LOOK: &str = "the history of the letter";
 /// Letters of one message that are looked at for the one whose failure its consumer holds.
 const LETTERS: u32 = 50;
 
@@ -164,10 +167,13 @@ pub(crate) fn endings(letter: &Letter) -> Vec<Ending> {
 fn trouble(error: &NotAsked) -> Trouble {
     match error {
         NotAsked::Unfit(why) => Trouble::new(Kind::Conflict, *why, "look at the letter again"),
-        NotAsked::Ledger(error) => Trouble::of(error),
-        NotAsked::Broker(failed) => {
-            let hint = failed.error().hint().unwrap_or("look at the relay's log");
-            Trouble::new(Kind::Unreachable, with_cause(error), hint)
-        }
+        NotAsked::Ledger(error) => Trouble::of_change(error, LOOK),
+        NotAsked::Refused(failed) => unsent(error, failed),
+        NotAsked::Unknown(failed) => unsent(error, failed).unknown(LOOK),
     }
+}
+
+fn unsent(error: &NotAsked, failed: &PublishError) -> Trouble {
+    let hint = failed.error().hint().unwrap_or("look at the relay's log");
+    Trouble::new(Kind::Unreachable, with_cause(error), hint)
 }

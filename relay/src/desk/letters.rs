@@ -1,24 +1,16 @@
-//! Letters and their groups, as people look at them and change them.
+//! Letters and their groups, as people look at them.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
 
-use backstop_core::ledger::{
-    Change, Letter, LetterEvent, LetterFilter, LetterGroup, LetterStatus, StatusCounts,
-};
+use backstop_core::ledger::{Letter, LetterEvent, LetterFilter, LetterGroup, LetterStatus, StatusCounts};
 use backstop_core::report::{cut, escaped};
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::filter::FilterQuery;
 use super::trail::Deed;
 use super::{Caller, Desk, Trouble, in_time};
 
 /// Most groups of the ledger that are looked at.
 const GROUPS: u32 = 1_000;
-/// Letters that are changed in one statement.
-const CHUNK: u32 = 1_000;
-/// How long a change of many letters may take before it says how far it is.
-const CHANGES: Duration = Duration::from_secs(8);
 /// Longest reason, in bytes.
 const MAX_REASON: usize = 500;
 /// Longest id of a letter, in bytes.
@@ -121,16 +113,6 @@ pub(crate) struct Body {
     pub(crate) bytes: Option<bytes::Bytes>,
 }
 
-/// How far a change of letters came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Changed {
-    pub(crate) letters: u64,
-    /// Letters of the filter that stay, because they are under legal hold.
-    pub(crate) held: u64,
-    /// Whether all was done; otherwise asking again goes on.
-    pub(crate) complete: bool,
-}
-
 impl Desk {
     /// Groups with letters that are meant, put together by fingerprint.
     pub(crate) async fn groups(&self, filter: &LetterFilter) -> Result<Vec<GroupRow>, Trouble> {
@@ -197,50 +179,6 @@ impl Desk {
         let Letter { envelope, .. } = found?;
         let content_type = envelope.headers.get_str(backstop_core::names::CONTENT_TYPE).map(escaped);
         Ok(Body { content_type, bytes: envelope.body })
-    }
-
-    /// Gives letters up, or puts them under legal hold, or ends that.
-    pub(crate) async fn change(
-        &self,
-        who: &Caller,
-        filter: &LetterFilter,
-        make: fn(String) -> Change,
-        because: &str,
-    ) -> Result<Changed, Trouble> {
-        let because = reason(Some(because));
-        let (action, object) = (action(&make(String::new())), FilterQuery::from(filter).audited());
-        let deed = Deed::new(who, action, object, because.as_deref());
-        let work = async {
-            let because = because.as_ref().ok_or_else(no_reason)?;
-            self.change_all(filter, &make(format!("{because} (by {})", who.name))).await
-        };
-        self.recorded(&deed, work, |changed| Some(changed.letters)).await
-    }
-
-    async fn change_all(&self, filter: &LetterFilter, change: &Change) -> Result<Changed, Trouble> {
-        let (ledger, begun) = (self.ledger().await?, Instant::now());
-        let (mut letters, mut complete) = (0, false);
-        while !complete && begun.elapsed() < CHANGES {
-            let changed = in_time(ledger.change(filter, change, CHUNK)).await?;
-            letters += changed;
-            complete = changed == 0;
-        }
-        let held = match change {
-            Change::Discard { .. } => {
-                let held = LetterFilter { on_hold: Some(true), ..filter.clone() };
-                self.count(&held).await?
-            }
-            _ => 0,
-        };
-        Ok(Changed { letters, held, complete })
-    }
-}
-
-fn action(change: &Change) -> &'static str {
-    match change {
-        Change::Discard { .. } => "letters.discard",
-        Change::Hold { .. } => "letters.hold",
-        Change::Release { .. } => "letters.release",
     }
 }
 

@@ -8,10 +8,13 @@ use super::filter::FilterQuery;
 use super::letters::{no_reason, reason};
 use super::plan::{Order, Plan};
 use super::trail::Deed;
-use super::{Caller, Desk, Kind, Trouble, in_time};
+use super::{Caller, Desk, Kind, Trouble, in_time, in_time_or_unknown};
 
 /// Namespace of the ids of redrives that were made under a key of the caller's own choice; a constant of Backstop's own.
 const NAMESPACE: Uuid = Uuid::from_u128(0x9c2b_7d10_6b1e_4a57_8f0d_3a64_c1f2_55e9);
+
+/// What shows whether a redrive was steered.
+const LOOK: &str = "the redrive";
 
 /// What somebody wants of a redrive.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -100,7 +103,7 @@ impl Desk {
         if plan.to_send() == 0 {
             return Err(Trouble::new(Kind::Conflict, "no letter would be sent", "look at the dry run"));
         }
-        let redrive = in_time(ledger.create_redrive(&new)).await?;
+        let redrive = in_time_or_unknown("the redrives", ledger.create_redrive(&new)).await?;
         Ok(Started::Redrive(Box::new(redrive)))
     }
 
@@ -141,7 +144,7 @@ impl Desk {
     async fn steer_now(&self, who: &Caller, id: &str, steer: Steer<'_>) -> Result<Redrive, Trouble> {
         let redrive = self.redrive(id).await?;
         let to = match steer {
-            Steer::Rate(rate) => return self.set_rate(&redrive, rate).await,
+            Steer::Rate(rate) => return self.set_rate(redrive, rate).await,
             Steer::Pause => redrive.paused(format!("by {}", who.name)),
             Steer::Resume => redrive.resumed(),
             Steer::Cancel(because) => {
@@ -152,26 +155,31 @@ impl Desk {
         let to = to.map_err(|not_now| {
             Trouble::new(Kind::Conflict, not_now.to_string(), "look at where it stands now")
         })?;
-        self.set_standing(&redrive, &to).await
+        self.set_standing(redrive, to).await
     }
 
-    async fn set_standing(&self, redrive: &Redrive, to: &Standing) -> Result<Redrive, Trouble> {
-        let id = &redrive.plan.id;
-        match in_time(self.ledger().await?.steer_redrive(id, &redrive.standing, to)).await? {
-            true => self.redrive(id).await,
-            false => Err(Trouble::new(Kind::Conflict, "the redrive has moved on meanwhile", "look again")),
+    /// Once it is steered, a look at it that fails is no failure: what is known of it is told.
+    async fn set_standing(&self, mut redrive: Redrive, to: Standing) -> Result<Redrive, Trouble> {
+        let id = redrive.plan.id.clone();
+        let steered = self.ledger().await?.steer_redrive(&id, &redrive.standing, &to);
+        if !in_time_or_unknown(LOOK, steered).await? {
+            return Err(Trouble::new(Kind::Conflict, "the redrive has moved on meanwhile", "look again"));
         }
+        redrive.standing = to;
+        Ok(self.redrive(&id).await.unwrap_or(redrive))
     }
 
-    async fn set_rate(&self, redrive: &Redrive, rate: f64) -> Result<Redrive, Trouble> {
+    async fn set_rate(&self, mut redrive: Redrive, rate: f64) -> Result<Redrive, Trouble> {
         if !(0.01..=1_000_000.0).contains(&rate) {
             return Err(Trouble::invalid("rate is no number from 0.01 to 1000000", "write another number"));
         }
-        let id = &redrive.plan.id;
-        match in_time(self.ledger().await?.set_redrive_rate(id, Some(rate))).await? {
-            true => self.redrive(id).await,
-            false => Err(Trouble::new(Kind::Conflict, "the redrive is over", "start another one")),
+        let id = redrive.plan.id.clone();
+        let set = self.ledger().await?.set_redrive_rate(&id, Some(rate));
+        if !in_time_or_unknown(LOOK, set).await? {
+            return Err(Trouble::new(Kind::Conflict, "the redrive is over", "start another one"));
         }
+        redrive.plan.rate = Some(rate);
+        Ok(self.redrive(&id).await.unwrap_or(redrive))
     }
 }
 

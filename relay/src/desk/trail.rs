@@ -5,7 +5,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::caller::Caller;
-use super::trouble::{Kind, Trouble};
+use super::trouble::{Done, Kind, Trouble};
 use super::{Desk, in_time};
 use crate::audit;
 
@@ -72,7 +72,7 @@ impl Desk {
         };
         let entry = match &done {
             Ok(done) => deed.entry(AuditStep::Done, letters(done), None),
-            Err(trouble) => deed.entry(step_of(trouble), None, Some(trouble.what.clone())),
+            Err(trouble) => deed.entry(step_of(trouble), trouble.done.letters(), Some(trouble.what.clone())),
         };
         // Its beginning is kept: without an end it shows as one of which nobody knows how it ended.
         if let Err(trouble) = self.keep(&entry).await {
@@ -104,8 +104,10 @@ impl Desk {
 
 /// Whether nothing was done, or nobody knows how much.
 fn step_of(trouble: &Trouble) -> AuditStep {
-    match trouble.kind {
-        Kind::Invalid | Kind::Forbidden | Kind::Missing | Kind::Conflict => AuditStep::Refused,
-        Kind::Unreachable | Kind::Failed => AuditStep::Failed,
+    match (trouble.kind, trouble.done) {
+        (Kind::Invalid | Kind::Forbidden | Kind::Missing | Kind::Conflict, Done::Nothing) => {
+            AuditStep::Refused
+        }
+        _ => AuditStep::Failed,
     }
 }

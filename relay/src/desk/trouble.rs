@@ -1,4 +1,4 @@
-//! Why something was not done, for programs and people.
+//! Why something was not done, for programs and people; or why nobody knows how much of it was.
 
 use std::time::Duration;
 
@@ -61,7 +61,31 @@ impl Kind {
     }
 }
 
-/// Why something was not done. Nothing was, unless the text says so.
+/// How much of what was asked for is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Done {
+    /// Surely nothing.
+    Nothing,
+    /// Nobody knows how much.
+    Unknown {
+        /// So many letters were changed at least.
+        letters: u64,
+        /// What shows how much was done.
+        look: &'static str,
+    },
+}
+
+impl Done {
+    /// Letters that were changed, as far as anybody knows; `None` where none was.
+    pub(crate) const fn letters(self) -> Option<u64> {
+        match self {
+            Self::Nothing | Self::Unknown { letters: 0, .. } => None,
+            Self::Unknown { letters, .. } => Some(letters),
+        }
+    }
+}
+
+/// Why something was not done, or not all of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Trouble {
     pub(crate) kind: Kind,
@@ -69,11 +93,27 @@ pub(crate) struct Trouble {
     pub(crate) what: String,
     /// What to do about it.
     pub(crate) hint: String,
+    /// How much is done all the same.
+    pub(crate) done: Done,
 }
 
 impl Trouble {
+    /// Trouble before anything was done.
     pub(crate) fn new(kind: Kind, what: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { kind, what: what.into(), hint: hint.into() }
+        Self { kind, what: what.into(), hint: hint.into(), done: Done::Nothing }
+    }
+
+    /// The same, but nobody knows how much was done; `look` shows it.
+    pub(super) fn unknown(self, look: &'static str) -> Self {
+        Self { done: Done::Unknown { letters: 0, look }, ..self }
+    }
+
+    /// The same after so many letters were changed; `look` shows whether more were.
+    pub(super) fn after(self, letters: u64, look: &'static str) -> Self {
+        match letters {
+            0 => self,
+            _ => Self { done: Done::Unknown { letters, look }, ..self },
+        }
     }
 
     /// A value that cannot be one.
@@ -98,5 +138,32 @@ impl Trouble {
             _ => Kind::Failed,
         };
         Self::new(kind, with_cause(error), error.hint().unwrap_or("look at the relay's log"))
+    }
+
+    /// A failure of a statement that changes something. What the database refused it has not done; whatever else failed
+    /// may have failed after it was done, such as a commit whose answer was lost.
+    pub(super) fn of_change(error: &AdapterError, look: &'static str) -> Self {
+        match error.kind() {
+            FaultKind::Denied | FaultKind::Missing | FaultKind::Conflict | FaultKind::Invalid => {
+                Self::of(error)
+            }
+            _ => Self::of(error).unknown(look),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_database_refused_is_surely_not_done() {
+        let done = |kind| Trouble::of_change(&AdapterError::new(kind, "x"), "it").done;
+        for kind in [FaultKind::Denied, FaultKind::Missing, FaultKind::Conflict, FaultKind::Invalid] {
+            assert_eq!(done(kind), Done::Nothing, "{kind:?}");
+        }
+        for kind in [FaultKind::Unreachable, FaultKind::Other, FaultKind::TransactionEnded] {
+            assert_eq!(done(kind), Done::Unknown { letters: 0, look: "it" }, "{kind:?}");
+        }
     }
 }

@@ -12,7 +12,9 @@ use crate::pump::{PumpState, PumpStatus, Trouble};
 
 mod api;
 mod audit;
+mod changes;
 mod console;
+mod doubt;
 mod held;
 mod scene;
 

@@ -10,6 +10,25 @@ use crate::failure::failed;
 use crate::storable::storable;
 
 impl PgLedger {
+    /// The letters are locked, so that one that somebody puts on hold meanwhile is judged with its hold.
+    pub(super) async fn tell_all(
+        &self,
+        filter: &LetterFilter,
+        what: &str,
+        detail: Option<&str>,
+    ) -> Result<u64, AdapterError> {
+        let mut sql = begin(&self.tables, "WITH picked AS (SELECT l.n FROM {letter} AS l WHERE true");
+        choice::meant(&mut sql, &self.tables, filter);
+        sql.push(self.tables.fill(
+            " ORDER BY l.n FOR UPDATE), told AS (INSERT INTO {event} (letter, what, detail) SELECT n, ",
+        ));
+        sql.push_bind(storable(what)).push(", ").push_bind(stored(detail));
+        sql.push(" FROM picked) SELECT count(*) FROM picked");
+        let row = sql.build().fetch_one(&self.pool).await;
+        let told: i64 = row.and_then(|row| row.try_get(0)).map_err(failed("tell of dead letters"))?;
+        Ok(u64::try_from(told).unwrap_or(0))
+    }
+
     pub(super) async fn change_some(
         &self,
         filter: &LetterFilter,

@@ -6,7 +6,8 @@ use super::PgLedger;
 use crate::failure::failed;
 use crate::storable::storable;
 
-/// Letters are locked in their order before anything else, here as everywhere.
+/// Letters are locked in their order before anything else, here as everywhere. What is on hold is never discarded: of a
+/// skip it has the event alone.
 const OUTCOMES: &str = "
     WITH receipt AS (
         SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::text[])
@@ -21,14 +22,14 @@ const OUTCOMES: &str = "
         SELECT DISTINCT ON (n) n, outcome, instance FROM named
         ORDER BY n, array_position(ARRAY['handled', 'already-handled', 'skipped'], outcome) NULLS LAST
     ), locked AS (
-        SELECT l.n FROM {letter} AS l WHERE l.n = ANY (ARRAY (SELECT n FROM found))
+        SELECT l.n, l.hold IS NOT NULL AS held FROM {letter} AS l WHERE l.n = ANY (ARRAY (SELECT n FROM found))
         AND l.status IN ('open', 'redriving') ORDER BY l.n FOR UPDATE
     ), moved AS (
         UPDATE {letter} AS l SET
             status = CASE f.outcome WHEN 'skipped' THEN 'discarded' ELSE 'resolved' END,
             outcome = CASE f.outcome WHEN 'skipped' THEN l.outcome ELSE 'resolved' END
         FROM found AS f JOIN locked ON locked.n = f.n
-        WHERE l.n = f.n AND f.outcome IN ('handled', 'already-handled', 'skipped')
+        WHERE l.n = f.n AND (f.outcome IN ('handled', 'already-handled') OR f.outcome = 'skipped' AND NOT locked.held)
         RETURNING l.n, f.outcome
     ), stepped AS (
         UPDATE {cohort} AS c SET step = CASE moved.outcome WHEN 'skipped' THEN 'dropped' ELSE 'resolved' END
@@ -36,6 +37,10 @@ const OUTCOMES: &str = "
     ), told AS (
         INSERT INTO {event} (letter, what, detail)
         SELECT n, CASE outcome WHEN 'skipped' THEN 'skipped' ELSE 'resolved' END, outcome FROM moved
+        UNION ALL
+        SELECT f.n, 'skipped', f.outcome FROM found AS f JOIN locked ON locked.n = f.n
+        WHERE f.outcome = 'skipped' AND locked.held
+        AND NOT EXISTS (SELECT FROM {event} AS e WHERE e.letter = f.n AND e.what = 'skipped')
         UNION ALL
         SELECT f.n, 'key-released', f.instance FROM found AS f JOIN locked ON locked.n = f.n
         WHERE f.outcome NOT IN ('handled', 'already-handled', 'skipped')

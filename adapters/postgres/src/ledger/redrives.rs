@@ -154,8 +154,10 @@ impl PgLedger {
         if let Some(n) = n {
             self.freeze(&mut tx, n, new).await?;
         }
+        // Before the commit: one that cannot be read is not made, so that what is said to have failed has failed.
+        let row = self.one(&new.id).build().fetch_optional(&mut *tx).await.map_err(doing())?;
+        let made = row.as_ref().map(redrive_row::read).transpose()?;
         tx.commit().await.map_err(doing())?;
-        let made = self.read_one(&new.id).await?;
         made.ok_or_else(|| invalid("the redrive is gone already", "look for it with `redrives list`"))
     }
 
@@ -173,10 +175,14 @@ impl PgLedger {
         Ok(())
     }
 
-    pub(super) async fn read_one(&self, id: &str) -> Result<Option<Redrive>, AdapterError> {
+    fn one(&self, id: &str) -> Builder {
         let mut sql = begin(&self.tables, redrive_row::SELECT);
         sql.push(" WHERE r.id = ").push_bind(stored_id(id));
-        Ok(self.read_redrives(sql).await?.pop())
+        sql
+    }
+
+    pub(super) async fn read_one(&self, id: &str) -> Result<Option<Redrive>, AdapterError> {
+        Ok(self.read_redrives(self.one(id)).await?.pop())
     }
 
     pub(super) async fn read_page(

@@ -15,30 +15,30 @@ impl SqliteLedger {
         let mut changed = 0;
         let mut tx = self.database.write("cannot record outcomes").await?;
         for receipt in receipts {
-            if let Some(n) = self.addressee(&mut tx, receipt).await? {
-                changed += u64::from(self.take_receipt(&mut tx, n, receipt).await?);
+            if let Some((n, held)) = self.addressee(&mut tx, receipt).await? {
+                changed += u64::from(self.take_receipt(&mut tx, n, held, receipt).await?);
             }
         }
         commit(tx).await.map_err(plain)?;
         Ok(changed)
     }
 
-    /// The number of the letter that a receipt belongs to, if that is open or redriving.
+    /// The number of the letter that a receipt belongs to, if that is open or redriving, and whether it is on hold.
     async fn addressee(
         &self,
         tx: &mut SqliteConnection,
         receipt: &Receipt,
-    ) -> Result<Option<i64>, AdapterError> {
+    ) -> Result<Option<(i64, bool)>, AdapterError> {
         let condition = match &receipt.letter {
             Some(_) => "id = ?1",
             None => "message_key = ?2 AND consumer = ?3 AND generation = ?4 - 1",
         };
         let sql = format!(
-            "SELECT n FROM {} WHERE ?1 IS ?1 AND ?2 IS ?2 AND ?3 IS ?3 AND ?4 IS ?4 \
+            "SELECT n, hold IS NOT NULL FROM {} WHERE ?1 IS ?1 AND ?2 IS ?2 AND ?3 IS ?3 AND ?4 IS ?4 \
              AND {condition} AND status IN ('open', 'redriving')",
             self.database.tables.letter()
         );
-        sqlx::query_scalar(AssertSqlSafe(sql))
+        sqlx::query_as(AssertSqlSafe(sql))
             .bind(receipt.letter.as_deref())
             .bind(receipt.message_key.as_str())
             .bind(&receipt.consumer)
@@ -48,20 +48,25 @@ impl SqliteLedger {
             .map_err(|error| adapter("cannot find the letter of a receipt", error))
     }
 
-    /// Whether the letter changed.
+    /// Whether the letter changed. What is on hold is never discarded: of a skip it has the event alone.
     async fn take_receipt(
         &self,
         tx: &mut SqliteConnection,
         n: i64,
+        held: bool,
         receipt: &Receipt,
     ) -> Result<bool, AdapterError> {
         let (set, step, what) = match receipt.outcome {
             ReceiptOutcome::Handled | ReceiptOutcome::AlreadyHandled => {
                 ("status = 'resolved', outcome = 'resolved'", "resolved", "resolved")
             }
-            ReceiptOutcome::Skipped => ("status = 'discarded'", "dropped", "skipped"),
+            ReceiptOutcome::Skipped if !held => ("status = 'discarded'", "dropped", "skipped"),
+            ReceiptOutcome::Skipped => {
+                self.note_once(tx, n, "skipped", receipt.outcome.as_str()).await?;
+                return Ok(false);
+            }
             _ => {
-                self.release_once(tx, n, &receipt.instance).await?;
+                self.note_once(tx, n, "key-released", &receipt.instance).await?;
                 return Ok(false);
             }
         };
@@ -73,18 +78,19 @@ impl SqliteLedger {
         Ok(true)
     }
 
-    async fn release_once(
+    async fn note_once(
         &self,
         tx: &mut SqliteConnection,
         n: i64,
-        instance: &str,
+        what: &str,
+        detail: &str,
     ) -> Result<(), AdapterError> {
         let events = self.database.tables.letter_event();
         let sql = format!(
-            "INSERT INTO {events} (letter, what, detail) SELECT ?1, 'key-released', ?2 \
-             WHERE NOT EXISTS (SELECT 1 FROM {events} WHERE letter = ?1 AND what = 'key-released')"
+            "INSERT INTO {events} (letter, what, detail) SELECT ?1, ?2, ?3 \
+             WHERE NOT EXISTS (SELECT 1 FROM {events} WHERE letter = ?1 AND what = ?2)"
         );
-        let query = sqlx::query(AssertSqlSafe(sql)).bind(n).bind(instance);
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(n).bind(what).bind(detail);
         query.execute(tx).await.map_err(|error| adapter("cannot write a letter's history", error))?;
         Ok(())
     }
@@ -128,6 +134,25 @@ impl SqliteLedger {
                 .with_hint("use at least the version of Backstop that wrote it")
                 .with_source(error)
         })
+    }
+
+    pub(super) async fn tell_all(
+        &self,
+        filter: &LetterFilter,
+        what: &str,
+        detail: Option<&str>,
+    ) -> Result<u64, AdapterError> {
+        let tables = &self.database.tables;
+        let mut sql = Builder::new(format!("SELECT l.n FROM {} AS l WHERE 1", tables.letter()));
+        choice::meant(&mut sql, tables, filter);
+        let mut tx = self.database.write("cannot tell of dead letters").await?;
+        let found = sql.push(" ORDER BY l.n").build_query_scalar().fetch_all(&mut *tx).await;
+        let meant: Vec<i64> = found.map_err(|error| adapter("cannot tell of dead letters", error))?;
+        for n in &meant {
+            self.note(&mut tx, *n, what, detail).await?;
+        }
+        commit(tx).await.map_err(plain)?;
+        Ok(meant.len() as u64)
     }
 
     pub(super) async fn change_letters(

@@ -92,8 +92,11 @@ impl SqliteLedger {
         if let Some(n) = n {
             self.freeze(&mut tx, n, new).await?;
         }
+        // Before the commit: one that cannot be read is not made, so that what is said to have failed has failed.
+        let row = self.one(&new.id).build().fetch_optional(&mut *tx).await;
+        let row = row.map_err(|error| adapter("cannot make a redrive", error))?;
+        let made = row.as_ref().map(redrive_row::read).transpose()?;
         commit(tx).await.map_err(plain)?;
-        let made = self.read_one(&new.id).await?;
         made.ok_or_else(|| {
             AdapterError::new(FaultKind::Missing, "the redrive is gone already")
                 .with_hint("look for it with `redrives list`")
@@ -118,10 +121,14 @@ impl SqliteLedger {
         frozen.map(drop).map_err(|error| adapter("cannot freeze the letters of a redrive", error))
     }
 
-    pub(super) async fn read_one(&self, id: &str) -> Result<Option<Redrive>, AdapterError> {
+    fn one(&self, id: &str) -> Builder {
         let mut sql = redrive_row::select(&self.database.tables);
         sql.push(" WHERE r.id = ").push_bind(id.to_owned());
-        Ok(self.read_redrives(sql).await?.pop())
+        sql
+    }
+
+    pub(super) async fn read_one(&self, id: &str) -> Result<Option<Redrive>, AdapterError> {
+        Ok(self.read_redrives(self.one(id)).await?.pop())
     }
 
     pub(super) async fn read_page(

@@ -391,7 +391,7 @@ pub trait Redrives: Send + Sync {
     ) -> BoxFuture<'a, Result<Vec<PlanGroup>, AdapterError>>;
 
     /// Makes a redrive and freezes its letters: those that are meant now and that the guard lets pass, in the order in
-    /// which the ledger took them.
+    /// which the ledger took them. It is read back before it is committed: where that fails nothing was made.
     ///
     /// # Errors
     /// When the database cannot be asked, or the filter asks for another status than `open` or `redriving`.

@@ -34,6 +34,8 @@ macro_rules! store_conformance {
                 a_hold_forbids_to_discard,
                 changes_are_made_in_batches,
                 receipts_resolve,
+                a_skip_spares_what_is_on_hold,
+                what_is_told_is_told_of_what_is_meant,
                 the_latest_report_is_kept,
             ],
             expiry: [

@@ -80,6 +80,20 @@ impl Data {
         Ok(moved)
     }
 
+    fn tell_all(
+        &mut self,
+        filter: &LetterFilter,
+        what: &str,
+        detail: Option<&str>,
+    ) -> Result<u64, AdapterError> {
+        self.reachable()?;
+        let ids: Vec<String> = self.meant(filter).into_iter().map(|letter| letter.id.clone()).collect();
+        for id in &ids {
+            self.tell(id, what, detail);
+        }
+        Ok(ids.len() as u64)
+    }
+
     /// Letters that are meant, in the ledger's order.
     pub(super) fn meant(&self, filter: &LetterFilter) -> Vec<&Letter> {
         let mut meant: Vec<&Letter> = self.letters.iter().filter(|letter| filter.matches(letter)).collect();
@@ -189,24 +203,29 @@ impl Data {
                 (letter.status, letter.outcome) = (LetterStatus::Resolved, Some(Outcome::Resolved));
                 (Step::Resolved, "resolved")
             }
-            ReceiptOutcome::Skipped => {
+            ReceiptOutcome::Skipped if letter.hold.is_none() => {
                 letter.status = LetterStatus::Discarded;
                 (Step::Dropped, "skipped")
             }
+            ReceiptOutcome::Skipped => {
+                self.tell_once(&id, "skipped", receipt.outcome.as_str());
+                return false;
+            }
             _ => {
-                let told = self
-                    .events
-                    .get(&id)
-                    .is_some_and(|events| events.iter().any(|event| event.what == "key-released"));
-                if !told {
-                    self.tell(&id, "key-released", Some(&receipt.instance));
-                }
+                self.tell_once(&id, "key-released", &receipt.instance);
                 return false;
             }
         };
         self.settle_in_redrives(&id, step);
         self.tell(&id, what, Some(receipt.outcome.as_str()));
         true
+    }
+
+    fn tell_once(&mut self, id: &str, what: &str, detail: &str) {
+        let told = |events: &Vec<LetterEvent>| events.iter().any(|event| event.what == what);
+        if !self.events.get(id).is_some_and(told) {
+            self.tell(id, what, Some(detail));
+        }
     }
 
     fn take_reports(&mut self, reports: &[ConsumerReport]) -> Result<(), AdapterError> {
@@ -295,6 +314,15 @@ impl Ledger for Store {
         detail: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Vec<String>, AdapterError>> {
         now(self.shared.change(|data| data.mark(ids, from, to, what, detail)))
+    }
+
+    fn tell<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
+        what: &'a str,
+        detail: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        now(self.shared.change(|data| data.tell_all(filter, what, detail)))
     }
 
     fn change<'a>(

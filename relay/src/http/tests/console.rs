@@ -10,13 +10,13 @@ use super::*;
 const FORM: &str =
     "Host: localhost\r\nOrigin: http://localhost\r\nContent-Type: application/x-www-form-urlencoded";
 
-async fn page(server: &Running, path: &str) -> String {
+pub(super) async fn page(server: &Running, path: &str) -> String {
     let answer = get_with(server, path, "\r\nHost: localhost").await;
     assert_eq!(status(&answer), "200", "{path}: {answer}");
     answer
 }
 
-async fn post(server: &Running, path: &str, form: &str) -> String {
+pub(super) async fn post(server: &Running, path: &str, form: &str) -> String {
     send_body(server, &format!("POST {path} HTTP/1.1\r\n{FORM}"), form).await
 }
 
@@ -31,7 +31,7 @@ fn plain(text: &str) -> String {
 }
 
 /// The value of a hidden field.
-fn field(page: &str, name: &str) -> String {
+pub(super) fn field(page: &str, name: &str) -> String {
     let begin = format!("name=\"{name}\" value=\"");
     let rest = page.split(&begin).nth(1).unwrap_or_else(|| panic!("no field {name}: {page}"));
     plain(&rest[..rest.find('"').expect("closed")])
@@ -200,17 +200,18 @@ async fn s29_bodies_are_hidden_until_they_are_revealed_and_that_is_written_down(
 async fn letters_are_discarded_with_a_reason_and_what_is_on_hold_stays() {
     let server = serve("").await;
     scene::fill(&server).await;
-    let without = post(&server, "/dead-letters/discard", "fingerprint=f3&because=").await;
+    let without = post(&server, "/dead-letters/discard", "fingerprint=f3&because=&expected=2").await;
     assert_eq!(status(&without), "400", "{without}");
-    let all = post(&server, "/dead-letters/discard", "because=all").await;
+    let all = post(&server, "/dead-letters/discard", "because=all&expected=19").await;
     assert_eq!(status(&all), "400", "an empty filter means nothing: {all}");
-    let answer = post(&server, "/dead-letters/discard", "fingerprint=f3&because=old+schema").await;
+    let form = "fingerprint=f3&because=old+schema&expected=2";
+    let answer = post(&server, "/dead-letters/discard", form).await;
     assert!(answer.contains("2 letters discarded") && answer.contains("1 letter stays"), "{answer}");
     let letter = page(&server, "/dead-letters/letter-f3-001").await;
     assert!(letter.contains("old schema (by local)"), "{letter}");
     let one = page(&server, "/dead-letters/letter-f1-004").await;
     assert!(one.contains("Discard 1 letter…") && !one.contains("1 letters"), "{one}");
-    let answer = post(&server, "/dead-letters/discard", "ids=letter-f1-004&because=one").await;
+    let answer = post(&server, "/dead-letters/discard", "ids=letter-f1-004&because=one&expected=1").await;
     assert!(answer.contains("1 letter discarded"), "{answer}");
 }
 

@@ -3,6 +3,7 @@
 use backstop_core::held::{Failure, HeldMessages, NewHeld};
 use backstop_core::held_keys::Ending;
 use backstop_core::inbox::Unit;
+use backstop_core::sink::Scope;
 use backstop_core::{
     DeadReason, Envelope, ErrorClass, MessageKey, Origin, Receipt, ReceiptOutcome, Via, names,
 };
@@ -103,6 +104,29 @@ async fn a_key_waits_until_its_consumer_answers_what_it_was_asked() {
     let letter = page(&server, &format!("/dead-letters/{LETTER}")).await;
     assert!(letter.contains("key-released") && !letter.contains("no answer yet"), "{letter}");
     assert!(page(&server, "/audit?action=held").await.contains("held.release"));
+}
+
+/// A broker that does not answer may have the command.
+#[tokio::test]
+async fn a_command_that_may_have_been_sent_is_pending() {
+    let server = serve("").await;
+    scene::fill(&server).await;
+    hold(&server).await;
+    server.broker.create(DOOR, 1);
+    server.broker.fail_publishes(DOOR, Scope::Broker, 1);
+    let answer = end(&server, LETTER, "ending=skip&because=INC-7").await;
+    assert_eq!(status(&answer), "503", "{answer}");
+    assert!(
+        answer.contains("Nobody knows how much was done: look at the history of the letter."),
+        "{answer}"
+    );
+    assert!(page(&server, "/held").await.contains("skip asked, no answer yet"));
+
+    server.broker.fail_publishes(DOOR, Scope::Destination, 1);
+    let answer = end(&server, LETTER, "ending=release&because=INC-7").await;
+    assert!(status(&answer) == "503" && answer.contains("Nothing was done."), "{answer}");
+    let letter = page(&server, &format!("/dead-letters/{LETTER}")).await;
+    assert!(letter.contains("release-not-sent") && letter.contains("skip asked, no answer yet"), "{letter}");
 }
 
 #[tokio::test]

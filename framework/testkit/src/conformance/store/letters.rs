@@ -245,6 +245,50 @@ pub async fn receipts_resolve<H: StoreHarness>(harness: &H) {
     assert_eq!(whats(&*ledger, "d").await, ["collected", "key-released", "resolved"]);
 }
 
+/// A receipt of a skip discards nothing that is on hold: the history has it, and the letter stays where it was.
+pub async fn a_skip_spares_what_is_on_hold<H: StoreHarness>(harness: &H) {
+    let ledger = harness.ledger();
+    let letters = ["a", "b", "c"].map(letter);
+    record(&*ledger, &letters).await;
+    let [a, b, c] = &letters;
+    let hold = Change::Hold { because: "case 7".to_owned() };
+    let held = LetterFilter::of_ids(&["a".to_owned(), "b".to_owned()]);
+    assert_eq!(ledger.change(&held, &hold, 10).await.expect("it answers"), 2);
+    let said = [
+        receipt(a, true, ReceiptOutcome::Skipped),
+        receipt(b, false, ReceiptOutcome::Skipped),
+        receipt(c, true, ReceiptOutcome::Skipped),
+    ];
+    assert_eq!(ledger.record_outcomes(&said).await.expect("it answers"), 1, "c alone has changed");
+    assert_eq!(ledger.record_outcomes(&said).await.expect("it answers"), 0, "twice is once");
+    assert_eq!(found(&*ledger, &with_status(LetterStatus::Open)).await, ["a", "b"]);
+    assert_eq!(found(&*ledger, &with_status(LetterStatus::Discarded)).await, ["c"]);
+    assert_eq!(whats(&*ledger, "a").await, ["collected", "held", "skipped"]);
+    assert_eq!(whats(&*ledger, "b").await, ["collected", "held", "skipped"]);
+    let handled = [receipt(a, true, ReceiptOutcome::Handled)];
+    assert_eq!(ledger.record_outcomes(&handled).await.expect("it answers"), 1, "a hold forbids no more");
+    assert_eq!(found(&*ledger, &with_status(LetterStatus::Resolved)).await, ["a"]);
+}
+
+/// What is told of letters is in the history of those that are meant, and changes nothing.
+pub async fn what_is_told_is_told_of_what_is_meant<H: StoreHarness>(harness: &H) {
+    let ledger = harness.ledger();
+    record(&*ledger, &["a", "b", "c"].map(letter)).await;
+    let hold = Change::Hold { because: "case 7".to_owned() };
+    let of = |ids: &[&str]| LetterFilter::of_ids(&ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>());
+    assert_eq!(ledger.change(&of(&["a"]), &hold, 10).await.expect("it answers"), 1);
+    let free =
+        LetterFilter { on_hold: Some(false), status: Some(LetterStatus::Open), ..of(&["a", "b", "nobody"]) };
+    assert_eq!(ledger.tell(&free, "skip-asked", Some("by ann")).await.expect("it answers"), 1);
+    assert_eq!(ledger.tell(&of(&["nobody"]), "skip-asked", None).await.expect("it answers"), 0);
+    assert_eq!(ledger.tell(&of(&["a", "c"]), "looked-at", None).await.expect("it answers"), 2);
+    assert_eq!(whats(&*ledger, "a").await, ["collected", "held", "looked-at"]);
+    assert_eq!(whats(&*ledger, "b").await, ["collected", "skip-asked"]);
+    let history = ledger.history("b").await.expect("it answers");
+    assert_eq!(history[1].detail.as_deref(), Some("by ann"));
+    assert_eq!(found(&*ledger, &with_status(LetterStatus::Open)).await, ["a", "b", "c"]);
+}
+
 /// The latest report of each instance is kept, and what is not known stays so.
 pub async fn the_latest_report_is_kept<H: StoreHarness>(harness: &H) {
     let ledger = harness.ledger();
