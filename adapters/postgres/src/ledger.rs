@@ -241,7 +241,7 @@ impl Redrives for PgLedger {
         from: &'a Standing,
         to: &'a Standing,
     ) -> BoxFuture<'a, Result<bool, AdapterError>> {
-        Box::pin(self.steer(id, from, to))
+        Box::pin(again(move || self.steer(id, from, to)))
     }
 
     fn set_redrive_rate<'a>(
