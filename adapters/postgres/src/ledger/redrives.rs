@@ -96,12 +96,14 @@ const LET_GO: &str = "
     INSERT INTO {event} (letter, what, detail)
     SELECT letter, 'perhaps-redriven', 'its redrive ended while it was being sent' FROM stepped";
 
+/// Letters that somebody else is at are left for the next time.
 const FALL_SILENT: &str = "
     WITH late AS (
         SELECT c.redrive, c.letter FROM {cohort} AS c JOIN {redrive} AS r ON r.n = c.redrive
         WHERE c.step = 'waiting' AND c.sent_at <= clock_timestamp() - make_interval(secs => r.silent_after) LIMIT 1000
     ), locked AS (
-        SELECT l.n FROM {letter} AS l WHERE l.n = ANY (ARRAY (SELECT letter FROM late)) ORDER BY l.n FOR UPDATE
+        SELECT l.n FROM {letter} AS l WHERE l.n = ANY (ARRAY (SELECT letter FROM late)) ORDER BY l.n
+        FOR UPDATE SKIP LOCKED
     ), stepped AS (
         UPDATE {cohort} AS c SET step = 'silent' FROM late JOIN locked ON locked.n = late.letter
         WHERE c.redrive = late.redrive AND c.letter = late.letter AND c.step = 'waiting' RETURNING c.letter
@@ -256,8 +258,12 @@ impl PgLedger {
 
     pub(super) async fn set_rate(&self, id: &str, rate: Option<f64>) -> Result<bool, AdapterError> {
         const RATE: &str = "UPDATE {redrive} SET rate = $2 WHERE id = $1 AND run IN ('running', 'paused')";
-        let done = sqlx::query(self.sql(RATE)).bind(stored_id(id)).bind(rate).execute(&self.pool).await;
-        Ok(done.map_err(failed("change the rate of a redrive"))?.rows_affected() > 0)
+        let doing = || failed("change the rate of a redrive");
+        let mut tx = stranded::begin(&self.pool).await.map_err(doing())?;
+        let done = sqlx::query(self.sql(RATE)).bind(stored_id(id)).bind(rate).execute(&mut *tx).await;
+        let done = done.map_err(doing())?;
+        tx.commit().await.map_err(doing())?;
+        Ok(done.rows_affected() > 0)
     }
 
     /// The lease is locked against a takeover until the letters are marked, and the redrive against being paused and
@@ -356,10 +362,11 @@ impl PgLedger {
     }
 
     pub(super) async fn silence(&self) -> Result<u64, AdapterError> {
-        let silent: i64 = sqlx::query_scalar(self.sql(FALL_SILENT))
-            .fetch_one(&self.pool)
-            .await
-            .map_err(failed("look for letters without an outcome"))?;
+        let doing = || failed("look for letters without an outcome");
+        let mut tx = stranded::begin(&self.pool).await.map_err(doing())?;
+        let silent: i64 =
+            sqlx::query_scalar(self.sql(FALL_SILENT)).fetch_one(&mut *tx).await.map_err(doing())?;
+        tx.commit().await.map_err(doing())?;
         Ok(u64::try_from(silent).unwrap_or(0))
     }
 }
