@@ -108,7 +108,8 @@ pub(super) async fn follow(context: &Context, made: Redrive, to_the_end: bool) -
     let mut followed = None;
     let signalled = until_signalled(stop.clone(), async {
         let look = |redrive: &Redrive| progress.show(redrive);
-        followed = Some(carry_out(ledger.clone(), sink, made, owner(context), look, done, &stop).await);
+        let work = carry_out(ledger.clone(), sink, made, owner(context), look, done, &stop);
+        followed = Some(Box::pin(work).await);
         Ok(())
     })
     .await;
