@@ -10,11 +10,13 @@ use std::sync::Arc;
 use backstop_core::AdapterError;
 use backstop_core::ledger::{AuditStep, Ledger, NewAuditEntry};
 use backstop_core::report::{cut, escaped};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::commands::Context;
 use crate::exit::{Failure, with_cause};
+use crate::patience::answer;
 
 /// The target of all events.
 pub(crate) const TARGET: &str = "audit";
@@ -37,6 +39,8 @@ pub(crate) struct Action<'a> {
     is_the_relays: bool,
     deed: String,
     ledger: Option<Arc<dyn Ledger>>,
+    /// Once it has ended, the ledger is not waited for much longer.
+    term: CancellationToken,
 }
 
 impl<'a> Action<'a> {
@@ -48,8 +52,8 @@ impl<'a> Action<'a> {
         because: Option<&'a str>,
     ) -> Self {
         let deed = Uuid::now_v7().to_string();
-        let ledger = Some(ledger.clone());
-        Self { what, outbox: None, choice, because, redrive: None, is_the_relays: false, deed, ledger }
+        let (ledger, term) = (Some(ledger.clone()), CancellationToken::new());
+        Self { what, outbox: None, choice, because, redrive: None, is_the_relays: false, deed, ledger, term }
     }
 
     /// On dead letters, as the configuration says.
@@ -66,15 +70,22 @@ impl<'a> Action<'a> {
         because: Option<&'a str>,
     ) -> Self {
         let deed = Uuid::now_v7().to_string();
-        let ledger = context.ledger().await.ok();
+        let (ledger, term) = (context.ledger().await.ok(), CancellationToken::new());
         let outbox = Some(outbox);
-        Self { what, outbox, choice, because, redrive: None, is_the_relays: false, deed, ledger }
+        Self { what, outbox, choice, because, redrive: None, is_the_relays: false, deed, ledger, term }
     }
 
     /// The same, about this redrive.
     #[must_use]
     pub(crate) fn about(mut self, redrive: &str) -> Self {
         self.redrive = Some(redrive.to_owned());
+        self
+    }
+
+    /// The same, as a part of work that lasts a term.
+    #[must_use]
+    pub(crate) fn within(mut self, term: &CancellationToken) -> Self {
+        self.term = term.clone();
         self
     }
 
@@ -149,7 +160,7 @@ impl<'a> Action<'a> {
             because: self.because.map(text),
             error: error.map(text),
         };
-        ledger.write_audit(&entry).await
+        answer(&self.term, ledger.write_audit(&entry)).await
     }
 }
 

@@ -10,10 +10,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use backstop_core::AdapterError;
 use backstop_core::lease::Leases;
 use backstop_core::ledger::{Ledger, Letter};
 use backstop_core::source::{Received, Settlement, Source};
-use backstop_core::{AdapterError, FaultKind};
 use futures_core::future::BoxFuture;
 use futures_util::future::{FutureExt, join, join_all};
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -25,6 +25,7 @@ use tracing::{info, warn};
 use crate::exit::with_cause;
 use crate::letters::letter;
 use crate::owner::{Owner, OwnerSettings};
+use crate::patience;
 use crate::redact::Redaction;
 
 /// Letters that are recorded together: what a transaction costs beside its letters is shared by so many.
@@ -35,9 +36,6 @@ const CHUNK_BYTES: usize = 4 << 20;
 const RETRY_MIN: Duration = Duration::from_millis(200);
 /// Longest wait after a failure.
 const RETRY_MAX: Duration = Duration::from_secs(10);
-
-/// How long the ledger may take to record a chunk before the connection counts as lost.
-const RECORD_LIMIT: Duration = Duration::from_secs(30);
 
 /// Opens one source anew: at each change of owner, and after an error that the source calls final.
 pub type Opener<S> = Box<dyn Fn() -> BoxFuture<'static, Result<S, AdapterError>> + Send + Sync>;
@@ -209,14 +207,10 @@ impl<S: Source> Collector<S> {
         loop {
             let recorded = tokio::select! {
                 biased;
-                recorded = timeout(RECORD_LIMIT, self.ledger.record(&chunk.letters)) => recorded,
+                recorded = timeout(patience::LIMIT, self.ledger.record(&chunk.letters)) => recorded,
                 () = term.cancelled() => return false,
             };
-            let recorded = recorded.unwrap_or_else(|_| {
-                Err(AdapterError::new(FaultKind::Unreachable, "recording dead letters took too long")
-                    .with_hint("look for a lock on the ledger's tables, or a lost connection"))
-            });
-            match recorded {
+            match recorded.unwrap_or_else(|_| Err(patience::silent())) {
                 Ok(new) => {
                     info!(new, read = chunk.letters.len(), "dead letters collected");
                     chunk.settle();

@@ -41,6 +41,9 @@ pub(crate) use trouble::{Done, Kind, Trouble};
 
 /// How long the ledger's database may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long each of several databases may take that are on one page: the rest of the page must fit into the time of the
+/// answer, too.
+const GLANCE: Duration = Duration::from_secs(4);
 
 /// Opens the ledger; asked until it succeeds once.
 pub(crate) type OpenLedger =
@@ -160,5 +163,59 @@ async fn in_time_or_unknown<T>(
     match timeout(PATIENCE, asked).await {
         Ok(answer) => answer.map_err(|error| Trouble::of_change(&error, look)),
         Err(_) => Err(Trouble::slow(PATIENCE).unknown(look)),
+    }
+}
+
+/// What one of several databases on a page says, or that it takes too long for that.
+async fn glance<T>(look: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
+    timeout(GLANCE, look).await.unwrap_or_else(|_| Err(Trouble::slow(GLANCE)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+
+    use backstop_core::held_keys::HeldFilter;
+    use backstop_postgres::{PgOutboxStore, PgTables};
+    use sqlx::PgPool;
+    use tokio::net::TcpListener;
+    use tokio::sync::watch;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::config::Environment;
+    use crate::pump::PumpStatus;
+
+    /// The desk of a relay with outboxes in four databases, none of which answers.
+    fn desk(server: &TcpListener) -> Desk {
+        let names = ["a", "b", "c", "d"].map(str::to_owned);
+        let url = |name: &str| format!("postgres://x@{}/{name}", server.local_addr().expect("an address"));
+        let mut text = format!("[database]\nurl = \"{}\"\n", url("a"));
+        let jobs = Jobs::new(names.clone());
+        for name in &names {
+            let outbox = format!("[[outbox]]\nname = \"{name}\"\ndatabase = {{ url = \"{}\" }}\n", url(name));
+            text.write_str(&outbox).expect("a string takes everything");
+            let pool = PgPool::connect_lazy(&url(name)).expect("a URL");
+            let store = Arc::new(PgOutboxStore::new(pool, PgTables::default()));
+            let (_sender, status) = watch::channel(PumpStatus::default());
+            jobs.started(name, store, status, Arc::default());
+        }
+        Desk::of(&Config::parse(&text, &Environment::default()).expect("sound"), jobs)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn databases_that_are_silent_are_waited_for_side_by_side() {
+        let server = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let desk = desk(&server);
+        let begun = Instant::now();
+        let outboxes = desk.outboxes().await;
+        assert_eq!(outboxes.iter().filter(|look| look.trouble.is_some()).count(), 4);
+        // A timer is up to a millisecond late.
+        let most = GLANCE + Duration::from_millis(5);
+        assert!(begun.elapsed() <= most, "{:?}", begun.elapsed());
+        let begun = Instant::now();
+        let held = desk.held(&HeldFilter::default(), 10).await.expect("looked at");
+        assert_eq!(held.iter().filter(|look| look.trouble.is_some()).count(), 4);
+        assert!(begun.elapsed() <= most, "{:?}", begun.elapsed());
     }
 }

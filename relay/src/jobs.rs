@@ -1,19 +1,21 @@
 //! How the jobs of this process stand, for probes and metrics.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use backstop_core::outbox::{OutboxStatus, OutboxStore};
+use futures_util::future::join_all;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::pump::{PumpState, PumpStatus, Tally, Traffic, Trouble};
 use crate::receipts::ReceiptCounts;
 
-/// How long the count of pending rows is taken for current: counting costs the database a scan.
+/// How long the count of pending rows is taken for current, and a failed one not tried again: counting costs the database
+/// a scan, and a database that is gone costs whoever asks their patience.
 const COUNTED_EVERY: Duration = Duration::from_secs(15);
-/// How long a count may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a count may take. Prometheus waits 10 s for the whole page.
+const PATIENCE: Duration = Duration::from_secs(4);
 
 /// The jobs of one process. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -27,7 +29,15 @@ pub struct Jobs {
 pub struct OutboxJob {
     name: String,
     started: OnceLock<Started>,
-    backlog: Mutex<Option<(Instant, OutboxStatus)>>,
+    backlog: Mutex<Backlog>,
+}
+
+/// What waits in an outbox, as far as it could be counted.
+#[derive(Debug, Default)]
+struct Backlog {
+    /// When it was counted last, in vain or not.
+    asked: Option<Instant>,
+    counted: Option<OutboxStatus>,
 }
 
 struct Started {
@@ -92,11 +102,10 @@ impl Jobs {
         &self.receipts
     }
 
-    /// Counts what waits in each outbox, unless that was done a moment ago. A count that fails leaves the old one.
+    /// Counts what waits in each outbox, side by side, unless that was tried a moment ago. A count that fails leaves the
+    /// old one.
     pub async fn count(&self) {
-        for job in self.outboxes.iter() {
-            job.count().await;
-        }
+        join_all(self.outboxes.iter().map(OutboxJob::count)).await;
     }
 }
 
@@ -123,20 +132,23 @@ impl OutboxJob {
 
     /// What waited when it was counted last; `None` before the first count.
     pub fn backlog(&self) -> Option<OutboxStatus> {
-        self.counted().map(|(_, status)| status)
+        self.known().counted.clone()
     }
 
-    fn counted(&self) -> Option<(Instant, OutboxStatus)> {
-        self.backlog.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn known(&self) -> MutexGuard<'_, Backlog> {
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn count(&self) {
         let Some(started) = self.started.get() else { return };
-        if self.counted().is_some_and(|(at, _)| at.elapsed() < COUNTED_EVERY) {
+        if self.known().asked.is_some_and(|at| at.elapsed() < COUNTED_EVERY) {
             return;
         }
-        if let Ok(Ok(status)) = timeout(PATIENCE, started.store.status()).await {
-            *self.backlog.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), status));
+        let answer = timeout(PATIENCE, started.store.status()).await;
+        let mut known = self.known();
+        known.asked = Some(Instant::now());
+        if let Ok(Ok(status)) = answer {
+            known.counted = Some(status);
         }
     }
 
@@ -147,5 +159,40 @@ impl OutboxJob {
         let ready = matches!(state, Some(PumpState::Standby | PumpState::Running)) && trouble.is_none();
         let state = state.map_or("starting", PumpState::word);
         Report { outbox: self.name.clone(), state, ready, trouble: trouble.map(Trouble::as_str) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use backstop_postgres::{PgOutboxStore, PgTables};
+    use sqlx::PgPool;
+    use tokio::net::TcpListener;
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn databases_that_are_silent_cost_little_time_together_and_none_for_a_while() {
+        // It takes connections, and says nothing.
+        let server = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("postgres://x@{}/x", server.local_addr().expect("an address"));
+        let names = ["a", "b", "c", "d"].map(str::to_owned);
+        let jobs = Jobs::new(names.clone());
+        for name in &names {
+            let pool = PgPool::connect_lazy(&url).expect("a URL");
+            let store = Arc::new(PgOutboxStore::new(pool, PgTables::default()));
+            let (_sender, status) = watch::channel(PumpStatus::default());
+            jobs.started(name, store, status, Arc::default());
+        }
+        for expected in [PATIENCE, Duration::ZERO] {
+            let begun = Instant::now();
+            jobs.count().await;
+            // A timer is up to a millisecond late.
+            assert!(begun.elapsed() <= expected + Duration::from_millis(5), "{:?}", begun.elapsed());
+        }
+        advance(COUNTED_EVERY).await;
+        let begun = Instant::now();
+        jobs.count().await;
+        assert!(begun.elapsed() >= PATIENCE, "they are asked again");
     }
 }

@@ -55,5 +55,8 @@ mod commands;
 mod console;
 mod demo;
 mod desk;
+#[cfg(test)]
+mod gated;
+mod patience;
 
 pub use cli::start;

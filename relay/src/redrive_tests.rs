@@ -13,7 +13,7 @@ use super::*;
 
 /// A sink that remembers, and refuses messages with a certain body.
 #[derive(Clone, Default)]
-struct Recorder {
+pub(super) struct Recorder {
     sent: Arc<Mutex<Vec<(String, Envelope)>>>,
     refuses: Option<&'static str>,
     /// With which scope; by default the destination's.
@@ -49,7 +49,7 @@ impl Recorder {
             .collect()
     }
 
-    fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.sent.lock().expect("not poisoned").len()
     }
 }
@@ -81,7 +81,7 @@ fn letter(n: usize, key: &str) -> Letter {
     letter
 }
 
-fn letters(many: usize, keys: &[&str]) -> Vec<Letter> {
+pub(super) fn letters(many: usize, keys: &[&str]) -> Vec<Letter> {
     (0..many).map(|n| letter(n, keys[n % keys.len()])).collect()
 }
 
@@ -89,7 +89,7 @@ fn open() -> LetterFilter {
     LetterFilter::of_status(LetterStatus::Open)
 }
 
-fn wanted() -> NewRedrive {
+pub(super) fn wanted() -> NewRedrive {
     new_redrive(open(), Guard::default())
 }
 
@@ -97,7 +97,7 @@ async fn count(ledger: &Arc<dyn Ledger>, status: LetterStatus) -> u64 {
     ledger.count(&LetterFilter::of_status(status)).await.expect("counted")
 }
 
-fn owner() -> OwnerSettings {
+pub(super) fn owner() -> OwnerSettings {
     OwnerSettings { lease: "redrive".into(), ttl: Duration::from_secs(2), ..OwnerSettings::default() }
 }
 

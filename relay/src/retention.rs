@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use backstop_core::AdapterError;
 use backstop_core::lease::Leases;
 use backstop_core::ledger::{Expired, Expiry, Ledger, LetterStatus};
 use chrono::TimeDelta;
@@ -21,6 +22,7 @@ use crate::audit::Action;
 use crate::config::RetentionConfig;
 use crate::exit::{Exit, Failure};
 use crate::owner::{Owner, OwnerSettings};
+use crate::patience::answer;
 
 /// From one pass to the next.
 const EVERY: Duration = Duration::from_secs(600);
@@ -67,15 +69,23 @@ impl Retention {
         let leases: Arc<dyn Leases> = self.ledger.clone();
         let owner = Owner::start(leases, owner);
         while owner.granted(&stop).await.is_some() {
-            if let Err(failure) = self.pass(&stop).await {
-                warn!(cause = %failure, "dead letters whose time is over stay in the ledger");
-            }
+            let term = stop.child_token();
             tokio::select! {
-                () = stop.cancelled() => {}
-                () = sleep(EVERY) => {}
+                () = self.pass_and_rest(&term) => {}
+                never = owner.cancel_when_lost(&term) => match never {},
             }
         }
         owner.release().await;
+    }
+
+    async fn pass_and_rest(&self, term: &CancellationToken) {
+        if let Err(failure) = self.pass(term).await {
+            warn!(cause = %failure, "dead letters whose time is over stay in the ledger");
+        }
+        tokio::select! {
+            () = term.cancelled() => {}
+            () = sleep(EVERY) => {}
+        }
     }
 
     /// Archives and deletes what is over now. `stop` ends it between two batches.
@@ -83,7 +93,7 @@ impl Retention {
     /// # Errors
     /// When an archive cannot be written, or the ledger does not answer; what was not deleted by then stays.
     pub async fn pass(&self, stop: &CancellationToken) -> Result<Vec<Passed>, Failure> {
-        let now = self.ledger.time().await.map_err(|error| Failure::database(&error))?;
+        let now = asked(stop, self.ledger.time()).await?;
         let mut passed = Vec::new();
         for (status, kept) in self.config.by_status() {
             let age = kept.and_then(|kept| TimeDelta::from_std(kept).ok());
@@ -96,7 +106,7 @@ impl Retention {
     async fn pass_status(&self, expiry: &Expiry, stop: &CancellationToken) -> Result<Passed, Failure> {
         let mut passed = Passed { status: expiry.status, deleted: 0, archives: Vec::new() };
         while !stop.is_cancelled() {
-            let (ids, manifest) = self.archive(expiry).await?;
+            let (ids, manifest) = self.archive(expiry, stop).await?;
             if ids.is_empty() {
                 break;
             }
@@ -113,12 +123,15 @@ impl Retention {
     }
 
     /// The letters of one archive, and its manifest where one is to be written.
-    async fn archive(&self, expiry: &Expiry) -> Result<(Vec<String>, Option<Manifest>), Failure> {
+    async fn archive(
+        &self,
+        expiry: &Expiry,
+        stop: &CancellationToken,
+    ) -> Result<(Vec<String>, Option<Manifest>), Failure> {
         let (mut ids, mut archive) = (Vec::<String>::new(), None);
         while ids.len() < IN_ONE_FILE {
             let after = ids.last().map(String::as_str);
-            let page =
-                self.ledger.expired(expiry, after, BATCH).await.map_err(|error| Failure::database(&error))?;
+            let page = asked(stop, self.ledger.expired(expiry, after, BATCH)).await?;
             let is_last = page.len() < BATCH as usize;
             ids.extend(page.iter().map(|expired| expired.letter.id.clone()));
             if !page.is_empty()
@@ -147,14 +160,14 @@ impl Retention {
     ) -> Result<u64, Failure> {
         let file = manifest.map_or("no archive", |manifest| manifest.file.as_str());
         let choice = format!("{} before {}, {file}", expiry.status, expiry.before.to_rfc3339());
-        let action = Action::of_the_relay(&self.ledger, "retention", &choice);
+        let action = Action::of_the_relay(&self.ledger, "retention", &choice).within(stop);
         action.begins(ids.len() as u64).await?;
         let mut deleted = 0;
         for batch in ids.chunks(BATCH as usize) {
             if stop.is_cancelled() {
                 break;
             }
-            match self.ledger.purge(expiry, batch).await {
+            match answer(stop, self.ledger.purge(expiry, batch)).await {
                 Ok(more) => deleted += more,
                 Err(error) => {
                     action.failed(deleted, &error.to_string()).await;
@@ -166,6 +179,14 @@ impl Retention {
         info!(status = %expiry.status, deleted, archive = file, "dead letters whose time is over are deleted");
         Ok(deleted)
     }
+}
+
+/// The ledger's answer, or why there is none.
+async fn asked<T>(
+    term: &CancellationToken,
+    call: impl Future<Output = Result<T, AdapterError>>,
+) -> Result<T, Failure> {
+    answer(term, call).await.map_err(|error| Failure::database(&error))
 }
 
 /// The archive with a page more; it is begun with the first.

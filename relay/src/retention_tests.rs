@@ -1,10 +1,12 @@
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use backstop_core::Envelope;
 use backstop_core::ledger::{Change, Letter, LetterFilter};
 use backstop_testkit::memory::Store;
 
 use super::*;
+use crate::gated::Gated;
 
 /// Every letter's time is over as soon as it is closed and the ledger's clock has moved on.
 fn config(archive: Option<&Path>) -> RetentionConfig {
@@ -106,4 +108,34 @@ async fn a_relay_does_it_until_it_is_stopped() {
     tokio::time::timeout(Duration::from_secs(60), gone).await.expect("deleted in time");
     stop.cancel();
     running.await.expect("no panic");
+}
+
+async fn soon(what: &str, mut done: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !done().await {
+            sleep(Duration::from_secs(1)).await;
+        }
+    };
+    tokio::time::timeout(EVERY * 2, waiting).await.unwrap_or_else(|_| panic!("in vain: {what}"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_ledger_is_asked_again_and_keeps_nobody_from_ending() {
+    for (call, each_time) in
+        ["time", "expired", "purge", "write_audit"].map(|call| [(call, false), (call, true)]).concat()
+    {
+        let ledger = ledger(2).await;
+        discard(&ledger, &[]).await;
+        let (gated, asked) = Gated::silent(ledger.clone(), call, each_time);
+        let (stop, owner) = (CancellationToken::new(), OwnerSettings::default());
+        let retention = Retention::new(gated, "letters", config(None));
+        let running = tokio::spawn(retention.run(owner, stop.clone()));
+        soon(call, async || asked.load(Ordering::SeqCst)).await;
+        if !each_time {
+            soon(call, async || left(&ledger).await == 0).await;
+        }
+        stop.cancel();
+        let ended = tokio::time::timeout(Duration::from_secs(60), running).await;
+        ended.expect("it ends").expect("no panic");
+    }
 }

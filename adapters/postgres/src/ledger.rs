@@ -29,7 +29,7 @@ use crate::lease;
 use crate::seat::Seat;
 use crate::storable::storable;
 use crate::tables::PgTables;
-use crate::time;
+use crate::{stranded, time};
 
 const MARK: &str = "
     WITH moved AS (
@@ -144,16 +144,20 @@ impl Ledger for PgLedger {
         detail: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Vec<String>, AdapterError>> {
         Box::pin(async move {
+            let doing = || failed("mark dead letters");
             let ids: Vec<String> = ids.iter().map(|id| stored_id(id)).collect();
-            sqlx::query_scalar(self.sql(MARK))
+            let mut tx = stranded::begin(&self.pool).await.map_err(doing())?;
+            let marked = sqlx::query_scalar(self.sql(MARK))
                 .bind(ids)
                 .bind(from.as_str())
                 .bind(to.as_str())
                 .bind(storable(what))
                 .bind(stored(detail))
-                .fetch_all(&self.pool)
+                .fetch_all(&mut *tx)
                 .await
-                .map_err(failed("mark dead letters"))
+                .map_err(doing())?;
+            tx.commit().await.map_err(doing())?;
+            Ok(marked)
         })
     }
 
@@ -250,7 +254,7 @@ impl Redrives for PgLedger {
         from: &'a Standing,
         to: &'a Standing,
     ) -> BoxFuture<'a, Result<bool, AdapterError>> {
-        Box::pin(self.steer(id, from, to))
+        Box::pin(again(move || self.steer(id, from, to)))
     }
 
     fn set_redrive_rate<'a>(

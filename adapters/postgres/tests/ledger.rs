@@ -4,11 +4,12 @@ mod support;
 
 use std::time::Duration;
 
+use backstop_core::lease::Leases;
 use backstop_core::ledger::{
-    AuditFilter, AuditLog, AuditStep, Guard, Ledger, Letter, LetterFilter, LetterStatus, NewAuditEntry,
-    NewRedrive, Redrives,
+    AuditFilter, AuditLog, AuditStep, Change, Expiry, Guard, Ledger, Letter, LetterFilter, LetterStatus,
+    NewAuditEntry, NewRedrive, Redrives, Sent,
 };
-use backstop_core::{MessageKey, Receipt, ReceiptOutcome};
+use backstop_core::{ConsumerReport, ConsumerState, MessageKey, Receipt, ReceiptOutcome};
 use backstop_postgres::PgLedger;
 use support::{Db, envelope, until};
 
@@ -205,5 +206,109 @@ async fn a_redrive_that_cannot_be_read_back_is_not_made() {
     db.run("DROP TRIGGER spoil ON backstop_redrive").await;
     let made = ledger.create_redrive(&new).await.expect("made");
     assert_eq!((made.plan.id.as_str(), made.created_at > chrono::DateTime::UNIX_EPOCH), ("r", true));
+    db.drop().await;
+}
+
+/// Each statement that changes one of these tables fails where the server was not told how long to wait.
+const LIMITED: &str = "
+    CREATE FUNCTION is_limited() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF current_setting('lock_timeout') = '0' THEN RAISE EXCEPTION 'it would wait for ever'; END IF;
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER a BEFORE INSERT OR UPDATE OR DELETE ON backstop_letter EXECUTE FUNCTION is_limited();
+    CREATE TRIGGER a BEFORE INSERT OR UPDATE OR DELETE ON backstop_redrive EXECUTE FUNCTION is_limited();
+    CREATE TRIGGER a BEFORE INSERT OR UPDATE OR DELETE ON backstop_redrive_letter EXECUTE FUNCTION is_limited();
+    CREATE TRIGGER a BEFORE INSERT OR UPDATE OR DELETE ON backstop_consumer EXECUTE FUNCTION is_limited()";
+
+fn redrive(id: &str) -> NewRedrive {
+    NewRedrive {
+        id: id.to_owned(),
+        filter: LetterFilter::of_status(LetterStatus::Open),
+        guard: Guard::default(),
+        limit: None,
+        canary: 0,
+        rate: None,
+        brake: 0.5,
+        silent_after: Duration::ZERO,
+        created_by: "ann".to_owned(),
+        because: None,
+    }
+}
+
+/// Letters that can be redriven.
+fn dead(ids: &[&str]) -> Vec<Letter> {
+    let dead = |id: &&str| {
+        let mut letter = letter(id, id, 0);
+        letter.door = Some("orders.stock.redrive".to_owned());
+        letter
+    };
+    ids.iter().map(dead).collect()
+}
+
+/// Takes every letter of a redrive that is made now, and has the broker confirm them.
+async fn send(ledger: &PgLedger, id: &str) {
+    ledger.create_redrive(&redrive(id)).await.expect("made");
+    let lease = ledger.acquire("redrive", "engine", Duration::from_secs(60)).await.expect("asked");
+    let letters = ledger.claim_letters(&lease.expect("granted"), id, 10).await.expect("claimed");
+    let letters = letters.expect("the lease stands").into_iter();
+    let sent: Vec<_> = letters.map(|letter| (letter.id, Sent::Confirmed)).collect();
+    ledger.settle_letters(id, &sent).await.expect("settled");
+}
+
+/// A lock that somebody keeps, or a client that is gone, would stop the relay's work for as long as the other likes.
+#[tokio::test]
+async fn whatever_changes_letters_and_redrives_waits_for_a_limited_time() {
+    let db = Db::new().await;
+    let ledger = PgLedger::new(db.pool.clone(), db.tables.clone());
+    db.run(LIMITED).await;
+    ledger.record(&dead(&["a", "b", "c"])).await.expect("recorded");
+    send(&ledger, "r").await;
+    let receipt = Receipt {
+        message_key: MessageKey::new("/orders", b"a"),
+        letter: Some("a".to_owned()),
+        consumer: "stock".to_owned(),
+        instance: "stock-1".to_owned(),
+        generation: 1,
+        redrive: None,
+        outcome: ReceiptOutcome::Handled,
+        at: chrono::Utc::now(),
+    };
+    let report = ConsumerReport::new("stock", "stock-1", ConsumerState::Running);
+    let discard = Change::Discard { because: "test".to_owned() };
+    let (of_b, to_c) = (LetterFilter::of_ids(&["b".to_owned()]), ["c".to_owned()]);
+    let (from, to) = (LetterStatus::Redriving, LetterStatus::Open);
+    let made = ledger.redrive("r").await.expect("read").expect("there");
+    let cancelled = made.cancelled(None).expect("it runs");
+    let before = chrono::Utc::now() + chrono::TimeDelta::hours(1);
+    let over = Expiry { status: LetterStatus::Discarded, before };
+    let done = [
+        ("fall_silent", ledger.fall_silent().await.map(drop)),
+        ("record_outcomes", ledger.record_outcomes(&[receipt]).await.map(drop)),
+        ("record_reports", ledger.record_reports(&[report]).await),
+        ("change", ledger.change(&of_b, &discard, 1).await.map(drop)),
+        ("mark", ledger.mark(&to_c, from, to, "opened", None).await.map(drop)),
+        ("set_redrive_rate", ledger.set_redrive_rate("r", Some(1.0)).await.map(drop)),
+        ("steer_redrive", ledger.steer_redrive("r", &made.standing, &cancelled).await.map(drop)),
+        ("purge", ledger.purge(&over, &["b".to_owned()]).await.map(drop)),
+    ];
+    let endless: Vec<_> = done.iter().filter(|(_, done)| done.is_err()).map(|(call, _)| call).collect();
+    assert!(endless.is_empty(), "{endless:?}");
+    db.drop().await;
+}
+
+#[tokio::test]
+async fn a_letter_that_somebody_keeps_locked_keeps_no_other_from_falling_silent() {
+    let db = Db::new().await;
+    let ledger = PgLedger::new(db.pool.clone(), db.tables.clone());
+    ledger.record(&dead(&["a", "b", "c"])).await.expect("recorded");
+    send(&ledger, "r").await;
+    let mut other = db.pool.begin().await.expect("begun");
+    let lock = "SELECT n FROM backstop_letter WHERE id = 'b' FOR UPDATE";
+    sqlx::query(lock).execute(&mut *other).await.expect("locked");
+    let silent = tokio::time::timeout(Duration::from_secs(20), ledger.fall_silent()).await;
+    assert_eq!(silent.expect("it does not wait").expect("silent"), 2);
+    other.rollback().await.expect("rolled back");
+    assert_eq!(ledger.fall_silent().await.expect("silent"), 1);
     db.drop().await;
 }

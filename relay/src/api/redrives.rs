@@ -136,7 +136,8 @@ pub(super) struct CancelOrder {
     because: String,
 }
 
-/// Ends a redrive for good. Letters that were not sent are open, as before.
+/// Ends a redrive for good. Letters that were not sent are open, as before; those that were being sent wait for their
+/// outcome, and are silent without one.
 #[utoipa::path(post, path = "/redrives/{id}/cancel", tag = "redrives", request_body = CancelOrder,
     params(("id" = String, Path, description = "The redrive's id.")), responses((status = 200, body = RedriveView)))]
 pub(super) async fn cancel(

@@ -40,7 +40,7 @@ pub enum RedrivesCommand {
         /// Its id.
         id: String,
     },
-    /// End it for good: what is not sent yet stays open.
+    /// End it for good: what is not sent yet stays open, what is being sent waits for its outcome.
     Cancel {
         /// Its id.
         id: String,

@@ -19,6 +19,9 @@ use crate::owner::OwnerSettings;
 use crate::redrive::{Plan, Trouble, carry_out, is_sent, new_redrive};
 use crate::supervise::until_signalled;
 
+/// What became of the letters of a redrive that ended early.
+const LEFT: &str = "what was not sent is open, what was being sent waits for its outcome";
+
 pub(super) async fn run(context: &Context, args: cli::Redrive) -> Result<Exit, Failure> {
     redrivable(args.filter.status)?;
     context.broker()?;
@@ -105,7 +108,8 @@ pub(super) async fn follow(context: &Context, made: Redrive, to_the_end: bool) -
     let mut followed = None;
     let signalled = until_signalled(stop.clone(), async {
         let look = |redrive: &Redrive| progress.show(redrive);
-        followed = Some(carry_out(ledger.clone(), sink, made, owner(context), look, done, &stop).await);
+        let work = carry_out(ledger.clone(), sink, made, owner(context), look, done, &stop);
+        followed = Some(Box::pin(work).await);
         Ok(())
     })
     .await;
@@ -228,16 +232,13 @@ pub(super) fn ended(redrive: &Redrive) -> Result<Exit, Failure> {
     let id = &redrive.plan.id;
     let why = redrive.standing.why.as_deref().unwrap_or("nobody said why");
     let (what, hint) = match redrive.standing.run {
-        Run::Stopped => (
-            format!("redrive {id} ended itself: {why}"),
-            "what was not sent is open; mend the cause and make another".to_owned(),
-        ),
+        Run::Stopped => {
+            (format!("redrive {id} ended itself: {why}"), format!("{LEFT}; mend the cause and make another"))
+        }
         Run::Paused => {
             (format!("redrive {id} is paused: {why}"), format!("mend the cause, then `redrives resume {id}`"))
         }
-        Run::Cancelled => {
-            (format!("redrive {id} was cancelled: {why}"), "what was not sent is open".to_owned())
-        }
+        Run::Cancelled => (format!("redrive {id} was cancelled: {why}"), LEFT.to_owned()),
         Run::Running | Run::Done if redrive.letters().refused > 0 => (
             format!("{} letters were refused and put back", redrive.letters().refused),
             "their histories say why: `dead-letters show ID`; mend the cause and redrive them again"

@@ -138,8 +138,8 @@ fn cancel(id: &str, letters: &Tally) -> Markup {
     html! {
         section.danger #cancel aria-labelledby="h-cancel" {
             div.sh { h2 #h-cancel { "Cancel" } }
-            p { "What was sent cannot be called back; its outcomes still count. Letters that were not sent are open, as before. A cancelled redrive cannot be resumed: pause it if you only want to look." }
-            details { summary.btn.no { "Cancel: leave about " (grouped(letters.unsent())) " letters unsent…" }
+            p { "What was sent cannot be called back; its outcomes still count. Letters that were not sent are open, as before; those that are being sent wait for their outcome. A cancelled redrive cannot be resumed: pause it if you only want to look." }
+            details { summary.btn.no { "Cancel: leave about " (grouped(letters.pending)) " letters unsent…" }
                 form method="post" action={ "/redrives/" (id) "/cancel" } { div.fields {
                     label { span.lab { "Reason (required, kept in the audit log)" } textarea name="because" rows="2" required {} }
                     div.acts { button.no type="submit" { "Cancel this redrive" } a.btn href="#cancel" { "Keep sending" } } } } }

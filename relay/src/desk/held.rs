@@ -6,11 +6,12 @@ use backstop_core::held_keys::{Ending, HeldFilter, HeldKey, HeldKeys, HeldState}
 use backstop_core::ledger::{Letter, LetterFilter};
 use backstop_core::report::{cut, escaped};
 use backstop_core::sink::PublishError;
+use futures_util::future::try_join_all;
 use tokio::sync::OnceCell;
 
 use super::letters::{no_reason, reason};
 use super::trail::Deed;
-use super::{Caller, Desk, Kind, Trouble, in_time};
+use super::{Caller, Desk, Kind, Trouble, glance, in_time};
 use crate::ask::{self, NotAsked, Pending};
 use crate::config::{Config, DatabaseConfig};
 use crate::database::Database;
@@ -74,23 +75,23 @@ impl Desk {
     /// Keys that are held in the databases of this relay's outboxes. One that cannot be asked says so and keeps none of
     /// the others from being shown.
     pub(crate) async fn held(&self, filter: &HeldFilter, limit: u32) -> Result<Vec<HeldLook>, Trouble> {
-        let mut looks = Vec::new();
-        for place in &self.held {
-            let mut look =
-                HeldLook { outbox: place.outbox.clone(), trouble: None, keys: Vec::new(), more: false };
-            match self.keys_in(place, filter, limit).await {
-                Ok(mut keys) => {
-                    look.more = keys.len() > limit as usize;
-                    keys.truncate(limit as usize);
-                    for key in keys {
-                        look.keys.push(self.with_letter(key).await?);
-                    }
+        try_join_all(self.held.iter().map(|place| self.look_at(place, filter, limit))).await
+    }
+
+    async fn look_at(&self, place: &HeldIn, filter: &HeldFilter, limit: u32) -> Result<HeldLook, Trouble> {
+        let mut look =
+            HeldLook { outbox: place.outbox.clone(), trouble: None, keys: Vec::new(), more: false };
+        match glance(Box::pin(self.keys_in(place, filter, limit))).await {
+            Ok(mut keys) => {
+                look.more = keys.len() > limit as usize;
+                keys.truncate(limit as usize);
+                for key in keys {
+                    look.keys.push(self.with_letter(key).await?);
                 }
-                Err(trouble) => look.trouble = Some(trouble),
             }
-            looks.push(look);
+            Err(trouble) => look.trouble = Some(trouble),
         }
-        Ok(looks)
+        Ok(look)
     }
 
     async fn keys_in(

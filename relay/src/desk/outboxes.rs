@@ -5,8 +5,9 @@ use backstop_core::dead_rows::{BuriedRow, DeadGroup, DeadRowFilter};
 use backstop_core::lease::Holder;
 use backstop_core::outbox::OutboxStatus;
 use backstop_core::report::{cut, escaped};
+use futures_util::future::join_all;
 
-use super::{Desk, Trouble, in_time};
+use super::{Desk, Trouble, glance, in_time};
 use crate::jobs::OutboxJob;
 use crate::standing::Standing;
 
@@ -25,20 +26,7 @@ pub(crate) struct OutboxLook {
 impl Desk {
     /// Every outbox. One that cannot be asked says so and keeps none of the others from being shown.
     pub(crate) async fn outboxes(&self) -> Vec<OutboxLook> {
-        let mut looks = Vec::new();
-        for job in self.jobs.outboxes() {
-            let mut look = OutboxLook {
-                name: job.name().to_owned(),
-                trouble: None,
-                status: None,
-                holder: None,
-                standing: None,
-                dead: Vec::new(),
-            };
-            look.trouble = fill(&mut look, job).await.err();
-            looks.push(look);
-        }
-        looks
+        join_all(self.jobs.outboxes().iter().map(look_at)).await
     }
 
     /// Dead rows of an outbox, the oldest first, and how many there are.
@@ -60,6 +48,19 @@ impl Desk {
     pub(crate) async fn consumers(&self) -> Result<Vec<ConsumerReport>, Trouble> {
         in_time(self.ledger().await?.consumers()).await
     }
+}
+
+async fn look_at(job: &OutboxJob) -> OutboxLook {
+    let mut look = OutboxLook {
+        name: job.name().to_owned(),
+        trouble: None,
+        status: None,
+        holder: None,
+        standing: None,
+        dead: Vec::new(),
+    };
+    look.trouble = glance(fill(&mut look, job)).await.err();
+    look
 }
 
 async fn fill(look: &mut OutboxLook, job: &OutboxJob) -> Result<(), Trouble> {

@@ -127,7 +127,7 @@ impl Trouble {
     }
 
     pub(super) fn slow(patience: Duration) -> Self {
-        let what = format!("the ledger's database has not answered for {} s", patience.as_secs());
+        let what = format!("the database has not answered for {} s", patience.as_secs());
         Self::new(Kind::Unreachable, what, "try again; look at the database if it lasts")
     }
 

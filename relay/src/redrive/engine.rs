@@ -11,7 +11,7 @@ use std::time::Duration;
 use backstop_core::AdapterError;
 use backstop_core::lease::{Lease, Leases};
 use backstop_core::ledger::course::Next;
-use backstop_core::ledger::{AuditStep, Ledger, Letter, NewAuditEntry, Redrive, Run, Standing};
+use backstop_core::ledger::{AuditStep, Ledger, Letter, NewAuditEntry, Redrive, Run, Sent, Standing};
 use backstop_core::sink::{PublishError, Sink};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -25,6 +25,7 @@ use super::rate::Bucket;
 use super::send::{Outcome, send};
 use crate::exit::with_cause;
 use crate::owner::{Owner, OwnerSettings};
+use crate::patience::answer;
 
 /// Letters that are taken and sent together, and so the most that a crash sends twice.
 const CHUNK: u32 = 200;
@@ -94,7 +95,7 @@ impl<S: Sink> Engine<S> {
     }
 
     /// Works until `stop` is cancelled; what is being sent then is finished. It has no errors: whatever fails is logged
-    /// and tried again.
+    /// and tried again, and so is what the ledger does not answer.
     pub async fn run(self, stop: CancellationToken) {
         let leases: Arc<dyn Leases> = self.ledger.clone();
         let owner = Owner::start(leases, self.owner.clone());
@@ -114,7 +115,7 @@ impl<S: Sink> Engine<S> {
         let mut work = FuturesUnordered::new();
         let mut silence = Instant::now();
         while !term.is_cancelled() {
-            match beside(&mut work, self.running()).await {
+            match beside(&mut work, self.running(term)).await {
                 Ok(running) => {
                     for id in running {
                         if attended.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone()) {
@@ -126,7 +127,7 @@ impl<S: Sink> Engine<S> {
             }
             if silence <= Instant::now() {
                 silence = Instant::now() + SILENCE_EVERY;
-                beside(&mut work, self.mark_silent()).await;
+                beside(&mut work, self.mark_silent(term)).await;
             }
             let pause = async {
                 tokio::select! {
@@ -141,13 +142,14 @@ impl<S: Sink> Engine<S> {
     }
 
     /// The ids of the redrives that this engine is to carry out.
-    async fn running(&self) -> Result<Vec<String>, AdapterError> {
-        let running = self.ledger.running_redrives().await?.into_iter().map(|redrive| redrive.plan.id);
+    async fn running(&self, term: &CancellationToken) -> Result<Vec<String>, AdapterError> {
+        let running = answer(term, self.ledger.running_redrives()).await?;
+        let running = running.into_iter().map(|redrive| redrive.plan.id);
         Ok(running.filter(|id| self.only.as_ref().is_none_or(|only| only == id)).collect())
     }
 
-    async fn mark_silent(&self) {
-        match self.ledger.fall_silent().await {
+    async fn mark_silent(&self, term: &CancellationToken) {
+        match answer(term, self.ledger.fall_silent()).await {
             Ok(0) => {}
             Ok(letters) => warn!(letters, "redriven letters are silent: no outcome in time"),
             Err(error) => self.troubled(Trouble::Ledger(error)),
@@ -177,13 +179,7 @@ impl<S: Sink> Engine<S> {
         let mut bucket = Bucket::new();
         let mut resumed = false;
         while !term.is_cancelled() {
-            let Some(redrive) = self.ledger.redrive(id).await? else { return Ok(()) };
-            if !resumed {
-                let left = self.ledger.letters_in_flight(id).await?;
-                self.send(&redrive, left).await?;
-                resumed = true;
-                continue;
-            }
+            let Some(redrive) = answer(term, self.ledger.redrive(id)).await? else { return Ok(()) };
             match redrive.next() {
                 Next::Rest => return Ok(()),
                 Next::Wait => tokio::select! {
@@ -191,11 +187,16 @@ impl<S: Sink> Engine<S> {
                     () = sleep(LOOK_EVERY) => {}
                 },
                 Next::Change(to) => {
-                    if self.ledger.steer_redrive(id, &redrive.standing, &to).await? {
+                    if answer(term, self.ledger.steer_redrive(id, &redrive.standing, &to)).await? {
                         let (run, phase) = (to.run.as_str(), to.phase.as_str());
                         info!(redrive = id, run, phase, why = to.why, "redrive goes on");
-                        self.note(&redrive, &to).await;
+                        self.note(&redrive, &to, term).await;
                     }
+                }
+                Next::Send if !resumed => {
+                    let left = answer(term, self.ledger.letters_in_flight(id)).await?;
+                    self.send(&redrive, left, term).await?;
+                    resumed = true;
                 }
                 Next::Send => {
                     if !self.send_for_a_while(lease, &redrive, &mut bucket, term).await? {
@@ -209,7 +210,7 @@ impl<S: Sink> Engine<S> {
 
     /// Writes into the audit log where a redrive stands by itself now. It goes on without that: what it does is in the
     /// ledger, too.
-    async fn note(&self, redrive: &Redrive, to: &Standing) {
+    async fn note(&self, redrive: &Redrive, to: &Standing, term: &CancellationToken) {
         let state = if to.run == Run::Running { to.phase.as_str() } else { to.run.as_str() };
         let id = &redrive.plan.id;
         let entry = NewAuditEntry {
@@ -225,7 +226,7 @@ impl<S: Sink> Engine<S> {
             because: to.why.clone(),
             error: None,
         };
-        if let Err(error) = self.ledger.write_audit(&entry).await {
+        if let Err(error) = answer(term, self.ledger.write_audit(&entry)).await {
             warn!(redrive = id, error = %with_cause(&error), "the audit log does not have this");
         }
     }
@@ -260,9 +261,8 @@ impl<S: Sink> Engine<S> {
             () = term.cancelled() => return Ok(Batch::Empty),
             most = bucket.take(redrive.plan.rate, CHUNK) => most,
         };
-        let Some(letters) = self.ledger.claim_letters(lease, &redrive.plan.id, most).await? else {
-            return Ok(Batch::LeaseLost);
-        };
+        let claim = self.ledger.claim_letters(lease, &redrive.plan.id, most);
+        let Some(letters) = answer(term, claim).await? else { return Ok(Batch::LeaseLost) };
         let claimed = u32::try_from(letters.len()).unwrap_or(most);
         if redrive.plan.rate.is_some() {
             bucket.give_back(most.saturating_sub(claimed));
@@ -270,22 +270,27 @@ impl<S: Sink> Engine<S> {
         if letters.is_empty() {
             return Ok(Batch::Empty);
         }
-        self.send(redrive, letters).await?;
+        self.send(redrive, letters, term).await?;
         Ok(Batch::Sent)
     }
 
     /// Sends letters that are marked, and settles them.
-    async fn send(&self, redrive: &Redrive, letters: Vec<Letter>) -> Result<(), Trouble> {
+    async fn send(
+        &self,
+        redrive: &Redrive,
+        letters: Vec<Letter>,
+        term: &CancellationToken,
+    ) -> Result<(), Trouble> {
         if letters.is_empty() {
             return Ok(());
         }
         let id = &redrive.plan.id;
         let Outcome { settled, broker, target } = send(&self.sink, id, &redrive.plan.guard, letters).await;
-        self.ledger.settle_letters(id, &settled).await?;
+        self.settle(id, &settled, term).await?;
         if let Some((target, error)) = target {
             let why = format!("{target} takes nothing: {}", with_cause(&error));
             if let Ok(to) = redrive.paused(why) {
-                self.ledger.steer_redrive(id, &redrive.standing, &to).await?;
+                answer(term, self.ledger.steer_redrive(id, &redrive.standing, &to)).await?;
             }
             return Err(Trouble::Target(target, error));
         }
@@ -294,6 +299,29 @@ impl<S: Sink> Engine<S> {
             None => {
                 self.trouble.send_if_modified(|trouble| trouble.take().is_some());
                 Ok(())
+            }
+        }
+    }
+
+    /// Writes down what became of letters, as often as it takes: as long as that is not done they count as being sent,
+    /// and would be sent once more. When the term ends, it is tried once more, and the next engine finds what is left.
+    async fn settle(
+        &self,
+        id: &str,
+        settled: &[(String, Sent)],
+        term: &CancellationToken,
+    ) -> Result<(), Trouble> {
+        let mut pause = RETRY_MIN;
+        loop {
+            let last = term.is_cancelled();
+            match answer(term, self.ledger.settle_letters(id, settled)).await {
+                Ok(()) => return Ok(()),
+                Err(error) if last => return Err(Trouble::Ledger(error)),
+                Err(error) => self.troubled(Trouble::Ledger(error)),
+            }
+            tokio::select! {
+                () = term.cancelled() => {}
+                () = sleep(pause) => pause = (pause * 2).min(RETRY_MAX),
             }
         }
     }
@@ -317,3 +345,7 @@ async fn beside<T>(
         }
     }
 }
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;

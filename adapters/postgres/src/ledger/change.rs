@@ -8,6 +8,7 @@ use super::choice::{self, begin};
 use super::{PgLedger, stored};
 use crate::failure::failed;
 use crate::storable::storable;
+use crate::stranded;
 
 impl PgLedger {
     /// The letters are locked, so that one that somebody puts on hold meanwhile is judged with its hold.
@@ -62,8 +63,11 @@ impl PgLedger {
         sql.push(self.tables.fill(", told AS (INSERT INTO {event} (letter, what, detail) SELECT n, "));
         sql.push_bind(change.event()).push(", ").push_bind(storable(change.because()));
         sql.push(" FROM done) SELECT count(*) FROM done");
-        let row = sql.build().fetch_one(&self.pool).await;
-        let done: i64 = row.and_then(|row| row.try_get(0)).map_err(failed("change dead letters"))?;
+        let doing = || failed("change dead letters");
+        let mut tx = stranded::begin(&self.pool).await.map_err(doing())?;
+        let row = sql.build().fetch_one(&mut *tx).await;
+        let done: i64 = row.and_then(|row| row.try_get(0)).map_err(doing())?;
+        tx.commit().await.map_err(doing())?;
         Ok(u64::try_from(done).unwrap_or(0))
     }
 }

@@ -5,6 +5,7 @@ use backstop_core::{AdapterError, ConsumerReport, FaultKind, Receipt};
 use super::PgLedger;
 use crate::failure::failed;
 use crate::storable::storable;
+use crate::stranded;
 
 /// Letters are locked in their order before anything else, here as everywhere. What is on hold is never discarded: of a
 /// skip it has the event alone.
@@ -65,6 +66,8 @@ impl PgLedger {
         };
         let letters: Vec<Option<String>> =
             receipts.iter().map(|receipt| receipt.letter.as_deref().map(storable)).collect();
+        let doing = || failed("record outcomes of redriven letters");
+        let mut tx = stranded::begin(&self.pool).await.map_err(doing())?;
         let changed: i64 = sqlx::query_scalar(self.sql(OUTCOMES))
             .bind(letters)
             .bind(texts(|receipt| receipt.message_key.as_str()))
@@ -72,9 +75,10 @@ impl PgLedger {
             .bind(receipts.iter().map(|receipt| i64::from(receipt.generation)).collect::<Vec<_>>())
             .bind(texts(|receipt| receipt.outcome.as_str()))
             .bind(texts(|receipt| &receipt.instance))
-            .fetch_one(&self.pool)
+            .fetch_one(&mut *tx)
             .await
-            .map_err(failed("record outcomes of redriven letters"))?;
+            .map_err(doing())?;
+        tx.commit().await.map_err(doing())?;
         Ok(u64::try_from(changed).unwrap_or(0))
     }
 
@@ -86,15 +90,17 @@ impl PgLedger {
         let documents = documents.map_err(|error| {
             AdapterError::new(FaultKind::Invalid, "a consumer's report cannot be written").with_source(error)
         })?;
+        let doing = || failed("record reports of consumers");
+        let mut tx = stranded::begin(&self.pool).await.map_err(doing())?;
         sqlx::query(self.sql(REPORTS))
             .bind(texts(|report| &report.consumer))
             .bind(texts(|report| &report.instance))
             .bind(reports.iter().map(|report| report.at).collect::<Vec<_>>())
             .bind(documents.iter().map(|text| storable(text)).collect::<Vec<_>>())
-            .execute(&self.pool)
+            .execute(&mut *tx)
             .await
-            .map_err(failed("record reports of consumers"))?;
-        Ok(())
+            .map_err(doing())?;
+        tx.commit().await.map_err(doing())
     }
 
     pub(super) async fn read_reports(&self) -> Result<Vec<ConsumerReport>, AdapterError> {

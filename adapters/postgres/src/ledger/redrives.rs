@@ -34,31 +34,35 @@ const CLAIM: &str = "
     )
     SELECT {columns} FROM {letter} AS l JOIN taken ON taken.n = l.n ORDER BY l.n";
 
+/// A redrive whose letters are settled, locked against being ended meanwhile, and how a letter stands that is being
+/// sent: where the redrive has ended since, it is perhaps sent.
+const SETTLED: &str = "
+    SELECT n, from_status, CASE WHEN run IN ('cancelled', 'stopped') THEN 'waiting' ELSE 'sending' END
+    FROM {redrive} WHERE id = $1 FOR SHARE";
+
 /// Letters that the broker has confirmed, unless an outcome came before.
 const CONFIRM: &str = "
     WITH locked AS (
-        SELECT l.n FROM {letter} AS l WHERE l.id = ANY ($2) ORDER BY l.n FOR UPDATE
+        SELECT l.n FROM {letter} AS l WHERE l.id = ANY ($3) ORDER BY l.n FOR UPDATE
     ), stepped AS (
-        UPDATE {cohort} AS c SET step = $3, sent_at = clock_timestamp() FROM locked
-        WHERE c.redrive = (SELECT n FROM {redrive} WHERE id = $1) AND c.letter = locked.n AND c.step = 'sending'
-        RETURNING c.letter
+        UPDATE {cohort} AS c SET step = $4, sent_at = clock_timestamp() FROM locked
+        WHERE c.redrive = $1 AND c.letter = locked.n AND c.step = $2 RETURNING c.letter
     ), moved AS (
-        UPDATE {letter} AS l SET outcome = $3 FROM stepped WHERE l.n = stepped.letter
+        UPDATE {letter} AS l SET outcome = $4 FROM stepped WHERE l.n = stepped.letter
     )
     INSERT INTO {event} (letter, what, detail) SELECT letter, 'redriven', 'confirmed by the broker' FROM stepped";
 
 /// Letters that were not sent are what they were before.
 const PUT_BACK: &str = "
     WITH told AS (
-        SELECT * FROM unnest($2::text[], $3::text[]) AS u (id, reason)
+        SELECT * FROM unnest($3::text[], $4::text[]) AS u (id, reason)
     ), locked AS (
-        SELECT l.n, l.id FROM {letter} AS l WHERE l.id = ANY ($2) ORDER BY l.n FOR UPDATE
+        SELECT l.n, l.id FROM {letter} AS l WHERE l.id = ANY ($3) ORDER BY l.n FOR UPDATE
     ), stepped AS (
-        UPDATE {cohort} AS c SET step = $4 FROM locked, {redrive} AS r
-        WHERE r.id = $1 AND c.redrive = r.n AND c.letter = locked.n AND c.step = 'sending'
-        RETURNING c.letter, r.from_status
+        UPDATE {cohort} AS c SET step = $5 FROM locked
+        WHERE c.redrive = $1 AND c.letter = locked.n AND c.step = $2 RETURNING c.letter
     ), moved AS (
-        UPDATE {letter} AS l SET status = stepped.from_status FROM stepped
+        UPDATE {letter} AS l SET status = $6 FROM stepped
         WHERE l.n = stepped.letter AND l.status = 'redriving'
     )
     INSERT INTO {event} (letter, what, detail)
@@ -71,14 +75,35 @@ const REFUSE_FOLLOWERS: &str = "
     FROM {letter} AS f, {letter} AS r
     WHERE r.id = ANY ($2) AND r.msg_key IS NOT NULL AND f.msg_key = r.msg_key
     AND f.door IS NOT DISTINCT FROM r.door AND f.place IS NOT DISTINCT FROM r.place
-    AND c.redrive = (SELECT n FROM {redrive} WHERE id = $1) AND c.letter = f.n AND c.step = 'pending'";
+    AND c.redrive = $1 AND c.letter = f.n AND c.step = 'pending'";
 
+/// Letters that are being sent when their redrive ends: nobody sends them again, and whether they arrived is for their
+/// consumer to say.
+const LET_GO: &str = "
+    WITH flying AS (
+        SELECT c.redrive, c.letter FROM {cohort} AS c JOIN {redrive} AS r ON r.n = c.redrive
+        WHERE r.id = $1 AND c.step = 'sending'
+    ), locked AS (
+        SELECT l.n FROM {letter} AS l WHERE l.n = ANY (ARRAY (SELECT letter FROM flying)) ORDER BY l.n FOR UPDATE
+    ), stepped AS (
+        UPDATE {cohort} AS c SET step = 'waiting', sent_at = clock_timestamp()
+        FROM flying JOIN locked ON locked.n = flying.letter
+        WHERE c.redrive = flying.redrive AND c.letter = flying.letter AND c.step = 'sending' RETURNING c.letter
+    ), moved AS (
+        UPDATE {letter} AS l SET outcome = 'waiting' FROM stepped
+        WHERE l.n = stepped.letter AND l.status = 'redriving'
+    )
+    INSERT INTO {event} (letter, what, detail)
+    SELECT letter, 'perhaps-redriven', 'its redrive ended while it was being sent' FROM stepped";
+
+/// Letters that somebody else is at are left for the next time.
 const FALL_SILENT: &str = "
     WITH late AS (
         SELECT c.redrive, c.letter FROM {cohort} AS c JOIN {redrive} AS r ON r.n = c.redrive
         WHERE c.step = 'waiting' AND c.sent_at <= clock_timestamp() - make_interval(secs => r.silent_after) LIMIT 1000
     ), locked AS (
-        SELECT l.n FROM {letter} AS l WHERE l.n = ANY (ARRAY (SELECT letter FROM late)) ORDER BY l.n FOR UPDATE
+        SELECT l.n FROM {letter} AS l WHERE l.n = ANY (ARRAY (SELECT letter FROM late)) ORDER BY l.n
+        FOR UPDATE SKIP LOCKED
     ), stepped AS (
         UPDATE {cohort} AS c SET step = 'silent' FROM late JOIN locked ON locked.n = late.letter
         WHERE c.redrive = late.redrive AND c.letter = late.letter AND c.step = 'waiting' RETURNING c.letter
@@ -213,7 +238,9 @@ impl PgLedger {
     pub(super) async fn steer(&self, id: &str, from: &Standing, to: &Standing) -> Result<bool, AdapterError> {
         const STEER: &str = "UPDATE {redrive} SET run = $4, phase = $5, why = $6, forgiven_failures = $7, \
                              forgiven_outcomes = $8 WHERE id = $1 AND run = $2 AND phase = $3";
+        let doing = || failed("steer a redrive");
         let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let mut tx = stranded::begin(&self.pool).await.map_err(doing())?;
         let done = sqlx::query(self.sql(STEER))
             .bind(stored_id(id))
             .bind(from.run.as_str())
@@ -223,16 +250,26 @@ impl PgLedger {
             .bind(to.why.as_deref().map(storable))
             .bind(number(to.forgiven_failures))
             .bind(number(to.forgiven_outcomes))
-            .execute(&self.pool)
+            .execute(&mut *tx)
             .await
-            .map_err(failed("steer a redrive"))?;
-        Ok(done.rows_affected() > 0)
+            .map_err(doing())?;
+        let steered = done.rows_affected() > 0;
+        if steered && to.run.is_over() {
+            let query = sqlx::query(self.sql(LET_GO)).bind(stored_id(id));
+            query.execute(&mut *tx).await.map_err(doing())?;
+        }
+        tx.commit().await.map_err(doing())?;
+        Ok(steered)
     }
 
     pub(super) async fn set_rate(&self, id: &str, rate: Option<f64>) -> Result<bool, AdapterError> {
         const RATE: &str = "UPDATE {redrive} SET rate = $2 WHERE id = $1 AND run IN ('running', 'paused')";
-        let done = sqlx::query(self.sql(RATE)).bind(stored_id(id)).bind(rate).execute(&self.pool).await;
-        Ok(done.map_err(failed("change the rate of a redrive"))?.rows_affected() > 0)
+        let doing = || failed("change the rate of a redrive");
+        let mut tx = stranded::begin(&self.pool).await.map_err(doing())?;
+        let done = sqlx::query(self.sql(RATE)).bind(stored_id(id)).bind(rate).execute(&mut *tx).await;
+        let done = done.map_err(doing())?;
+        tx.commit().await.map_err(doing())?;
+        Ok(done.rows_affected() > 0)
     }
 
     /// The lease is locked against a takeover until the letters are marked, and the redrive against being paused and
@@ -295,12 +332,17 @@ impl PgLedger {
 
     pub(super) async fn settle(&self, id: &str, sent: &[(String, Sent)]) -> Result<(), AdapterError> {
         let doing = || failed("write down what was redriven");
-        let redrive = stored_id(id);
         let mut tx = stranded::begin(&self.pool).await.map_err(doing())?;
+        let settled: Option<(i64, String, String)> = sqlx::query_as(self.sql(SETTLED))
+            .bind(stored_id(id))
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(doing())?;
+        let Some((redrive, from, flying)) = settled else { return Ok(()) };
         for (what, step) in [(Sent::Confirmed, "waiting"), (Sent::Unanswered, "unknown")] {
             let ids = ids(sent, |other| *other == what);
             if !ids.is_empty() {
-                let query = sqlx::query(self.sql(CONFIRM)).bind(&redrive).bind(ids).bind(step);
+                let query = sqlx::query(self.sql(CONFIRM)).bind(redrive).bind(&flying).bind(ids).bind(step);
                 query.execute(&mut *tx).await.map_err(doing())?;
             }
         }
@@ -312,23 +354,25 @@ impl PgLedger {
             });
             let (ids, reasons): (Vec<String>, Vec<String>) = put_back.unzip();
             if !ids.is_empty() {
-                let query = sqlx::query(self.sql(PUT_BACK)).bind(&redrive).bind(ids).bind(reasons).bind(step);
+                let query = sqlx::query(self.sql(PUT_BACK)).bind(redrive).bind(&flying).bind(ids);
+                let query = query.bind(reasons).bind(step).bind(&from);
                 query.execute(&mut *tx).await.map_err(doing())?;
             }
         }
         let refused = ids(sent, |what| matches!(what, Sent::Refused(_)));
         if !refused.is_empty() {
-            let query = sqlx::query(self.sql(REFUSE_FOLLOWERS)).bind(&redrive).bind(refused);
+            let query = sqlx::query(self.sql(REFUSE_FOLLOWERS)).bind(redrive).bind(refused);
             query.execute(&mut *tx).await.map_err(doing())?;
         }
         tx.commit().await.map_err(doing())
     }
 
     pub(super) async fn silence(&self) -> Result<u64, AdapterError> {
-        let silent: i64 = sqlx::query_scalar(self.sql(FALL_SILENT))
-            .fetch_one(&self.pool)
-            .await
-            .map_err(failed("look for letters without an outcome"))?;
+        let doing = || failed("look for letters without an outcome");
+        let mut tx = stranded::begin(&self.pool).await.map_err(doing())?;
+        let silent: i64 =
+            sqlx::query_scalar(self.sql(FALL_SILENT)).fetch_one(&mut *tx).await.map_err(doing())?;
+        tx.commit().await.map_err(doing())?;
         Ok(u64::try_from(silent).unwrap_or(0))
     }
 }

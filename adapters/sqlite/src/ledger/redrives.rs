@@ -179,8 +179,37 @@ impl SqliteLedger {
             .execute(&mut *tx)
             .await
             .map_err(|error| adapter("cannot steer a redrive", error))?;
+        let steered = done.rows_affected() > 0;
+        if steered && to.run.is_over() {
+            self.let_go(&mut tx, id).await?;
+        }
         commit(tx).await.map_err(plain)?;
-        Ok(done.rows_affected() > 0)
+        Ok(steered)
+    }
+
+    /// Letters that are being sent when their redrive ends: nobody sends them again, and whether they arrived is for
+    /// their consumer to say.
+    async fn let_go(&self, tx: &mut SqliteConnection, id: &str) -> Result<(), AdapterError> {
+        let failed = |error| adapter("cannot let letters of a redrive go", error);
+        let tables = &self.database.tables;
+        let step = format!(
+            "UPDATE {} SET step = 'waiting', sent_at = {NOW} WHERE step = 'sending' \
+             AND redrive = (SELECT n FROM {} WHERE id = ?) RETURNING letter",
+            tables.redrive_letter(),
+            tables.redrive()
+        );
+        let query = sqlx::query_scalar(AssertSqlSafe(step)).bind(id);
+        let letters: Vec<i64> = query.fetch_all(&mut *tx).await.map_err(failed)?;
+        for n in letters {
+            let outcome = format!(
+                "UPDATE {} SET outcome = 'waiting' WHERE n = ? AND status = 'redriving'",
+                tables.letter()
+            );
+            sqlx::query(AssertSqlSafe(outcome)).bind(n).execute(&mut *tx).await.map_err(failed)?;
+            let why = "its redrive ended while it was being sent";
+            self.note(tx, n, "perhaps-redriven", Some(why)).await?;
+        }
+        Ok(())
     }
 
     pub(super) async fn set_rate(&self, id: &str, rate: Option<f64>) -> Result<bool, AdapterError> {
@@ -298,7 +327,8 @@ impl SqliteLedger {
         commit(tx).await.map_err(plain)
     }
 
-    /// The redrive and the letter by their numbers, and the status that the letter had, if it is still being sent.
+    /// The redrive and the letter by their numbers, and the status that the letter had, if it is still being sent, or
+    /// perhaps sent because its redrive has ended since.
     async fn sending(
         &self,
         tx: &mut SqliteConnection,
@@ -308,7 +338,8 @@ impl SqliteLedger {
         let tables = &self.database.tables;
         let sql = format!(
             "SELECT r.n, l.n, r.from_status FROM {} AS r JOIN {} AS l ON l.id = ?2 \
-             JOIN {} AS c ON c.redrive = r.n AND c.letter = l.n WHERE r.id = ?1 AND c.step = 'sending'",
+             JOIN {} AS c ON c.redrive = r.n AND c.letter = l.n WHERE r.id = ?1 \
+             AND c.step = CASE WHEN r.run IN ('cancelled', 'stopped') THEN 'waiting' ELSE 'sending' END",
             tables.redrive(),
             tables.letter(),
             tables.redrive_letter()

@@ -122,7 +122,8 @@ impl Redrive {
         }
     }
 
-    /// Where it stands once it is cancelled: what is not sent stays as it was.
+    /// Where it stands once it is cancelled: what is not sent stays as it was, and what is being sent waits for its
+    /// outcome.
     ///
     /// # Errors
     /// When it is over.

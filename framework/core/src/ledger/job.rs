@@ -218,7 +218,7 @@ pub enum Step {
     Pending,
     /// Being sent; after a crash it is sent once more.
     Sending,
-    /// Sent, and no outcome yet.
+    /// Sent, or perhaps sent when the redrive ended, and no outcome yet.
     Waiting,
     /// Handled.
     Resolved,
@@ -276,7 +276,7 @@ pub struct Tally {
     pub pending: u64,
     /// Being sent.
     pub sending: u64,
-    /// Sent, and no outcome yet.
+    /// Sent, or perhaps sent when the redrive ended, and no outcome yet.
     pub waiting: u64,
     /// Handled.
     pub resolved: u64,
@@ -419,7 +419,8 @@ pub trait Redrives: Send + Sync {
     /// When the database cannot be asked.
     fn running_redrives(&self) -> BoxFuture<'_, Result<Vec<Redrive>, AdapterError>>;
 
-    /// Changes where a redrive stands, if run and phase are what they were `from`; says whether it did.
+    /// Changes where a redrive stands, if run and phase are what they were `from`; says whether it did. Where it is over
+    /// then, letters that were being sent are perhaps sent: they wait for their outcome, or for silence.
     ///
     /// # Errors
     /// When the database cannot be asked.
@@ -459,7 +460,8 @@ pub trait Redrives: Send + Sync {
     /// When the database cannot be asked.
     fn letters_in_flight<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Vec<Letter>, AdapterError>>;
 
-    /// Writes down what became of letters that were being sent. An outcome that came before is kept.
+    /// Writes down what became of letters that were being sent, also after their redrive has ended. An outcome that came
+    /// before is kept. Doing it again moves no letter.
     ///
     /// # Errors
     /// When the database cannot be asked.

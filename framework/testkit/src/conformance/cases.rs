@@ -50,6 +50,7 @@ macro_rules! store_conformance {
                 a_stale_engine_takes_nothing,
                 letters_are_settled,
                 outcomes_reach_the_redrive,
+                what_is_being_sent_outlives_its_redrive,
                 the_rate_changes_while_it_runs,
                 claims_at_once_share,
             ],

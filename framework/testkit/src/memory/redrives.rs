@@ -170,11 +170,38 @@ impl Data {
         sending.filter_map(|row| self.letters.iter().find(|letter| letter.id == row.id).cloned()).collect()
     }
 
+    fn steer(&mut self, id: &str, from: &Standing, to: &Standing) -> Result<bool, AdapterError> {
+        self.reachable()?;
+        let row = self.row_mut(id);
+        let row = row.filter(|row| (row.standing.run, row.standing.phase) == (from.run, from.phase));
+        let Some(row) = row else { return Ok(false) };
+        row.standing = to.clone();
+        if to.run.is_over() {
+            self.let_go(id);
+        }
+        Ok(true)
+    }
+
+    /// Letters that are being sent when their redrive ends: whether they arrived is for their consumer to say.
+    fn let_go(&mut self, id: &str) {
+        let at = self.now();
+        for letter in self.in_flight(id) {
+            self.step(id, &letter.id, |row| (row.step, row.sent_at) = (Step::Waiting, Some(at)));
+            let redriving = |found: &&mut Letter| found.status == LetterStatus::Redriving;
+            if let Some(found) = self.letter_mut(&letter.id).filter(redriving) {
+                found.outcome = Some(Outcome::Waiting);
+            }
+            self.tell(&letter.id, "perhaps-redriven", Some("its redrive ended while it was being sent"));
+        }
+    }
+
     fn settle(&mut self, id: &str, sent: &[(String, Sent)]) -> Result<(), AdapterError> {
         self.reachable()?;
         for (letter, what) in sent {
-            let row = self.row_mut(id).and_then(|row| row.letters.iter().find(|row| row.id == *letter));
-            if row.is_some_and(|row| row.step == Step::Sending) {
+            let Some(row) = self.row_mut(id) else { continue };
+            // What a redrive that has ended was sending is perhaps sent.
+            let flying = if row.standing.run.is_over() { Step::Waiting } else { Step::Sending };
+            if row.letters.iter().any(|row| row.id == *letter && row.step == flying) {
                 self.settle_one(id, letter, what);
             }
         }
@@ -323,12 +350,7 @@ impl Redrives for Store {
         from: &'a Standing,
         to: &'a Standing,
     ) -> BoxFuture<'a, Result<bool, AdapterError>> {
-        now(self.shared.change(|data| {
-            data.reachable()?;
-            let row = data.row_mut(id);
-            let row = row.filter(|row| (row.standing.run, row.standing.phase) == (from.run, from.phase));
-            Ok(row.map(|row| row.standing = to.clone()).is_some())
-        }))
+        now(self.shared.change(|data| data.steer(id, from, to)))
     }
 
     fn set_redrive_rate<'a>(

@@ -253,6 +253,53 @@ pub async fn outcomes_reach_the_redrive<H: StoreHarness>(harness: &H) {
     assert_eq!(read(&ledger, "r").await.letters(), tally(&expected), "late is better than never");
 }
 
+/// A redrive that ends leaves nothing in flight: what was being sent waits for its outcome, or for silence, and what its
+/// engine knows of it afterwards still counts. A pause leaves it in flight.
+pub async fn what_is_being_sent_outlives_its_redrive<H: StoreHarness>(harness: &H) {
+    let ledger = harness.ledger();
+    let mut letters = dead_many(7);
+    letters.iter_mut().for_each(|letter| letter.envelope.key = None);
+    record(&*ledger, &letters).await;
+    let made = create(&ledger, &NewRedrive { silent_after: Duration::from_millis(100), ..new("r") }).await;
+    let lease = lease(&ledger, "engine").await;
+    let claimed = claim(&ledger, &lease, "r", 6).await;
+    let paused = made.paused("the broker is away").expect("it runs");
+    assert!(ledger.steer_redrive("r", &made.standing, &paused).await.expect("it answers"));
+    assert_eq!(ledger.letters_in_flight("r").await.expect("it answers").len(), 6, "a pause ends nothing");
+    let cancelled = made.cancelled(Some("enough".to_owned())).expect("it is not over");
+    assert!(ledger.steer_redrive("r", &paused, &cancelled).await.expect("it answers"));
+    assert!(ledger.letters_in_flight("r").await.expect("it answers").is_empty());
+    let expected = tally(&[(Step::Pending, 1), (Step::Waiting, 6)]);
+    assert_eq!(read(&ledger, "r").await.letters(), expected);
+    assert_eq!(found(&*ledger, &with_status(LetterStatus::Open)).await, ["006"]);
+    let of = |outcome| LetterFilter { outcome: Some(outcome), ..LetterFilter::default() };
+    assert_eq!(found(&*ledger, &of(Outcome::Waiting)).await, claimed);
+    let history = ledger.history("000").await.expect("it answers");
+    assert_eq!(history.last().map(|event| event.what.as_str()), Some("perhaps-redriven"));
+
+    ledger.record_outcomes(&[handled(&letters[0])]).await.expect("it answers");
+    let mut again = dead("again");
+    (again.message_key, again.generation) = (letters[1].message_key.clone(), 1);
+    record(&*ledger, &[again]).await;
+    settle(&ledger, "r", &claimed[2..3], &Sent::NotTried).await;
+    settle(&ledger, "r", &claimed[3..4], &Sent::Refused("too large".to_owned())).await;
+    settle(&ledger, "r", &claimed[4..5], &Sent::Unanswered).await;
+    assert_eq!(found(&*ledger, &with_status(LetterStatus::Open)).await, ["002", "003", "006", "again"]);
+    while ledger.fall_silent().await.expect("it answers") == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let expected = [
+        (Step::Pending, 2),
+        (Step::Resolved, 1),
+        (Step::FailedAgain, 1),
+        (Step::Refused, 1),
+        (Step::Unknown, 1),
+        (Step::Silent, 1),
+    ];
+    assert_eq!(read(&ledger, "r").await.letters(), tally(&expected));
+    assert_eq!(found(&*ledger, &of(Outcome::Silent)).await, ["005"]);
+}
+
 /// The rate can be changed until the redrive is over.
 pub async fn the_rate_changes_while_it_runs<H: StoreHarness>(harness: &H) {
     let ledger = harness.ledger();
