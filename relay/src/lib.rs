@@ -15,6 +15,7 @@
 //! | [`redact`] | what of letters is not kept |
 //! | [`archive`], [`retention`] | letters whose time in the ledger is over |
 //! | [`redrive`] | letters from the ledger back to their consumer |
+//! | `rules` | redrives that the relay makes by itself, where somebody wrote it |
 //! | [`receipts`] | what consumers say of redriven letters and of themselves |
 //! | [`replay`] | a part of a Kafka topic, sent once more |
 //! | [`jobs`], [`http`], [`metrics`] | how the jobs stand, and who is told |
@@ -55,5 +56,6 @@ mod commands;
 mod console;
 mod demo;
 mod desk;
+mod rules;
 
 pub use cli::start;
