@@ -143,7 +143,7 @@ impl<'a> Action<'a> {
         };
         let text = |text: &str| cut(&escaped(text), MAX_TEXT);
         let (who, role, from) = if self.is_the_relays {
-            ("backstop-relay".to_owned(), "relay", format!("configuration of the relay on {}", host()))
+            ("backstop-relay".to_owned(), "relay", of_the_configuration())
         } else {
             (user().unwrap_or_else(|| "unknown".to_owned()), "operator", origin())
         };
@@ -162,6 +162,11 @@ impl<'a> Action<'a> {
         };
         answer(&self.term, ledger.write_audit(&entry)).await
     }
+}
+
+/// From where that comes which the relay does because its configuration says so.
+pub(crate) fn of_the_configuration() -> String {
+    format!("configuration of the relay on {}", host())
 }
 
 /// From where a command comes.

@@ -6,6 +6,7 @@ mod held;
 mod letters;
 mod redrives;
 mod replay;
+mod rules;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -21,6 +22,7 @@ pub use held::{AskedEnding, HeldAsk, HeldChange, HeldCommand};
 pub use letters::{DeadLettersCommand, Filter, LetterChange, OutcomeName, Redrive, Status};
 pub use redrives::RedrivesCommand;
 pub use replay::Replay;
+pub use rules::{RuleRun, RulesCommand};
 
 use crate::commands;
 use crate::exit::{Exit, Failure};
@@ -111,6 +113,9 @@ pub enum ConfiguredCommand {
     /// Redrives of dead letters: look at them and steer them.
     #[command(subcommand)]
     Redrives(RedrivesCommand),
+    /// Rules by which the relay redrives dead letters by itself.
+    #[command(subcommand)]
+    Rules(RulesCommand),
     /// Who did what by hand over the ledger, newest first.
     Audit(Audit),
     /// The outbox.

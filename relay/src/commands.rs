@@ -17,6 +17,7 @@ mod outbox_status;
 pub(crate) mod redrive;
 mod redrives;
 mod replay;
+mod rules;
 pub(crate) mod run;
 
 use std::io::{self, BufRead, IsTerminal, Write};
@@ -158,6 +159,7 @@ fn dispatch(context: &Arc<Context>, command: ConfiguredCommand) -> Result<Exit, 
             ConfiguredCommand::Replay(args) => replay::run(context, args).await,
             ConfiguredCommand::DeadLetters(command) => dead_letters::run(context, command).await,
             ConfiguredCommand::Redrives(command) => redrives::run(context, command).await,
+            ConfiguredCommand::Rules(command) => rules::run(context, command).await,
             ConfiguredCommand::Audit(args) => audit::run(context, args).await,
         }
     })

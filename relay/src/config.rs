@@ -30,6 +30,7 @@ mod interpolate;
 mod layout;
 mod loosened;
 mod notify;
+mod rules;
 mod sections;
 
 use std::collections::BTreeMap;
@@ -46,6 +47,7 @@ pub use document::{Fault, Place};
 pub use environment::Environment;
 pub use layout::{DebeziumConfig, Layout};
 pub use notify::{NoticeEvent, NotifyConfig, NotifyKind};
+pub use rules::{RuleConfig, RuleTrigger};
 
 use crate::exit::{Complaint, Exit, Failure};
 use crate::secret::{Scrubber, Secret, SecretUrl, is_secret_name};
@@ -248,6 +250,9 @@ pub struct DeadLettersConfig {
     pub lease_ttl: Duration,
     /// `[dead_letters.redrive]`: what redrives may do.
     pub redrive: RedriveConfig,
+    /// `[[dead_letters.rules]]`: when letters are redriven by themselves. Never, unless a rule says so.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<RuleConfig>,
     /// `[[dead_letters.redact]]`: what of letters is not kept.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub redact: Vec<RedactConfig>,

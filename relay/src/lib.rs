@@ -15,6 +15,7 @@
 //! | [`redact`] | what of letters is not kept |
 //! | [`archive`], [`retention`] | letters whose time in the ledger is over |
 //! | [`redrive`] | letters from the ledger back to their consumer |
+//! | `rules` | redrives that the relay makes by itself, where somebody wrote it |
 //! | [`receipts`] | what consumers say of redriven letters and of themselves |
 //! | [`replay`] | a part of a Kafka topic, sent once more |
 //! | [`jobs`], [`http`], [`metrics`] | how the jobs stand, and who is told |
@@ -58,5 +59,6 @@ mod desk;
 #[cfg(test)]
 mod gated;
 mod patience;
+mod rules;
 
 pub use cli::start;

@@ -10,6 +10,8 @@ mod outbox_dead;
 mod relay;
 #[path = "cli/routes.rs"]
 mod routes;
+#[path = "cli/rules.rs"]
+mod rules;
 #[path = "cli/snapshots.rs"]
 mod snapshots;
 #[path = "cli/status.rs"]

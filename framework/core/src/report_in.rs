@@ -10,6 +10,8 @@
 //!   "version": "2.4.1",
 //!   "state": "running",
 //!   "breaker": "closed",
+//!   "breaker_closings": 1,
+//!   "breaker_closed_at": "2026-03-01T11:52:00Z",
 //!   "lag": 12,
 //!   "held": 3,
 //!   "oldest_held_seconds": 40,
@@ -123,6 +125,13 @@ pub struct ConsumerReport {
     /// Where its breaker stands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub breaker: Option<BreakerState>,
+    /// How often its breaker has closed since the process began, after something was away: 0 is never, and absent a
+    /// version of Backstop that does not count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub breaker_closings: Option<u64>,
+    /// When it closed last, by the consumer's clock. The same in each report until it closes again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub breaker_closed_at: Option<DateTime<Utc>>,
     /// Messages of its topics or queues that it has not settled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag: Option<u64>,
@@ -151,6 +160,8 @@ impl ConsumerReport {
             version: None,
             state,
             breaker: None,
+            breaker_closings: None,
+            breaker_closed_at: None,
             lag: None,
             held: None,
             oldest_held_seconds: None,
@@ -178,7 +189,9 @@ impl ConsumerReport {
         let report: Self = read(message, Self::KIND)?;
         let named = [Some(&report.consumer), Some(&report.instance), report.version.as_ref()];
         check(named.into_iter().flatten().map(String::as_str), report.at)?;
-        let numbers = [report.lag, report.held, report.oldest_held_seconds, report.inbox_retention_seconds];
+        check(std::iter::empty(), report.breaker_closed_at.unwrap_or(report.at))?;
+        let Self { lag, held, oldest_held_seconds, inbox_retention_seconds, breaker_closings, .. } = report;
+        let numbers = [lag, held, oldest_held_seconds, inbox_retention_seconds, breaker_closings];
         if numbers.into_iter().flatten().any(|number| i64::try_from(number).is_err()) {
             return Err(Unreadable("a number in it is larger than databases store".into()));
         }
@@ -196,6 +209,8 @@ mod tests {
         assert_eq!(ConsumerReport::from_message(&sent.to_message()), Ok(sent.clone()));
         sent.version = Some("2.4.1".into());
         sent.breaker = Some(BreakerState::Probing);
+        (sent.breaker_closings, sent.breaker_closed_at) =
+            (Some(2), Some(sent.at - chrono::TimeDelta::hours(1)));
         (sent.lag, sent.held) = (Some(0), Some(3));
         (sent.oldest_held_seconds, sent.inbox_retention_seconds) = (Some(40), Some(604_800));
         assert_eq!(ConsumerReport::from_message(&sent.to_message()), Ok(sent));
@@ -208,6 +223,17 @@ mod tests {
         let mut fields: Vec<_> = json.as_object().expect("an object").keys().map(String::as_str).collect();
         fields.sort_unstable();
         assert_eq!(fields, ["at", "consumer", "instance", "state"]);
+    }
+
+    /// A consumer of an earlier version of Backstop is read, and what it does not say is not known.
+    #[test]
+    fn an_older_report_is_read_and_says_nothing_of_closings() {
+        let body = r#"{"consumer":"stock","instance":"host-1","version":"2.4.1","state":"running","breaker":"closed",
+                       "at":"2026-03-01T12:00:00Z"}"#;
+        let message = Message::new(ConsumerReport::KIND).body("application/json", body);
+        let report = ConsumerReport::from_message(&message).expect("a report");
+        assert_eq!(report.version.as_deref(), Some("2.4.1"));
+        assert_eq!((report.breaker_closings, report.breaker_closed_at), (None, None));
     }
 
     #[test]

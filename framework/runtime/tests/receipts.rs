@@ -296,10 +296,17 @@ async fn a_change_of_state_is_reported_at_once() {
     until("the breaker is told of", open).await;
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     assert_eq!(reports(&scene)[1].state, ConsumerState::Paused);
+    assert!(reports(&scene).iter().all(|report| report.breaker_closings == Some(0)));
+    handle.close_breaker();
+    let closed = || reports(&scene).last().is_some_and(|report| report.breaker_closings == Some(1));
+    until("that it has closed is told", closed).await;
     stop.send(()).expect("the consumer runs");
     task.await.expect("no panic").expect("an orderly end");
     let last = reports(&scene).pop().expect("reports");
     assert_eq!((last.state, last.breaker), (ConsumerState::Stopped, None));
+    let closed_at: Vec<_> = reports(&scene).iter().filter_map(|report| report.breaker_closed_at).collect();
+    assert!(closed_at.len() >= 2 && closed_at.iter().all(|at| *at == closed_at[0]), "{closed_at:?}");
+    assert_eq!(last.breaker_closings, Some(1), "who goes tells it once more");
 }
 
 #[tokio::test(start_paused = true)]

@@ -147,6 +147,9 @@ pub(super) struct ConsumerView {
     version: Option<String>,
     state: String,
     breaker: Option<String>,
+    /// How often the breaker has closed since the process began.
+    breaker_closings: Option<u64>,
+    breaker_closed_at: Option<DateTime<Utc>>,
     lag: Option<u64>,
     held: Option<u64>,
     oldest_held_seconds: Option<u64>,
@@ -162,6 +165,8 @@ impl From<ConsumerReport> for ConsumerView {
             version: report.version,
             state: report.state.as_str().to_owned(),
             breaker: report.breaker.map(|breaker| breaker.as_str().to_owned()),
+            breaker_closings: report.breaker_closings,
+            breaker_closed_at: report.breaker_closed_at,
             lag: report.lag,
             held: report.held,
             oldest_held_seconds: report.oldest_held_seconds,

@@ -18,11 +18,13 @@ use serde_json::{Value, json};
 use crate::broker;
 use crate::commands::Context;
 use crate::commands::outbox::{in_words, time};
+use crate::commands::rules;
 use crate::config::{Config, DatabaseConfig, NotifyConfig, OutboxConfig};
 use crate::database::Database;
 use crate::exit::{Exit, Failure, with_cause};
 use crate::notify::send::Sender;
 use crate::output::{self, counted};
+use crate::rules::lease_name;
 
 /// Pending rows whose destinations are looked at.
 const SAMPLE_ROWS: usize = 1_000;
@@ -53,16 +55,7 @@ pub(super) async fn run(context: &Context, notify: bool) -> Result<Exit, Failure
             lease(&mut findings, database, &outbox.name).await;
         }
     }
-    if let Some(database) = usable(config.ledger()).filter(|_| config.dead_letters.enabled) {
-        match database.ledger() {
-            Ok(ledger) if !config.dead_letters.receipts.is_empty() => {
-                consumers(&mut findings, &*ledger).await;
-            }
-            Ok(_) => {}
-            Err(error) => findings.push(failed("ledger", &error)),
-        }
-        lease(&mut findings, database, &config.dead_letters.name).await;
-    }
+    look_at_letters(&mut findings, config, usable(config.ledger())).await;
     look_at_brokers(&mut findings, config, waiting).await;
     look_for_queues(&mut findings, config).await;
     if notify {
@@ -74,6 +67,29 @@ pub(super) async fn run(context: &Context, notify: bool) -> Result<Exit, Failure
     print(context, &findings)?;
     let failed = findings.iter().any(|finding| finding.severity == Severity::Error);
     Ok(if failed { Exit::Failed } else { Exit::Ok })
+}
+
+/// The ledger, consumers that report in, rules, and who attends to them.
+async fn look_at_letters(findings: &mut Vec<Finding>, config: &Config, database: Option<&Database>) {
+    let letters = &config.dead_letters;
+    let ledger = match database.filter(|_| letters.enabled).map(Database::ledger) {
+        Some(Ok(ledger)) => Some(ledger),
+        Some(Err(error)) => {
+            findings.push(failed("ledger", &error));
+            None
+        }
+        None => None,
+    };
+    if let Some(ledger) = ledger.as_ref().filter(|_| !letters.receipts.is_empty()) {
+        consumers(findings, &**ledger).await;
+    }
+    findings.extend(rules::findings(config, ledger.as_deref()).await);
+    if let Some(database) = database.filter(|_| letters.enabled) {
+        lease(findings, database, &letters.name).await;
+        if !letters.rules.is_empty() {
+            lease(findings, database, &lease_name(letters)).await;
+        }
+    }
 }
 
 /// Whether anybody answers at the address of somebody who is told.

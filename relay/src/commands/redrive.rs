@@ -26,30 +26,60 @@ pub(super) async fn run(context: &Context, args: cli::Redrive) -> Result<Exit, F
     redrivable(args.filter.status)?;
     context.broker()?;
     let new = wanted(context, &args)?;
+    let cli::Redrive { wait, dry_run, yes, .. } = args;
+    let wish = Wish {
+        new,
+        what: "dead-letters redrive",
+        choice: args.filter.to_string(),
+        left_alone: "see the plan: letters without a door need --accept-fanout, old ones --include-old",
+        wait,
+        dry_run,
+        yes,
+    };
+    by_hand(context, wish).await
+}
+
+/// A redrive that somebody asks for on the command line.
+pub(super) struct Wish {
+    pub(super) new: NewRedrive,
+    /// The command.
+    pub(super) what: &'static str,
+    /// Which letters, as the operator chose.
+    pub(super) choice: String,
+    /// The remedy where letters match and none would be sent.
+    pub(super) left_alone: &'static str,
+    /// Whether to wait for every outcome.
+    pub(super) wait: bool,
+    pub(super) dry_run: bool,
+    /// Whether not to ask.
+    pub(super) yes: bool,
+}
+
+/// Prints the plan, asks, and carries the redrive out.
+pub(super) async fn by_hand(context: &Context, wish: Wish) -> Result<Exit, Failure> {
+    let Wish { new, what, choice, .. } = &wish;
     let ledger = context.ledger().await?;
     let mut plan = Plan::make(&*ledger, &new.filter, &new.guard).await.map_err(database)?;
     plan.warnings.extend(plan.without_canary(new.canary));
     let to_send = new.limit.map_or(plan.to_send, |limit| limit.min(plan.to_send));
-    if to_send == 0 || args.dry_run {
+    if to_send == 0 || wish.dry_run {
         if context.is_json() {
             output::json(&json!({ "plan": plan }))?;
         } else {
             print_plan(&plan)?;
         }
-        return nothing_sent(&plan, to_send);
+        return nothing_sent(&plan, to_send, wish.left_alone);
     }
     if !context.is_json() {
         print_plan(&plan)?;
     }
-    if !args.yes {
+    if !wish.yes {
         confirm(&format!("redrive {}?", counted(to_send, "letter")), "nothing was redriven")?;
     }
-    let choice = args.filter.to_string();
-    let because = new.because.as_deref();
-    let action = Action::on_letters(&ledger, "dead-letters redrive", &choice, because).about(&new.id);
+    let action = Action::on_letters(&ledger, what, choice, new.because.as_deref()).about(&new.id);
     action.begins(to_send).await?;
-    let made = ledger.create_redrive(&new).await.map_err(database)?;
-    let seen = match Box::pin(follow(context, made, args.wait)).await {
+    let made = ledger.create_redrive(new).await.map_err(database)?;
+    let seen = match Box::pin(follow(context, made, wish.wait)).await {
         Ok(seen) => seen,
         Err(failure) => {
             action.failed(to_send, &failure.to_string()).await;
@@ -166,12 +196,12 @@ pub(crate) fn failure(trouble: &Trouble) -> Failure {
 }
 
 /// Letters that cannot be sent are refused in words; when there are no others, that is a failure.
-fn nothing_sent(plan: &Plan, to_send: u64) -> Result<Exit, Failure> {
+fn nothing_sent(plan: &Plan, to_send: u64, hint: &str) -> Result<Exit, Failure> {
     if to_send == 0 && plan.matching > 0 {
         return Err(Failure::new(
             Exit::Failed,
             format!("none of the {} letters can be redriven", plan.matching),
-            "see the plan: letters without a door need --accept-fanout, old ones --include-old",
+            hint,
         ));
     }
     Ok(Exit::Ok)

@@ -26,6 +26,7 @@ use crate::receipts::Receipts;
 use crate::redact::Redaction;
 use crate::redrive::Engine;
 use crate::retention::Retention;
+use crate::rules::Keeper;
 use crate::supervise::{Supervisor, until_signalled};
 
 /// First wait for a server that cannot be reached at the start; it doubles, with jitter.
@@ -80,6 +81,7 @@ pub(crate) async fn work(context: &Arc<Context>, stop: CancellationToken) -> Res
         attend_letters(context, &stop, &mut supervisor);
         attend_receipts(context, &stop, &jobs, &mut supervisor);
         attend_retention(context, &stop, &mut supervisor);
+        attend_rules(context, &stop, &mut supervisor);
     }
     if !context.config.notify.is_empty() {
         notify(context, &stop, &mut supervisor);
@@ -138,6 +140,20 @@ fn attend_retention(context: &Arc<Context>, stop: &CancellationToken, supervisor
     supervisor.spawn("the retention of dead letters", async move {
         if let Some(ledger) = patiently(&stop, "ledger", || context.ledger()).await? {
             Retention::new(ledger, name, config).run(owner, stop).await;
+        }
+        Ok(())
+    });
+}
+
+/// Makes redrives by rules, where somebody wrote some.
+fn attend_rules(context: &Arc<Context>, stop: &CancellationToken, supervisor: &mut Supervisor) {
+    if context.config.dead_letters.rules.is_empty() {
+        return;
+    }
+    let (context, stop) = (context.clone(), stop.clone());
+    supervisor.spawn("the keeper of rules", async move {
+        if let Some(ledger) = patiently(&stop, "ledger", || context.ledger()).await? {
+            Keeper::new(ledger, context.config.dead_letters.clone()).run(stop).await;
         }
         Ok(())
     });

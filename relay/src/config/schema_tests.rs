@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::*;
 
 /// Each table of the file, with the definition that describes it and what must stand before a key of it.
-const TABLES: [(&str, &str, &str); 14] = [
+const TABLES: [(&str, &str, &str); 15] = [
     ("database", "database", "[database]\n"),
     ("kafka", "broker", "[broker]\nkind = \"kafka\"\n"),
     ("rabbitmq", "broker", "[broker]\nkind = \"rabbitmq\"\n"),
@@ -16,6 +16,7 @@ const TABLES: [(&str, &str, &str); 14] = [
     ("http", "http", "[http]\n"),
     ("dead_letters", "dead_letters", "[dead_letters]\n"),
     ("redrive", "dead_letters.redrive", "[dead_letters.redrive]\n"),
+    ("rule", "dead_letters.rules", "[[dead_letters.rules]]\n"),
     ("redact", "dead_letters.redact", "[[dead_letters.redact]]\n"),
     ("retention", "dead_letters.retention", "[dead_letters.retention]\n"),
     ("database", "dead_letters.ledger", "[dead_letters.ledger]\n"),
@@ -63,7 +64,7 @@ fn the_schema_has_the_defaults_of_the_reader() {
     {
         let text = format!(
             "[database]\nurl = \"sqlite:x.db\"\n[broker]\nkind = \"{kind}\"\n{broker}\n[dead_letters.ledger]\nurl = \
-             \"sqlite:l.db\"\n[[dead_letters.redact]]\nheader = \"a\"\n[dead_letters.retention]\narchive = \"a\"\n[http]\n[outbox]\nlayout = \
+             \"sqlite:l.db\"\n[[dead_letters.rules]]\nname = \"r\"\nafter = \"new-version\"\nconsumer = \"c\"\n[[dead_letters.redact]]\nheader = \"a\"\n[dead_letters.retention]\narchive = \"a\"\n[http]\n[outbox]\nlayout = \
              \"debezium\"\n[outbox.database]\nurl = \"postgres://localhost/o\"\n[[notify]]\nurl = \"https://hooks.example/x\"\nsecret = \"0123456789abcdef\"\n"
         );
         let config = Config::parse(&text, &Environment::default()).expect("sound");
@@ -100,7 +101,10 @@ fn the_schema_has_the_bounds_of_the_reader() {
                 continue;
             };
             bounded += 1;
-            for (value, expected) in [(least, false), (least - 1, true), (most, false), (most + 1, true)] {
+            let below = least.checked_sub(1).map(|below| (below, true));
+            for (value, expected) in
+                [(least, false), (most, false), (most + 1, true)].into_iter().chain(below)
+            {
                 assert_eq!(refused(before, &key, &value.into()), expected, "{table}.{key} = {value}");
             }
         }

@@ -12,6 +12,7 @@ use super::databases::{DATABASE_URL, database, inner_database, url_is_local};
 use super::document::{Located, Place, Reader, Section};
 use super::layout::layout;
 use super::notify::notify;
+use super::rules::rules;
 use super::{
     BrokerConfig, Config, DatabaseConfig, DeadLettersConfig, HttpConfig, KafkaConfig, OnUnsendable, Ordering,
     OutboxConfig, RabbitConfig, RedactConfig, RedriveConfig, RetentionConfig, RouteConfig,
@@ -364,6 +365,7 @@ fn dead_letters(
         );
     }
     let redrive = redrive(section.section("redrive"));
+    let rules = rules(&mut section);
     let redact = section.sections("redact").into_iter().filter_map(redact).collect();
     let retention = section.section("retention");
     let retention = retention.is_there().then(|| self::retention(retention));
@@ -371,7 +373,18 @@ fn dead_letters(
     section.finish();
     let texts = |places: Vec<Located>| places.into_iter().map(|place| place.text).collect();
     let (sources, receipts) = (texts(sources), texts(receipts));
-    DeadLettersConfig { enabled, name, sources, receipts, lease_ttl, redrive, redact, retention, ledger }
+    DeadLettersConfig {
+        enabled,
+        name,
+        sources,
+        receipts,
+        lease_ttl,
+        redrive,
+        rules,
+        redact,
+        retention,
+        ledger,
+    }
 }
 
 fn redrive(mut section: Section<'_>) -> RedriveConfig {

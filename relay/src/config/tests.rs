@@ -359,3 +359,53 @@ fn faults_of_the_ledger_are_told_at_once() {
     assert_eq!((retention.resolved, retention.open), (None, Some(Duration::from_secs(36 * 3_600))));
     assert_eq!(config.dead_letters.redact.len(), 3);
 }
+
+/// Every fault of a rule, with its line and remedy.
+#[test]
+fn faults_of_rules_are_told_at_once() {
+    let text = "[database]\nurl = \"sqlite:x.db\"\n[[dead_letters.rules]]\nafter = \"breaker-closed\"\n\
+                [[dead_letters.rules]]\nname = \"a\"\nconsumer = \"stock\"\n\
+                [[dead_letters.rules]]\nname = \"b\"\nafter = \"tuesday\"\nconsumer = \"\"\ncanary = 0\nbrake = 101\n\
+                [[dead_letters.rules]]\nname = \"c d\"\nafter = \"new-version\"\nconsumer = \"stock\"\nwait = \"2d\"\n\
+                header = \"x-api-token=hunter2\"\nstatus = \"open\"\n\
+                [[dead_letters.rules]]\nname = \"c d\"\nafter = \"new-version\"\nconsumer = \"stock\"\nheader = \"=eu\"\n";
+    let faults = faults(text);
+    let told: Vec<(usize, &str)> = faults.iter().map(|(line, what, _)| (*line, what.as_str())).collect();
+    let expected = [
+        (3, "[dead_letters.rules] name is missing"),
+        (3, "[dead_letters.rules] consumer is missing"),
+        (5, "[dead_letters.rules] after is missing"),
+        (10, "[dead_letters.rules] after: \"tuesday\" is not known"),
+        (11, "[dead_letters.rules] consumer: \"\" is nothing that a letter has"),
+        (12, "[dead_letters.rules] canary = 0 is out of bounds"),
+        (13, "[dead_letters.rules] brake = 101 is out of bounds"),
+        (15, "[dead_letters.rules] name: \"c d\" is no usable name"),
+        (18, "[dead_letters.rules] wait: \"2d\" is out of bounds"),
+        (19, "[dead_letters.rules] header may hold a secret, and rules are shown"),
+        (20, "unknown key \"status\" in [dead_letters.rules]"),
+        (21, "[dead_letters.rules] name: there are two called \"c d\""),
+        (22, "[dead_letters.rules] name: \"c d\" is no usable name"),
+        (25, "[dead_letters.rules] header has no name"),
+    ];
+    for fault in expected {
+        assert!(told.contains(&fault), "{fault:?}: {told:#?}");
+    }
+    assert_eq!(told.len(), expected.len(), "{told:#?}");
+    assert!(faults.iter().all(|(.., hint)| !hint.is_empty()));
+    assert!(!format!("{faults:?}").contains("hunter2"));
+}
+
+#[test]
+fn a_rule_is_printed_as_it_can_be_read_again() {
+    let text = format!(
+        "{MINIMAL}[[dead_letters.rules]]\nname = \"back\"\nafter = \"breaker-closed\"\nconsumer = \"stock\"\n\
+         class = \"transient\"\nheader = \"tenant=acme\"\nsince = \"2h\"\nwait = \"0s\"\ncanary = 3\nbrake = 0\n"
+    );
+    let config = Config::parse(&text, &env()).expect("sound");
+    let rule = &config.dead_letters.rules[0];
+    assert_eq!((rule.after, rule.canary, rule.brake, rule.rate), (RuleTrigger::BreakerClosed, 3, 0, 50));
+    assert_eq!((rule.wait, rule.since), (Duration::ZERO, Some(Duration::from_secs(7_200))));
+    let printed = toml::to_string(&config).expect("TOML");
+    assert_eq!(Config::parse(&printed, &env()).expect("sound"), config, "{printed}");
+    assert_eq!(Config::parse(MINIMAL, &env()).expect("sound").dead_letters.rules, [], "off unless written");
+}

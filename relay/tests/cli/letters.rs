@@ -28,12 +28,17 @@ fn lines() -> String {
 
 /// A ledger with six letters, and a broker to which they belong.
 pub(crate) fn with_letters() -> (Relay, MockBroker) {
+    with_letters_and("")
+}
+
+/// The same, with more in the configuration.
+pub(crate) fn with_letters_and(more: &str) -> (Relay, MockBroker) {
     let broker = MockBroker::start().expect("a mock broker");
     for topic in ["orders.stock.dlq", "orders.stock.redrive"] {
         broker.create_topic(topic, 2).expect("created");
     }
     let relay = Relay::new(&format!(
-        "[database]\nurl = \"sqlite:x.db?mode=rwc\"\n[broker]\nkind = \"kafka\"\nbrokers = \"{}\"\n",
+        "[database]\nurl = \"sqlite:x.db?mode=rwc\"\n[broker]\nkind = \"kafka\"\nbrokers = \"{}\"\n{more}",
         broker.bootstrap_servers()
     ));
     assert_eq!(relay.run("migrate").code, 0);

@@ -9,6 +9,7 @@ use crate::held::with_held_messages;
 use crate::letters::with_letters;
 use crate::outbox_dead::with_dead_rows;
 use crate::relay::{Relay, amqp, mysql, postgres, unique};
+use crate::rules::with_rules;
 
 /// A configuration that needs no server.
 const FILE: &str = "[database]\nurl = \"sqlite:x.db?mode=rwc\"\n";
@@ -189,6 +190,21 @@ fn letters_that_are_repaired() {
         "redrives show nobody",
     ];
     snapshot!("letters-repaired", transcript(&relay, &commands));
+}
+
+#[test]
+fn rules() {
+    let commands = [
+        "rules list",
+        "rules list --output json",
+        "rules run stock-fixed --dry-run",
+        "rules run stock-fixed",
+        "rules run nobody --dry-run",
+        "rules resume stock-fixed --because test",
+    ];
+    let (relay, _broker) = with_rules();
+    snapshot!("rules", transcript(&relay, &commands));
+    snapshot!("rules-none", transcript(&Relay::new(FILE), &["rules list", "rules run stock-fixed"]));
 }
 
 #[test]

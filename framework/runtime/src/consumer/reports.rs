@@ -66,6 +66,8 @@ impl<D> Context<D> {
         let (state, breaker) = self.standing();
         let mut report = ConsumerReport::new(&self.consumer, &desk.instance, state);
         report.breaker = breaker;
+        let closings = self.control.gate.closings();
+        (report.breaker_closings, report.breaker_closed_at) = (Some(closings.number), closings.last);
         let lags: Vec<u64> = self.control.partitions().iter().filter_map(|partition| partition.lag).collect();
         report.lag = (!lags.is_empty()).then(|| lags.iter().sum());
         let version: String = self.version.chars().filter(|letter| !letter.is_control()).collect();

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::Gauge;
 use tokio::sync::watch;
@@ -25,7 +26,15 @@ pub(crate) struct Gate {
     changed: watch::Sender<()>,
     /// When the breaker changed last, or somebody paused or resumed.
     changed_at: Mutex<Instant>,
+    closings: Mutex<Closings>,
     voice: OnceLock<Voice>,
+}
+
+/// How often the breaker has closed after it had been open, and when last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Closings {
+    pub(crate) number: u64,
+    pub(crate) last: Option<DateTime<Utc>>,
 }
 
 /// What the source is to be asked for.
@@ -64,6 +73,7 @@ impl Default for Gate {
             next: tokio::sync::Mutex::new(()),
             changed: watch::Sender::new(()),
             changed_at: Mutex::new(Instant::now()),
+            closings: Mutex::default(),
             voice: OnceLock::new(),
         }
     }
@@ -224,6 +234,10 @@ impl Gate {
         let result = change(&mut breaker);
         let after = breaker.state();
         self.wide.store(after.0 == BreakerPhase::Closed && !self.is_paused(), Ordering::SeqCst);
+        if before.0 != BreakerPhase::Closed && after.0 == BreakerPhase::Closed {
+            let mut closings = self.closings.lock().unwrap_or_else(PoisonError::into_inner);
+            *closings = Closings { number: closings.number + 1, last: Some(Utc::now()) };
+        }
         drop(breaker);
         if before != after {
             if let Some(voice) = self.voice.get() {
@@ -237,6 +251,11 @@ impl Gate {
     fn ring(&self) {
         *self.changed_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         self.changed.send_replace(());
+    }
+
+    /// How often the breaker has closed, and when last. Whoever was told before that it is closed finds that closing here.
+    pub(crate) fn closings(&self) -> Closings {
+        *self.closings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// For how long it has been as it is.
@@ -363,6 +382,26 @@ mod tests {
         let (passed, ()) = tokio::join!(gate.pass(&stop), async move { stopping.cancel() });
         assert!(passed.is_none());
         assert_eq!(gate.at_work.load(Ordering::SeqCst), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_closing_is_counted_once_and_keeps_its_time() {
+        let (gate, _) = gate();
+        assert_eq!(gate.closings(), Closings::default());
+        let mut before = None;
+        for number in 1..=2 {
+            gate.open();
+            gate.close();
+            assert_eq!(gate.closings().number, number - 1, "it closes by degrees");
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            assert_eq!(gate.state().0, BreakerPhase::Closed);
+            let closings = gate.closings();
+            assert_eq!(closings.number, number);
+            assert!(closings.last.is_some() && closings.last >= before, "{closings:?}");
+            before = closings.last;
+            gate.state();
+            assert_eq!(gate.closings(), closings);
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -298,6 +298,8 @@ pub async fn the_latest_report_is_kept<H: StoreHarness>(harness: &H) {
         version: None,
         state: ConsumerState::Running,
         breaker: None,
+        breaker_closings: lag,
+        breaker_closed_at: lag.map(|_| at(seconds)),
         lag,
         held: Some(0),
         oldest_held_seconds: None,
