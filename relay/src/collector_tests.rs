@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use backstop_core::lease::{Holder, Lease};
 use backstop_core::ledger::{
     AuditEntry, AuditFilter, AuditLog, Change, Expired, Expiry, Guard, LetterEvent, LetterFilter,
-    LetterGroup, LetterStatus, NewAuditEntry, NewRedrive, PlanGroup, Redrive, Redrives, Sent, Standing,
+    LetterGroup, LetterStatus, NewAuditEntry, NewBody, NewRedrive, PlanGroup, Redrive, Redrives, Sent, Standing,
 };
 use backstop_core::source::SourceInfo;
 use backstop_core::{ConsumerReport, FaultKind, Identity, Message, Origin, Receipt, Via};
@@ -96,6 +96,10 @@ impl Ledger for Memory {
 
     fn change<'a>(&'a self, filter: &'a LetterFilter, change: &'a Change, limit: u32) -> Answer<'a, u64> {
         self.rest.change(filter, change, limit)
+    }
+
+    fn replace_bodies<'a>(&'a self, bodies: &'a [NewBody]) -> Answer<'a, u64> {
+        self.rest.replace_bodies(bodies)
     }
 
     fn expired<'a>(
