@@ -16,7 +16,7 @@ use crate::commands::{Context, confirm, database};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, counted, or_dash};
 use crate::owner::OwnerSettings;
-use crate::redrive::{Plan, Trouble, carry_out, is_sent, new_redrive};
+use crate::redrive::{Engine, Plan, Trouble, carry_out, is_sent, new_redrive};
 use crate::supervise::until_signalled;
 
 pub(super) async fn run(context: &Context, args: cli::Redrive) -> Result<Exit, Failure> {
@@ -24,7 +24,8 @@ pub(super) async fn run(context: &Context, args: cli::Redrive) -> Result<Exit, F
     context.broker()?;
     let new = wanted(context, &args)?;
     let ledger = context.ledger().await?;
-    let mut plan = Plan::make(&*ledger, &new.filter, &new.guard).await.map_err(database)?;
+    let keys = context.keys();
+    let mut plan = Plan::make(&*ledger, &new.filter, &new.guard, &keys).await.map_err(database)?;
     plan.warnings.extend(plan.without_canary(new.canary));
     let to_send = new.limit.map_or(plan.to_send, |limit| limit.min(plan.to_send));
     if to_send == 0 || args.dry_run {
@@ -105,7 +106,8 @@ pub(super) async fn follow(context: &Context, made: Redrive, to_the_end: bool) -
     let mut followed = None;
     let signalled = until_signalled(stop.clone(), async {
         let look = |redrive: &Redrive| progress.show(redrive);
-        followed = Some(carry_out(ledger.clone(), sink, made, owner(context), look, done, &stop).await);
+        let engine = Engine::new(ledger.clone(), sink, owner(context)).opening(context.keys());
+        followed = Some(carry_out(engine, made, look, done, &stop).await);
         Ok(())
     })
     .await;

@@ -10,6 +10,7 @@ use url::{Host, Url};
 
 use super::databases::{DATABASE_URL, database, inner_database, url_is_local};
 use super::document::{Located, Place, Reader, Section};
+use super::encryption::encryption;
 use super::layout::layout;
 use super::notify::notify;
 use super::{
@@ -365,13 +366,26 @@ fn dead_letters(
     }
     let redrive = redrive(section.section("redrive"));
     let redact = section.sections("redact").into_iter().filter_map(redact).collect();
+    let encryption = section.section("encryption");
+    let encryption = if encryption.is_there() { self::encryption(encryption) } else { None };
     let retention = section.section("retention");
     let retention = retention.is_there().then(|| self::retention(retention));
     let ledger = inner_database(section.section("ledger"), database);
     section.finish();
     let texts = |places: Vec<Located>| places.into_iter().map(|place| place.text).collect();
     let (sources, receipts) = (texts(sources), texts(receipts));
-    DeadLettersConfig { enabled, name, sources, receipts, lease_ttl, redrive, redact, retention, ledger }
+    DeadLettersConfig {
+        enabled,
+        name,
+        sources,
+        receipts,
+        lease_ttl,
+        redrive,
+        redact,
+        encryption,
+        retention,
+        ledger,
+    }
 }
 
 fn redrive(mut section: Section<'_>) -> RedriveConfig {

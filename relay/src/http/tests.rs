@@ -13,6 +13,7 @@ use crate::pump::{PumpState, PumpStatus, Trouble};
 mod api;
 mod audit;
 mod console;
+mod encryption;
 mod held;
 mod scene;
 
