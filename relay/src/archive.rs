@@ -305,8 +305,9 @@ mod tests {
             .collect::<Result<_, _>>()
             .expect("whole");
         assert!(lines[0].contains("\"what\":\"resolved\""), "{}", lines[0]);
+        let keys = crate::encryption::Keyring::default();
         let letters: Option<Vec<Letter>> =
-            lines.iter().map(|line| serde_json::from_str::<Line>(line).ok()?.letter()).collect();
+            lines.iter().map(|line| serde_json::from_str::<Line>(line).ok()?.letter(&keys).ok()).collect();
         let bodies: Vec<_> =
             letters.expect("letters").into_iter().map(|letter| letter.envelope.body).collect();
         assert_eq!(bodies, vec![Some(bytes::Bytes::from_static(&[0xff, 0x00])); 3]);

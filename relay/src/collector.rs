@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::encryption::Keyring;
 use crate::exit::with_cause;
 use crate::letters::letter;
 use crate::owner::{Owner, OwnerSettings};
@@ -55,6 +56,7 @@ pub struct Collector<S> {
     sources: Vec<Opener<S>>,
     discovery: Option<Discovery<S>>,
     redaction: Redaction,
+    keys: Keyring,
     owner: OwnerSettings,
 }
 
@@ -70,13 +72,27 @@ impl<S> std::fmt::Debug for Collector<S> {
 impl<S: Source> Collector<S> {
     /// A collector that reads `sources` while it holds the lease of `owner`.
     pub fn new(ledger: Arc<dyn Ledger>, sources: Vec<Opener<S>>, owner: OwnerSettings) -> Self {
-        Self { ledger, sources, discovery: None, redaction: Redaction::default(), owner }
+        Self {
+            ledger,
+            sources,
+            discovery: None,
+            redaction: Redaction::default(),
+            keys: Keyring::default(),
+            owner,
+        }
     }
 
     /// Replaces in letters what must not be kept.
     #[must_use]
     pub fn redacting(mut self, redaction: Redaction) -> Self {
         self.redaction = redaction;
+        self
+    }
+
+    /// Encrypts the bodies of letters, after what must not be kept is replaced.
+    #[must_use]
+    pub fn sealing(mut self, keys: Keyring) -> Self {
+        self.keys = keys;
         self
     }
 
@@ -189,7 +205,7 @@ impl<S: Source> Collector<S> {
     async fn take(&self, batch: Vec<Received<S::Settlement>>, term: &CancellationToken) {
         let mut chunk = Chunk::default();
         for received in batch {
-            chunk.add(received, &self.redaction);
+            chunk.add(received, &self.redaction, &self.keys);
             if chunk.is_full() && !self.record(std::mem::take(&mut chunk), term).await {
                 return;
             }
@@ -276,7 +292,7 @@ impl<S> Default for Chunk<S> {
 
 impl<S: Settlement> Chunk<S> {
     /// Takes a message, unless the source has taken it back.
-    fn add(&mut self, mut received: Received<S>, redaction: &Redaction) {
+    fn add(&mut self, mut received: Received<S>, redaction: &Redaction, keys: &Keyring) {
         if !received.settlement.begin() {
             return;
         }
@@ -284,6 +300,7 @@ impl<S: Settlement> Chunk<S> {
         let mut letter = letter(received.message, &received.origin);
         if self.ids.insert(letter.id.clone()) {
             redaction.apply(&mut letter);
+            keys.seal(&mut letter);
             self.bytes += letter.envelope.size();
             self.letters.push(letter);
         }

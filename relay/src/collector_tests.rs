@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use backstop_core::lease::{Holder, Lease};
 use backstop_core::ledger::{
     AuditEntry, AuditFilter, AuditLog, Change, Expired, Expiry, Guard, LetterEvent, LetterFilter,
-    LetterGroup, LetterStatus, NewAuditEntry, NewRedrive, PlanGroup, Redrive, Redrives, Sent, Standing,
+    LetterGroup, LetterStatus, NewAuditEntry, NewBody, NewRedrive, PlanGroup, Redrive, Redrives, Sent,
+    Standing,
 };
 use backstop_core::source::SourceInfo;
 use backstop_core::{ConsumerReport, FaultKind, Identity, Message, Origin, Receipt, Via};
@@ -13,6 +14,8 @@ use backstop_testkit::memory::Store;
 use chrono::{DateTime, Utc};
 
 use super::*;
+use crate::config::{EncryptionConfig, RedactConfig};
+use crate::encryption::{Key, key_of};
 
 type Answer<'a, T> = BoxFuture<'a, Result<T, AdapterError>>;
 
@@ -105,6 +108,10 @@ impl Ledger for Memory {
 
     fn change<'a>(&'a self, filter: &'a LetterFilter, change: &'a Change, limit: u32) -> Answer<'a, u64> {
         self.rest.change(filter, change, limit)
+    }
+
+    fn replace_bodies<'a>(&'a self, bodies: &'a [NewBody]) -> Answer<'a, u64> {
+        self.rest.replace_bodies(bodies)
     }
 
     fn expired<'a>(
@@ -434,4 +441,33 @@ async fn without_the_lease_nothing_is_read() {
     bench.ledger.foreign.store(false, Ordering::SeqCst);
     bench.until(|bench| bench.settled() == 1).await;
     assert_eq!(bench.stop().await, (1, 1));
+}
+
+/// What must not be kept is replaced first: in an encrypted body no rule finds anything.
+#[test]
+fn letters_are_redacted_and_then_encrypted() {
+    let rule = RedactConfig {
+        pointer: None,
+        header: None,
+        pattern: Some("[0-9]{4}".to_owned()),
+        replace: "[card]".to_owned(),
+    };
+    let key = Key::parse(&"01".repeat(32)).expect("32 bytes");
+    let keys = Keyring::of(Some(&EncryptionConfig { key, previous_keys: Vec::new() }));
+    let (redaction, mut chunk) = (Redaction::new(&[rule]).expect("sound"), Chunk::default());
+    chunk.add(
+        Received {
+            message: Message::new("order.placed").body("text/plain", "card 4111"),
+            identity: Identity::Missing,
+            origin: Origin::Kafka { topic: "orders.dlq".into(), partition: 0, offset: 7, timestamp: None },
+            via: Via::Live,
+            settlement: Mark { ours: true, settled: Arc::default() },
+        },
+        &redaction,
+        &keys,
+    );
+    let letter = &mut chunk.letters[0];
+    assert_eq!(key_of(letter), keys.newest());
+    keys.open(letter).expect("it has the key");
+    assert_eq!(letter.envelope.body.as_deref(), Some(&b"card [card]"[..]));
 }

@@ -16,6 +16,7 @@ mod outbox_dead;
 mod outbox_status;
 pub(crate) mod redrive;
 mod redrives;
+mod reencrypt;
 mod replay;
 mod rules;
 pub(crate) mod run;
@@ -31,6 +32,7 @@ use crate::broker;
 use crate::cli::{Cli, Command, ConfigCommand, ConfiguredCommand, Global};
 use crate::config::{BrokerConfig, Config, DatabaseConfig, Environment, OutboxConfig};
 use crate::database::Database;
+use crate::encryption::Keyring;
 use crate::exit::{Exit, Failure};
 use crate::output::Format;
 use crate::secret::Scrubber;
@@ -83,6 +85,11 @@ impl Context {
         let mut database = open(self.config.database_of(outbox)).await?;
         database.outbox = database.outbox_of(outbox).await.map_err(|error| Failure::database(&error))?;
         Ok(database)
+    }
+
+    /// The keys of the ledger.
+    pub(crate) fn keys(&self) -> Keyring {
+        Keyring::of(self.config.dead_letters.encryption.as_ref())
     }
 
     /// The ledger of dead letters.

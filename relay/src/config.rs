@@ -24,6 +24,7 @@
 
 mod databases;
 mod document;
+mod encryption;
 mod environment;
 mod files;
 mod interpolate;
@@ -44,6 +45,7 @@ use serde::{Serialize, Serializer};
 
 pub(crate) use databases::{is_local, url_is_local};
 pub use document::{Fault, Place};
+pub use encryption::EncryptionConfig;
 pub use environment::Environment;
 pub use layout::{DebeziumConfig, Layout};
 pub use notify::{NoticeEvent, NotifyConfig, NotifyKind};
@@ -256,6 +258,10 @@ pub struct DeadLettersConfig {
     /// `[[dead_letters.redact]]`: what of letters is not kept.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub redact: Vec<RedactConfig>,
+    /// `[dead_letters.encryption]`: with which keys bodies are encrypted before they are stored. In clear where the
+    /// section is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<EncryptionConfig>,
     /// `[dead_letters.retention]`: how long the ledger keeps letters. For ever where the section is missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retention: Option<RetentionConfig>,
@@ -402,6 +408,9 @@ impl Config {
         for notify in &self.notify {
             scrubber.learn(notify.url.expose());
             notify.secret.iter().for_each(|secret| scrubber.learn(secret.expose()));
+        }
+        for key in self.dead_letters.encryption.iter().flat_map(EncryptionConfig::keys) {
+            scrubber.learn(key.expose());
         }
         for token in self.http.iter().flat_map(|http| http.token.iter().chain(&http.viewer_token)) {
             scrubber.learn(token.expose());

@@ -26,6 +26,7 @@ use crate::ask::Doors;
 use crate::broker;
 use crate::config::Config;
 use crate::database::Database;
+use crate::encryption::Keyring;
 use crate::jobs::Jobs;
 
 use held::HeldIn;
@@ -77,6 +78,8 @@ impl Rules {
 pub(crate) struct Desk {
     open: OpenLedger,
     ledger: OnceCell<Arc<dyn Ledger>>,
+    /// Bodies of letters come encrypted from the ledger.
+    pub(crate) keys: Keyring,
     jobs: Jobs,
     held: Vec<HeldIn>,
     open_doors: OpenDoors,
@@ -112,6 +115,7 @@ impl Desk {
         Self {
             open: Box::new(open),
             ledger: OnceCell::new(),
+            keys: Keyring::of(config.dead_letters.encryption.as_ref()),
             jobs,
             held: HeldIn::of(config),
             open_doors: Box::new(open_doors),

@@ -7,8 +7,8 @@ use std::time::Duration;
 use backstop_core::lease::{Holder, Lease, Leases};
 use backstop_core::ledger::{
     AuditEntry, AuditFilter, AuditLog, Change, Expired, Expiry, Guard, Ledger, Letter, LetterEvent,
-    LetterFilter, LetterGroup, LetterStatus, NewAuditEntry, NewRedrive, PlanGroup, Redrive, Redrives, Sent,
-    Standing,
+    LetterFilter, LetterGroup, LetterStatus, NewAuditEntry, NewBody, NewRedrive, PlanGroup, Redrive,
+    Redrives, Sent, Standing,
 };
 use backstop_core::{AdapterError, ConsumerReport, Receipt};
 use chrono::{DateTime, Utc};
@@ -119,6 +119,19 @@ impl Ledger for Gated {
 
     fn change<'a>(&'a self, filter: &'a LetterFilter, change: &'a Change, limit: u32) -> Answer<'a, u64> {
         self.pass("change", move || self.rest.change(filter, change, limit))
+    }
+
+    fn tell<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
+        what: &'a str,
+        detail: Option<&'a str>,
+    ) -> Answer<'a, u64> {
+        self.pass("tell", move || self.rest.tell(filter, what, detail))
+    }
+
+    fn replace_bodies<'a>(&'a self, bodies: &'a [NewBody]) -> Answer<'a, u64> {
+        self.pass("replace_bodies", move || self.rest.replace_bodies(bodies))
     }
 
     fn expired<'a>(

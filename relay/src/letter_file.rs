@@ -1,10 +1,14 @@
 //! Letters in a file: one JSON document a line, which holds everything, to the letter; in an archive also what happened to
 //! it.
+//!
+//! A body stands there as it was, or, where the line says with which key it is encrypted, as it was stored.
 
 use backstop_core::ledger::{Expired, Letter, LetterEvent};
 use backstop_core::{Envelope, Headers};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+
+use crate::encryption::{Keyring, Locked};
 
 /// A line of the file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -20,6 +24,18 @@ struct Content {
     key: Option<Value>,
     headers: Vec<(String, Option<Value>)>,
     body: Option<Value>,
+    /// The id of the key, where the body is encrypted; `unknown` where it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    encrypted_with: Option<String>,
+}
+
+/// Why a line is no letter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NoLetter {
+    /// Its bytes are none.
+    Bytes,
+    /// Its body cannot be had.
+    Locked(Locked),
 }
 
 /// Bytes: a text where they are one.
@@ -51,7 +67,20 @@ impl Value {
 }
 
 impl Line {
-    /// The line for a letter.
+    /// The line for a letter as the ledger gives it back, which stays encrypted.
+    pub(crate) fn of_stored(mut letter: Letter) -> Self {
+        // What is not encrypted opens without keys.
+        let key = match Keyring::default().open(&mut letter) {
+            Ok(()) => None,
+            Err(Locked::NoKey(key)) => Some(key.to_string()),
+            Err(_) => Some("unknown".to_owned()),
+        };
+        let mut line = Self::of(letter);
+        line.content.encrypted_with = key;
+        line
+    }
+
+    /// The line for a letter with its body as it was.
     pub(crate) fn of(letter: Letter) -> Self {
         let envelope = &letter.envelope;
         let pair =
@@ -60,17 +89,28 @@ impl Line {
             key: envelope.key.as_deref().map(Value::of),
             headers: envelope.headers.iter().map(pair).collect(),
             body: envelope.body.as_deref().map(Value::of),
+            encrypted_with: None,
         };
         Self { letter, content, history: Vec::new() }
     }
 
     /// The line for a letter of an archive.
     pub(crate) fn with_history(expired: Expired) -> Self {
-        Self { history: expired.history, ..Self::of(expired.letter) }
+        Self { history: expired.history, ..Self::of_stored(expired.letter) }
     }
 
-    /// The letter of a line; `None` where its bytes are none.
-    pub(crate) fn letter(self) -> Option<Letter> {
+    /// The letter of a line, with its body as it was.
+    pub(crate) fn letter(self, keys: &Keyring) -> Result<Letter, NoLetter> {
+        let is_encrypted = self.content.encrypted_with.is_some();
+        let mut letter = self.written().ok_or(NoLetter::Bytes)?;
+        if is_encrypted {
+            keys.open(&mut letter).map_err(NoLetter::Locked)?;
+        }
+        Ok(letter)
+    }
+
+    /// The letter with its body as it stands in the file.
+    fn written(self) -> Option<Letter> {
         let bytes = |value: Option<Value>| match value {
             Some(value) => value.bytes().map(Some),
             None => Some(None),
@@ -106,7 +146,7 @@ mod tests {
             let line = serde_json::to_string(&Line::of(letter.clone())).expect("JSON");
             assert!(!line.contains('\n'));
             let read: Line = serde_json::from_str(&line).expect("a line");
-            assert_eq!(read.letter(), Some(letter));
+            assert_eq!(read.letter(&Keyring::default()), Ok(letter));
         }
     }
 
@@ -117,7 +157,7 @@ mod tests {
         for hex in ["f", "zz"] {
             let wrong = line.replace("\"body\":null", &format!("\"body\":{{\"hex\":\"{hex}\"}}"));
             let read: Line = serde_json::from_str(&wrong).expect("a line");
-            assert_eq!(read.letter(), None);
+            assert_eq!(read.letter(&Keyring::default()), Err(NoLetter::Bytes));
         }
     }
 }

@@ -12,7 +12,7 @@
 //! | [`owner`], [`pump`] | the lease, and outbox rows on their way to the broker |
 //! | [`standing`] | what the owner of an outbox tells of itself, beside its lease |
 //! | [`collector`], [`letters`], [`dialects`] | dead letters from the broker into the ledger, whoever wrote them |
-//! | [`redact`] | what of letters is not kept |
+//! | [`redact`], [`encryption`] | what of letters is not kept, and what only with a key |
 //! | [`archive`], [`retention`] | letters whose time in the ledger is over |
 //! | [`redrive`] | letters from the ledger back to their consumer |
 //! | `rules` | redrives that the relay makes by itself, where somebody wrote it |
@@ -28,6 +28,7 @@ pub mod collector;
 pub mod config;
 pub mod database;
 pub mod dialects;
+pub mod encryption;
 pub mod exit;
 pub mod http;
 pub mod jobs;

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use engine::{Engine, Trouble};
 
+use crate::encryption::Keyring;
 use crate::owner::OwnerSettings;
 
 /// Letters of a sample.
@@ -61,12 +62,15 @@ impl Plan {
         ledger: &dyn Ledger,
         filter: &LetterFilter,
         guard: &Guard,
+        keys: &Keyring,
     ) -> Result<Self, AdapterError> {
         let groups = ledger.plan_redrive(filter, guard).await?;
         let of =
             |verdict| groups.iter().filter(|group| group.verdict == verdict).map(|group| group.letters).sum();
         let some = ledger.list(filter, None, SAMPLE_FROM).await?;
-        let sample = some.into_iter().filter(|letter| guard.verdict(letter) == Verdict::Send);
+        let sent = some.into_iter().filter(|letter| guard.verdict(letter) == Verdict::Send);
+        let (sample, locked): (Vec<Letter>, Vec<Letter>) =
+            sent.partition(|letter| keys.locked(letter).is_none());
         let mut plan = Self {
             matching: groups.iter().map(|group| group.letters).sum(),
             to_send: of(Verdict::Send),
@@ -74,10 +78,11 @@ impl Plan {
             looped: of(Verdict::Looped),
             too_old: of(Verdict::TooOld),
             warnings: Vec::new(),
-            sample: sample.take(SAMPLE).collect(),
+            sample: sample.into_iter().take(SAMPLE).collect(),
             groups,
         };
         plan.warnings = plan.warn(guard);
+        plan.warnings.extend(refused(&locked, keys));
         Ok(plan)
     }
 
@@ -108,6 +113,15 @@ impl Plan {
     }
 }
 
+/// The warning that letters would be refused, because they cannot be opened.
+fn refused(letters: &[Letter], keys: &Keyring) -> Option<String> {
+    let locked = keys.locked(letters.first()?)?;
+    let (many, hint) = (letters.len(), locked.hint());
+    Some(format!(
+        "{many} of the first {SAMPLE_FROM} letters would be refused, the first because {locked}: {hint}"
+    ))
+}
+
 /// Whether every letter of a redrive is sent, or none will be any more unless somebody resumes it.
 pub fn is_sent(redrive: &Redrive) -> bool {
     redrive.standing.run != Run::Running || redrive.standing.phase == Phase::Settling
@@ -124,26 +138,24 @@ pub async fn send_all(
     owner: OwnerSettings,
 ) -> Result<Redrive, Arc<Trouble>> {
     let made = ledger.create_redrive(new).await.map_err(|error| Arc::new(error.into()))?;
-    carry_out(ledger, sink, made, owner, |_| {}, is_sent, &CancellationToken::new()).await
+    carry_out(Engine::new(ledger, sink, owner), made, |_| {}, is_sent, &CancellationToken::new()).await
 }
 
-/// Waits until `done` says so of a redrive, or `stop` is cancelled, and shows it to `look` meanwhile; carries it out itself
-/// where no other engine does.
+/// Waits until `done` says so of a redrive, or `stop` is cancelled, and shows it to `look` meanwhile; `engine` carries it
+/// out where no other one does.
 ///
 /// # Errors
 /// What holds it up.
 pub async fn carry_out(
-    ledger: Arc<dyn Ledger>,
-    sink: impl Sink,
+    engine: Engine<impl Sink>,
     made: Redrive,
-    owner: OwnerSettings,
     mut look: impl FnMut(&Redrive),
     done: impl Fn(&Redrive) -> bool,
     stop: &CancellationToken,
 ) -> Result<Redrive, Arc<Trouble>> {
     let id = made.plan.id.clone();
-    let engine = Engine::new(ledger.clone(), sink, owner).only(&id);
-    let trouble = engine.trouble();
+    let engine = engine.only(&id);
+    let (ledger, trouble) = (engine.ledger(), engine.trouble());
     let ended = CancellationToken::new();
     let watch = async {
         let mut seen = made;

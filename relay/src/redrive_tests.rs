@@ -7,9 +7,12 @@ use backstop_core::sink::{PublishError, Scope};
 use backstop_core::{Destination, Envelope, FaultKind, MessageKey, Receipt, ReceiptOutcome, names};
 use backstop_sqlite::{SqliteLedger, SqliteSchema, SqliteTables};
 use backstop_testkit::memory::Store;
+use bytes::Bytes;
 use tempfile::TempDir;
 
 use super::*;
+use crate::config::EncryptionConfig;
+use crate::encryption::Key;
 
 /// A sink that remembers, and refuses messages with a certain body.
 #[derive(Clone, Default)]
@@ -216,6 +219,97 @@ async fn two_redrives_and_two_engines_send_a_letter_once() {
     assert_eq!(sink.count(), 300);
 }
 
+fn ring(byte: u8, previous: &[u8]) -> Keyring {
+    let key = |byte: u8| Key::parse(&format!("{byte:02x}").repeat(32)).expect("32 bytes");
+    let previous_keys = previous.iter().map(|byte| key(*byte)).collect();
+    Keyring::of(Some(&EncryptionConfig { key: key(byte), previous_keys }))
+}
+
+/// The letters, each body of which is encrypted with the key that `of` names; in clear where it names none.
+fn sealed(mut letters: Vec<Letter>, of: impl Fn(usize) -> Option<u8>) -> Vec<Letter> {
+    for (n, letter) in letters.iter_mut().enumerate() {
+        of(n).map_or_else(Keyring::default, |byte| ring(byte, &[])).seal(letter);
+    }
+    letters
+}
+
+async fn run_with(ledger: &Arc<dyn Ledger>, sink: &Recorder, new: &NewRedrive, keys: Keyring) -> Redrive {
+    let made = ledger.create_redrive(new).await.expect("made");
+    let engine = Engine::new(ledger.clone(), sink.clone(), owner()).opening(keys);
+    carry_out(engine, made, |_| {}, is_sent, &CancellationToken::new()).await.expect("sent")
+}
+
+/// Consumers get what they once got, whatever key it was kept with.
+#[tokio::test]
+async fn encrypted_letters_are_sent_as_they_were_byte_for_byte() {
+    let mut letters = letters(9, &["a"]);
+    letters[4].envelope.body = Some(Bytes::from_static(&[0xff, 0, 0x80]));
+    letters[5].envelope.body = None;
+    letters[6].envelope.body = Some(Bytes::new());
+    let (_directory, ledger) = ledger(&sealed(letters.clone(), |n| [None, Some(1), Some(2)][n % 3])).await;
+    let sink = Recorder::default();
+    let redrive = run_with(&ledger, &sink, &wanted(), ring(2, &[1])).await;
+    assert_eq!(redrive.letters(), Tally { waiting: 9, ..Tally::default() });
+    let sent = sink.sent.lock().expect("not poisoned");
+    let sent: Vec<_> = sent.iter().map(|(_, envelope)| envelope.body.clone()).collect();
+    assert_eq!(sent, letters.iter().map(|letter| letter.envelope.body.clone()).collect::<Vec<_>>());
+}
+
+/// What nobody can open is not sent, nor is what comes after it under its key; it is open as before, and says why.
+#[tokio::test]
+async fn a_letter_without_its_key_is_refused_and_stays() {
+    let all = letters(8, &["a", "b"]);
+    let (_directory, ledger) = ledger(&sealed(all, |n| Some(if n == 2 { 7 } else { 1 }))).await;
+    let (sink, keys) = (Recorder::default(), ring(1, &[]));
+    let plan = Plan::make(&*ledger, &open(), &Guard::default(), &keys).await.expect("a plan");
+    let warned = plan.warnings.iter().find(|warning| warning.contains("would be refused"));
+    let (lost, warned) = (ring(7, &[]).newest().expect("a key"), warned.expect("a warning"));
+    assert!(
+        warned.starts_with("1 of the first 50 letters") && warned.contains(&lost.to_string()),
+        "{warned}"
+    );
+    let redrive = run_with(&ledger, &sink, &wanted(), keys).await;
+    assert_eq!(redrive.letters(), Tally { waiting: 5, refused: 3, ..Tally::default() });
+    assert_eq!(sink.bodies_of("a"), ["a0"], "nothing overtakes the refused one");
+    assert_eq!(sink.bodies_of("b"), ["b1", "b3", "b5", "b7"]);
+    let history = ledger.history("id-0002").await.expect("a history");
+    let last = history.last().expect("an event");
+    let why = last.detail.as_deref().unwrap_or_default();
+    assert_eq!(last.what, "redrive-failed");
+    assert!(why.contains(&format!("key {lost}, which is not configured")), "{why}");
+    assert!(why.contains("previous_key_files"), "{why}");
+    assert_eq!(count(&ledger, LetterStatus::Open).await, 3);
+
+    let redrive = run_with(&ledger, &sink, &wanted(), ring(1, &[7])).await;
+    assert_eq!(redrive.letters(), Tally { waiting: 3, ..Tally::default() });
+    assert_eq!(
+        sink.bodies_of("a"),
+        ["a0", "a2", "a4", "a6"],
+        "with its key it goes, in the order of its key"
+    );
+}
+
+/// A row that somebody changed, to have another consumer's messages, is sent nowhere.
+#[tokio::test]
+async fn a_body_that_was_moved_to_another_letter_is_not_sent() {
+    let mut letters = sealed(letters(2, &["a", "b"]), |_| Some(1));
+    letters[1].envelope.body = letters[0].envelope.body.clone();
+    let (_directory, ledger) = ledger(&letters).await;
+    let sink = Recorder::default();
+    let redrive = run_with(&ledger, &sink, &wanted(), ring(1, &[])).await;
+    assert_eq!(redrive.letters(), Tally { waiting: 1, refused: 1, ..Tally::default() });
+    assert_eq!((sink.bodies_of("a"), sink.bodies_of("b").len()), (vec!["a0".to_owned()], 0));
+}
+
+/// An engine that was told no keys sends no ciphertext.
+#[tokio::test]
+async fn without_keys_nothing_encrypted_is_sent() {
+    let (_directory, ledger) = ledger(&sealed(letters(3, &["a"]), |_| Some(1))).await;
+    let sink = Recorder::default();
+    let redrive = run(&ledger, &sink, &wanted()).await.expect("ended");
+    assert_eq!((redrive.letters().refused, sink.count()), (3, 0));
+}
+
 /// Promise 4.
 #[tokio::test]
 async fn what_fails_after_the_redrive_was_made_is_not_in_it() {
@@ -235,7 +329,7 @@ async fn letters_with_a_forged_door_and_those_in_a_loop_are_left_alone() {
     odd[1].door = Some("payments".into());
     odd[2].generation = 5;
     let (_directory, ledger) = ledger(&odd).await;
-    let plan = Plan::make(&*ledger, &open(), &Guard::default()).await.expect("a plan");
+    let plan = Plan::make(&*ledger, &open(), &Guard::default(), &Keyring::default()).await.expect("a plan");
     assert_eq!((plan.matching, plan.to_send, plan.without_target, plan.looped), (4, 1, 2, 1));
     assert_eq!(plan.sample.len(), 1);
     let sink = Recorder::default();
@@ -249,7 +343,7 @@ async fn a_strangers_letter_goes_back_only_where_it_may_and_its_outcome_stays_un
     (stranger.door, stranger.place) = (None, Some("orders".into()));
     let (_directory, ledger) = ledger(&[stranger]).await;
     let guard = Guard { foreign: vec!["orders".into()], ..Guard::default() };
-    let plan = Plan::make(&*ledger, &open(), &guard).await.expect("a plan");
+    let plan = Plan::make(&*ledger, &open(), &guard, &Keyring::default()).await.expect("a plan");
     assert!(plan.warnings.iter().any(|warning| warning.contains("every consumer of orders")), "{plan:?}");
     let sink = Recorder::default();
     let new = NewRedrive { guard, canary: 1, ..wanted() };

@@ -1,5 +1,7 @@
 //! The command line as users meet it: what the built program prints, and how it ends.
 
+#[path = "cli/encryption.rs"]
+mod encryption;
 #[path = "cli/held.rs"]
 mod held;
 #[path = "cli/letters.rs"]

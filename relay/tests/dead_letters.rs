@@ -11,6 +11,7 @@ use backstop_core::{Destination, Envelope, names};
 use backstop_rabbitmq::{RabbitSettings, declare_queue, delete_queue};
 use backstop_relay::collector::Collector;
 use backstop_relay::config::{Config, Environment};
+use backstop_relay::encryption::Keyring;
 use backstop_relay::owner::OwnerSettings;
 use backstop_relay::redrive::{Plan, new_redrive, send_all};
 use backstop_relay::{broker, database::Database};
@@ -69,7 +70,8 @@ impl Setup {
     async fn redrive(&self) {
         let sink = broker::sink(self.config.broker.as_ref().expect("a broker")).expect("a sink");
         let filter = LetterFilter { status: Some(LetterStatus::Open), ..LetterFilter::default() };
-        let plan = Plan::make(&*self.ledger, &filter, &Guard::default()).await.expect("a plan");
+        let (guard, keys) = (Guard::default(), Keyring::default());
+        let plan = Plan::make(&*self.ledger, &filter, &guard, &keys).await.expect("a plan");
         assert_eq!((plan.matching, plan.to_send, plan.without_target), (3, 2, 1));
         let new = new_redrive(filter, Guard::default());
         let owner = OwnerSettings { lease: "redrive".into(), ..OwnerSettings::default() };

@@ -16,8 +16,8 @@ use std::time::Duration;
 use backstop_core::lease::{Holder, Lease, Leases};
 use backstop_core::ledger::{
     AuditEntry, AuditFilter, AuditLog, Change, Expired, Expiry, Guard, Ledger, Letter, LetterEvent,
-    LetterFilter, LetterGroup, LetterStatus, NewAuditEntry, NewRedrive, PlanGroup, Redrive, Redrives, Sent,
-    Standing,
+    LetterFilter, LetterGroup, LetterStatus, NewAuditEntry, NewBody, NewRedrive, PlanGroup, Redrive,
+    Redrives, Sent, Standing,
 };
 use backstop_core::{AdapterError, ConsumerReport, FaultKind, Receipt, identity};
 use chrono::{DateTime, Utc};
@@ -177,6 +177,10 @@ impl Ledger for PgLedger {
         limit: u32,
     ) -> BoxFuture<'a, Result<u64, AdapterError>> {
         Box::pin(again(move || self.change_some(filter, change, limit)))
+    }
+
+    fn replace_bodies<'a>(&'a self, bodies: &'a [NewBody]) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        Box::pin(again(move || self.replace_all(bodies)))
     }
 
     fn expired<'a>(

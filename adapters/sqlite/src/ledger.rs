@@ -15,8 +15,8 @@ use std::time::Duration;
 use backstop_core::lease::{Holder, Lease, Leases};
 use backstop_core::ledger::{
     AuditEntry, AuditFilter, AuditLog, Change, Expired, Expiry, Guard, Ledger, Letter, LetterEvent,
-    LetterFilter, LetterGroup, LetterStatus, NewAuditEntry, NewRedrive, PlanGroup, Redrive, Redrives, Sent,
-    Standing,
+    LetterFilter, LetterGroup, LetterStatus, NewAuditEntry, NewBody, NewRedrive, PlanGroup, Redrive,
+    Redrives, Sent, Standing,
 };
 use backstop_core::{AdapterError, ConsumerReport, FaultKind, Receipt};
 use chrono::{DateTime, Utc};
@@ -178,6 +178,10 @@ impl Ledger for SqliteLedger {
         limit: u32,
     ) -> BoxFuture<'a, Result<u64, AdapterError>> {
         Box::pin(self.change_letters(filter, change, limit))
+    }
+
+    fn replace_bodies<'a>(&'a self, bodies: &'a [NewBody]) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        Box::pin(self.write_bodies(bodies))
     }
 
     fn expired<'a>(

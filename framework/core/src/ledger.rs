@@ -10,6 +10,7 @@ pub mod terms;
 
 use std::fmt;
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_core::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -215,6 +216,17 @@ pub struct LetterEvent {
     pub detail: Option<String>,
 }
 
+/// A body in the place of another; see [`Ledger::replace_bodies`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewBody {
+    /// Whose.
+    pub id: String,
+    /// The one that the letter must have still.
+    pub from: Bytes,
+    /// The one that it gets.
+    pub to: Bytes,
+}
+
 /// What somebody does with letters by hand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
@@ -349,6 +361,14 @@ pub trait Ledger: Leases + Redrives + AuditLog {
         change: &'a Change,
         limit: u32,
     ) -> BoxFuture<'a, Result<u64, AdapterError>>;
+
+    /// Gives letters the bodies that stand for theirs from now on, such as one that is encrypted with another key, all or
+    /// none; a letter that has another body by now keeps it. Nothing else of them changes, and their history does not tell
+    /// it. Returns how many changed.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    fn replace_bodies<'a>(&'a self, bodies: &'a [NewBody]) -> BoxFuture<'a, Result<u64, AdapterError>>;
 
     /// Letters whose time in the ledger is over, in the order in which it took them, from after `after` (a letter's id)
     /// on, each with its history. Those under legal hold, and those that a redrive still deals with, are none of them.

@@ -98,7 +98,7 @@ pub(super) async fn show(
     Path(id): Path<String>,
 ) -> Result<Json<LetterStory>, Problem> {
     let (letter, history) = desk.letter(&id).await?;
-    Ok(Json(LetterStory::new(&letter, history)))
+    Ok(Json(LetterStory::new(&letter, history, &desk.keys)))
 }
 
 /// Why somebody wants to see a body.

@@ -9,6 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::desk::{Changed, GroupRow, Plan};
+use crate::encryption::{Keyring, key_of, size_of};
 use crate::secret::is_secret_name;
 
 /// A page of a list.
@@ -112,6 +113,8 @@ pub(super) struct LetterView {
     key: Option<String>,
     /// Size of the body in bytes; absent for a tombstone.
     body_bytes: Option<usize>,
+    /// The id of the key that the body is encrypted with in the ledger.
+    encrypted_with: Option<String>,
 }
 
 impl From<&Letter> for LetterView {
@@ -138,7 +141,8 @@ impl From<&Letter> for LetterView {
             redrive: letter.redrive.clone(),
             hold: letter.hold.clone(),
             key: letter.envelope.key.as_ref().map(|key| escaped(&String::from_utf8_lossy(key))),
-            body_bytes: letter.envelope.body.as_ref().map(bytes::Bytes::len),
+            body_bytes: size_of(letter),
+            encrypted_with: key_of(letter).map(|key| key.to_string()),
         }
     }
 }
@@ -148,6 +152,8 @@ impl From<&Letter> for LetterView {
 pub(super) struct LetterStory {
     #[serde(flatten)]
     letter: LetterView,
+    /// Why its body can neither be shown nor sent.
+    unreadable: Option<String>,
     headers: Vec<HeaderView>,
     history: Vec<EventView>,
 }
@@ -170,7 +176,7 @@ struct EventView {
 }
 
 impl LetterStory {
-    pub(super) fn new(letter: &Letter, history: Vec<LetterEvent>) -> Self {
+    pub(super) fn new(letter: &Letter, history: Vec<LetterEvent>, keys: &Keyring) -> Self {
         let header = |(name, value): (&str, Option<&bytes::Bytes>)| HeaderView {
             name: escaped(name),
             value: value
@@ -181,6 +187,7 @@ impl LetterStory {
         let event = |event: LetterEvent| EventView { at: event.at, what: event.what, detail: event.detail };
         Self {
             letter: letter.into(),
+            unreadable: keys.locked(letter).map(|locked| format!("{locked}; {}", locked.hint())),
             headers: letter.envelope.headers.iter().map(header).collect(),
             history: history.into_iter().map(event).collect(),
         }

@@ -77,6 +77,14 @@ pub enum DeadLettersCommand {
         /// The file.
         file: PathBuf,
     },
+    /// Encrypt the bodies of all letters with the newest key: those in clear, and those with a key before it.
+    ///
+    /// In batches; cut off, it can be begun again. Give every relay the new key before.
+    Reencrypt {
+        /// Say how bodies are stored and change nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 /// `dead-letters redrive`

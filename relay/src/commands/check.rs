@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backstop_core::lease::Holder;
-use backstop_core::ledger::Ledger;
+use backstop_core::ledger::{Ledger, LetterFilter};
 use backstop_core::outbox::{OutboxRow, OutboxStatus, OutboxStore};
 use backstop_core::report::escaped;
 use backstop_core::report_in::{self, ConsumerState};
@@ -21,6 +21,7 @@ use crate::commands::outbox::{in_words, time};
 use crate::commands::rules;
 use crate::config::{Config, DatabaseConfig, NotifyConfig, OutboxConfig};
 use crate::database::Database;
+use crate::encryption::Keyring;
 use crate::exit::{Exit, Failure, with_cause};
 use crate::notify::send::Sender;
 use crate::output::{self, counted};
@@ -29,6 +30,8 @@ use crate::rules::lease_name;
 /// Pending rows whose destinations are looked at.
 const SAMPLE_ROWS: usize = 1_000;
 const SAMPLE_BYTES: usize = 8 << 20;
+/// The oldest letters, whose bodies are looked at for the keys that they need.
+const OLDEST: u32 = 50;
 /// The age of the oldest pending row above which something is amiss.
 const OLD: Duration = Duration::from_secs(60);
 /// How long a broker may take to answer.
@@ -55,7 +58,7 @@ pub(super) async fn run(context: &Context, notify: bool) -> Result<Exit, Failure
             lease(&mut findings, database, &outbox.name).await;
         }
     }
-    look_at_letters(&mut findings, config, usable(config.ledger())).await;
+    look_at_letters(&mut findings, config, &context.keys(), usable(config.ledger())).await;
     look_at_brokers(&mut findings, config, waiting).await;
     look_for_queues(&mut findings, config).await;
     if notify {
@@ -69,8 +72,13 @@ pub(super) async fn run(context: &Context, notify: bool) -> Result<Exit, Failure
     Ok(if failed { Exit::Failed } else { Exit::Ok })
 }
 
-/// The ledger, consumers that report in, rules, and who attends to them.
-async fn look_at_letters(findings: &mut Vec<Finding>, config: &Config, database: Option<&Database>) {
+/// The ledger, consumers that report in, keys, rules, and who attends to them.
+async fn look_at_letters(
+    findings: &mut Vec<Finding>,
+    config: &Config,
+    keys: &Keyring,
+    database: Option<&Database>,
+) {
     let letters = &config.dead_letters;
     let ledger = match database.filter(|_| letters.enabled).map(Database::ledger) {
         Some(Ok(ledger)) => Some(ledger),
@@ -82,6 +90,9 @@ async fn look_at_letters(findings: &mut Vec<Finding>, config: &Config, database:
     };
     if let Some(ledger) = ledger.as_ref().filter(|_| !letters.receipts.is_empty()) {
         consumers(findings, &**ledger).await;
+    }
+    if let Some(ledger) = &ledger {
+        findings.extend(encryption(&**ledger, keys).await);
     }
     findings.extend(rules::findings(config, ledger.as_deref()).await);
     if let Some(database) = database.filter(|_| letters.enabled) {
@@ -303,6 +314,27 @@ async fn consumers(findings: &mut Vec<Finding>, ledger: &dyn Ledger) {
         let detail = format!("silent, without a goodbye: {}", lost.join(", "));
         Finding::warning(subject, detail, "look whether they run, and whether they reach the broker")
     });
+}
+
+/// With which key bodies are encrypted, and whether those of the oldest letters can be had.
+async fn encryption(ledger: &dyn Ledger, keys: &Keyring) -> Option<Finding> {
+    let subject = "encryption";
+    let letters = match ledger.list(&LetterFilter::default(), None, OLDEST).await {
+        Ok(letters) => letters,
+        Err(error) => return Some(failed(subject, &error)),
+    };
+    let locked: Vec<_> = letters.iter().filter_map(|letter| keys.locked(letter)).collect();
+    match (locked.first(), keys.newest()) {
+        (Some(first), _) => {
+            let (many, oldest) = (locked.len(), counted(letters.len() as u64, "letter"));
+            let detail = format!("{many} of the oldest {oldest} cannot be opened, the first because {first}");
+            Some(Finding::warning(subject, detail, first.hint()))
+        }
+        (None, Some(key)) => {
+            Some(Finding::fine(subject, format!("bodies of new letters are encrypted with key {key}")))
+        }
+        (None, None) => None,
+    }
 }
 
 /// The brokers of outboxes and the one of dead letters, which are mostly the same.

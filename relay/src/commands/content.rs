@@ -2,20 +2,31 @@
 
 use backstop_core::Envelope;
 use backstop_core::report::escaped;
+use bytes::Bytes;
 use serde_json::{Value, json};
 
+use crate::encryption::Locked;
 use crate::exit::Failure;
 use crate::output::{self, counted};
 
 /// Prints headers, key and body, or how much is hidden of them.
 pub(super) fn print(envelope: &Envelope, reveal: bool) -> Result<(), Failure> {
-    let bytes = envelope.body.as_ref().map_or(0, |body| body.len());
-    if !reveal {
-        let headers = counted(envelope.headers.len() as u64, "header");
-        let bytes = counted(bytes as u64, "byte");
-        let line = format!("\ncontent         {headers} and {bytes}, hidden; --reveal shows them");
-        return Ok(output::line(line)?);
+    match reveal {
+        true => print_revealed(envelope, None),
+        false => print_hidden(envelope, envelope.body.as_ref().map(Bytes::len)),
     }
+}
+
+/// Prints how much is hidden, of a body of so many bytes.
+pub(super) fn print_hidden(envelope: &Envelope, bytes: Option<usize>) -> Result<(), Failure> {
+    let headers = counted(envelope.headers.len() as u64, "header");
+    let bytes = counted(bytes.unwrap_or(0) as u64, "byte");
+    let line = format!("\ncontent         {headers} and {bytes}, hidden; --reveal shows them");
+    Ok(output::line(line)?)
+}
+
+/// Prints headers, key and body, or why there is no body to be shown.
+pub(super) fn print_revealed(envelope: &Envelope, locked: Option<&Locked>) -> Result<(), Failure> {
     if let Some(key) = &envelope.key {
         output::line(format!("\nkey             {}", shown(key)))?;
     }
@@ -24,9 +35,12 @@ pub(super) fn print(envelope: &Envelope, reveal: bool) -> Result<(), Failure> {
         let value = value.map_or_else(|| "(null)".to_owned(), |value| shown(value));
         output::line(format!("  {}: {value}", escaped(name)))?;
     }
-    match &envelope.body {
-        None => output::line("\nbody            none (a tombstone)")?,
-        Some(body) => output::line(format!("\nbody            {bytes} bytes\n{}", shown(body)))?,
+    match (&envelope.body, locked) {
+        (_, Some(locked)) => output::line(format!("\nbody            not shown: {locked}"))?,
+        (None, None) => output::line("\nbody            none (a tombstone)")?,
+        (Some(body), None) => {
+            output::line(format!("\nbody            {} bytes\n{}", body.len(), shown(body)))?;
+        }
     }
     Ok(())
 }
@@ -41,18 +55,24 @@ fn shown(bytes: &[u8]) -> String {
 
 /// Headers, key and body as JSON, or how much is hidden of them.
 pub(super) fn document(envelope: &Envelope, reveal: bool) -> Value {
-    if !reveal {
-        return json!({
-            "hidden": true,
-            "headers": envelope.headers.len(),
-            "bytes": envelope.body.as_ref().map(|body| body.len()),
-        });
+    match reveal {
+        true => revealed(envelope, None),
+        false => hidden(envelope, envelope.body.as_ref().map(Bytes::len)),
     }
-    let pair = |(name, value): (&str, Option<&bytes::Bytes>)| json!([name, value.map(|value| exact(value))]);
+}
+
+/// How much is hidden, of a body of so many bytes.
+pub(super) fn hidden(envelope: &Envelope, bytes: Option<usize>) -> Value {
+    json!({ "hidden": true, "headers": envelope.headers.len(), "bytes": bytes })
+}
+
+/// Headers, key and body; no body where it cannot be had.
+pub(super) fn revealed(envelope: &Envelope, locked: Option<&Locked>) -> Value {
+    let pair = |(name, value): (&str, Option<&Bytes>)| json!([name, value.map(|value| exact(value))]);
     json!({
         "key": envelope.key.as_deref().map(exact),
         "headers": envelope.headers.iter().map(pair).collect::<Vec<Value>>(),
-        "body": envelope.body.as_deref().map(exact),
+        "body": envelope.body.as_deref().filter(|_| locked.is_none()).map(exact),
     })
 }
 

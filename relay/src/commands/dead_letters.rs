@@ -9,7 +9,8 @@ use serde_json::json;
 use crate::audit::Action;
 use crate::cli::{DeadLettersCommand, Filter};
 use crate::commands::outbox::time;
-use crate::commands::{Context, content, database, letter_changes, letter_files};
+use crate::commands::{Context, content, database, letter_changes, letter_files, reencrypt};
+use crate::encryption::{Keyring, Locked, key_of, size_of};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, or_dash};
 
@@ -28,6 +29,7 @@ pub(super) async fn run(context: &Context, command: DeadLettersCommand) -> Resul
         }
         DeadLettersCommand::Archive => letter_files::archive(context).await?,
         DeadLettersCommand::Import { file } => letter_files::import(context, &file).await?,
+        DeadLettersCommand::Reencrypt { dry_run } => reencrypt::run(context, dry_run).await?,
     }
     Ok(Exit::Ok)
 }
@@ -141,7 +143,7 @@ async fn show(context: &Context, id: &str, reveal: bool) -> Result<(), Failure> 
     }
     let filter = LetterFilter { ids: vec![id.to_owned()], ..LetterFilter::default() };
     let found = ledger.list(&filter, None, 1).await.map_err(database)?;
-    let Some(letter) = found.into_iter().next() else {
+    let Some(mut letter) = found.into_iter().next() else {
         let what = format!("the ledger has no letter {id}");
         return Err(Failure::new(Exit::Failed, what, "look for it with dead-letters list --status all"));
     };
@@ -149,10 +151,20 @@ async fn show(context: &Context, id: &str, reveal: bool) -> Result<(), Failure> 
     if reveal {
         action.ended(1).await;
     }
+    let keys = context.keys();
+    let (bytes, encryption) = (size_of(&letter), encryption(&letter, &keys));
+    let locked = if reveal { keys.open(&mut letter).err() } else { None };
     if context.is_json() {
-        return print_json(&letter, &history, reveal);
+        let mut content = if reveal {
+            content::revealed(&letter.envelope, locked.as_ref())
+        } else {
+            content::hidden(&letter.envelope, bytes)
+        };
+        content["encryption"] = json!(encryption);
+        output::json(&json!({ "letter": letter, "history": history, "content": content }))?;
+        return told(locked.as_ref());
     }
-    for (name, value) in fields(&letter) {
+    for (name, value) in fields(&letter).into_iter().chain([("encryption", encryption)]) {
         if let Some(value) = value.filter(|value| !value.is_empty()) {
             output::line(format!("{name:<16}{}", escaped(&value)))?;
         }
@@ -162,7 +174,25 @@ async fn show(context: &Context, id: &str, reveal: bool) -> Result<(), Failure> 
         vec![format!("  {}", time(event.at)), event.what.clone(), or_dash(event.detail.as_deref())]
     };
     output::table(&["  AT", "WHAT", "DETAIL"], history.iter().map(event))?;
-    content::print(&letter.envelope, reveal)
+    match reveal {
+        true => content::print_revealed(&letter.envelope, locked.as_ref())?,
+        false => content::print_hidden(&letter.envelope, bytes)?,
+    }
+    told(locked.as_ref())
+}
+
+/// How the body is stored; `None` where it is in clear.
+fn encryption(letter: &Letter, keys: &Keyring) -> Option<String> {
+    match (keys.locked(letter), key_of(letter)) {
+        (Some(Locked::NoKey(key)), _) => Some(format!("with key {key}, which is not configured")),
+        (Some(locked), _) => Some(locked.to_string()),
+        (None, key) => key.map(|key| format!("with key {key}")),
+    }
+}
+
+/// A body that was asked for and cannot be shown is a failure.
+fn told(locked: Option<&Locked>) -> Result<(), Failure> {
+    locked.map_or(Ok(()), |locked| Err(Failure::new(Exit::Failed, locked.to_string(), locked.hint())))
 }
 
 fn fields(letter: &Letter) -> [(&'static str, Option<String>); 19] {
@@ -187,9 +217,4 @@ fn fields(letter: &Letter) -> [(&'static str, Option<String>); 19] {
         ("dead since", letter.dead_at.map(time)),
         ("collected", Some(time(letter.collected_at))),
     ]
-}
-
-fn print_json(letter: &Letter, history: &[LetterEvent], reveal: bool) -> Result<(), Failure> {
-    let content = content::document(&letter.envelope, reveal);
-    Ok(output::json(&json!({ "letter": letter, "history": history, "content": content }))?)
 }

@@ -13,8 +13,9 @@ use crate::archive::verify;
 use crate::audit::Action;
 use crate::cli::Filter;
 use crate::commands::{Context, database};
+use crate::encryption::Locked;
 use crate::exit::{Exit, Failure};
-use crate::letter_file::Line;
+use crate::letter_file::{Line, NoLetter};
 use crate::output::{self, counted};
 use crate::redact::Redaction;
 use crate::retention::Retention;
@@ -30,14 +31,18 @@ pub(super) async fn export(context: &Context, filter: &Filter, to: Option<&Path>
     let meant = ledger.count(&filter).await.map_err(database)?;
     let action = Action::on_letters(&ledger, "dead-letters export", &choice, None);
     action.begins(meant).await?;
-    let (mut after, mut written) = (None, 0);
+    let keys = context.keys();
+    let (mut after, mut written, mut locked) = (None, 0, Vec::new());
     loop {
         let page = ledger.list(&filter, after.as_deref(), PAGE).await.map_err(database)?;
         let Some(last) = page.last() else { break };
         after = Some(last.id.clone());
         written += page.len() as u64;
-        for letter in page {
-            serde_json::to_writer(&mut out, &Line::of(letter)).map_err(io::Error::from)?;
+        for mut letter in page {
+            let opened = keys.open(&mut letter);
+            let line = if opened.is_ok() { Line::of(letter) } else { Line::of_stored(letter) };
+            locked.extend(opened.err());
+            serde_json::to_writer(&mut out, &line).map_err(io::Error::from)?;
             out.write_all(b"\n")?;
         }
     }
@@ -51,7 +56,20 @@ pub(super) async fn export(context: &Context, filter: &Filter, to: Option<&Path>
             output::line(format!("{} written to {path}", counted(written, "letter")))?;
         }
     }
-    Ok(())
+    match locked.first() {
+        Some(first) => Err(as_stored(locked.len(), first)),
+        None => Ok(()),
+    }
+}
+
+/// Some letters could not be opened: whoever reads the file needs their keys.
+fn as_stored(letters: usize, first: &Locked) -> Failure {
+    let letters = counted(letters as u64, "letter");
+    Failure::new(
+        Exit::Failed,
+        format!("{letters} written as stored, the first because {first}"),
+        first.hint(),
+    )
 }
 
 /// Only its owner may read the file: it holds what messages carried.
@@ -113,16 +131,24 @@ pub(super) async fn import(context: &Context, path: &Path) -> Result<(), Failure
     let file = File::open(path).and_then(lines).map_err(failed)?;
     let redaction = Redaction::new(&context.config.dead_letters.redact)
         .map_err(|error| Failure::new(Exit::Configuration, error.to_string(), "mend the pattern"))?;
-    let ledger = context.ledger().await?;
+    let (ledger, keys) = (context.ledger().await?, context.keys());
     let choice = path.display().to_string();
     let action = Action::on_letters(&ledger, "dead-letters import", &choice, None);
     action.begins(0).await?;
     let (mut page, mut read, mut new) = (Vec::<Letter>::new(), 0_u64, 0);
     for (at, line) in file.lines().enumerate() {
         let line = line.map_err(failed)?;
-        let letter = serde_json::from_str::<Line>(&line).ok().and_then(Line::letter);
-        let mut letter = letter.ok_or_else(|| unreadable(format!("line {} is no letter", at + 1)))?;
+        let none = || unreadable(format!("line {} is no letter", at + 1));
+        let line = serde_json::from_str::<Line>(&line).map_err(|_| none())?;
+        let mut letter = line.letter(&keys).map_err(|why| match why {
+            NoLetter::Bytes => none(),
+            NoLetter::Locked(locked) => {
+                let what = format!("{}: line {}: {locked}", path.display(), at + 1);
+                Failure::new(Exit::Failed, what, locked.hint())
+            }
+        })?;
         redaction.apply(&mut letter);
+        keys.seal(&mut letter);
         page.push(letter);
         read += 1;
         if page.len() == PAGE as usize {

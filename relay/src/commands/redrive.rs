@@ -16,7 +16,7 @@ use crate::commands::{Context, confirm, database};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, counted, or_dash};
 use crate::owner::OwnerSettings;
-use crate::redrive::{Plan, Trouble, carry_out, is_sent, new_redrive};
+use crate::redrive::{Engine, Plan, Trouble, carry_out, is_sent, new_redrive};
 use crate::supervise::until_signalled;
 
 /// What became of the letters of a redrive that ended early.
@@ -59,7 +59,8 @@ pub(super) struct Wish {
 pub(super) async fn by_hand(context: &Context, wish: Wish) -> Result<Exit, Failure> {
     let Wish { new, what, choice, .. } = &wish;
     let ledger = context.ledger().await?;
-    let mut plan = Plan::make(&*ledger, &new.filter, &new.guard).await.map_err(database)?;
+    let keys = context.keys();
+    let mut plan = Plan::make(&*ledger, &new.filter, &new.guard, &keys).await.map_err(database)?;
     plan.warnings.extend(plan.without_canary(new.canary));
     let to_send = new.limit.map_or(plan.to_send, |limit| limit.min(plan.to_send));
     if to_send == 0 || wish.dry_run {
@@ -138,7 +139,8 @@ pub(super) async fn follow(context: &Context, made: Redrive, to_the_end: bool) -
     let mut followed = None;
     let signalled = until_signalled(stop.clone(), async {
         let look = |redrive: &Redrive| progress.show(redrive);
-        let work = carry_out(ledger.clone(), sink, made, owner(context), look, done, &stop);
+        let engine = Engine::new(ledger.clone(), sink, owner(context)).opening(context.keys());
+        let work = carry_out(engine, made, look, done, &stop);
         followed = Some(Box::pin(work).await);
         Ok(())
     })

@@ -240,7 +240,7 @@ async fn engine(context: &Context) -> Result<Engine<broker::AnySink>, Failure> {
     let ledger = context.ledger().await?;
     ledger.running_redrives().await.map_err(database)?;
     let sink = broker::sink(context.broker()?).map_err(|error| Failure::broker(&error))?;
-    Ok(Engine::new(ledger, sink, super::redrive::owner(context)))
+    Ok(Engine::new(ledger, sink, super::redrive::owner(context)).opening(context.keys()))
 }
 
 async fn collector(context: &Context) -> Result<Collector<broker::AnySource>, Failure> {
@@ -257,7 +257,8 @@ async fn collector(context: &Context) -> Result<Collector<broker::AnySource>, Fa
         ..OwnerSettings::default()
     };
     let redaction = Redaction::new(&dead_letters.redact).map_err(refused)?;
-    Ok(Collector::new(ledger, sources, owner).discovering(discovery).redacting(redaction))
+    let collector = Collector::new(ledger, sources, owner).discovering(discovery);
+    Ok(collector.redacting(redaction).sealing(context.keys()))
 }
 
 /// The publisher, if at least one of its brokers answers: destinations of the others wait in the pump.

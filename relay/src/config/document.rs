@@ -291,6 +291,13 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Secret texts: those under `key`, and those in the files that `file_key` names.
+    pub(super) fn secrets(&mut self, key: &'static str, file_key: &'static str) -> Vec<Located> {
+        let (mut secrets, files) = (self.texts(key), self.texts(file_key));
+        secrets.extend(files.into_iter().filter_map(|file| self.read_secret(file, file_key)));
+        secrets
+    }
+
     fn read_secret(&self, file: Located, key: &str) -> Option<Located> {
         let what = format!("{}: ", self.path(key));
         let text = match files::read(Path::new(&file.text), files::MAX_SECRET) {

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::*;
 
 /// Each table of the file, with the definition that describes it and what must stand before a key of it.
-const TABLES: [(&str, &str, &str); 15] = [
+const TABLES: [(&str, &str, &str); 16] = [
     ("database", "database", "[database]\n"),
     ("kafka", "broker", "[broker]\nkind = \"kafka\"\n"),
     ("rabbitmq", "broker", "[broker]\nkind = \"rabbitmq\"\n"),
@@ -18,6 +18,7 @@ const TABLES: [(&str, &str, &str); 15] = [
     ("redrive", "dead_letters.redrive", "[dead_letters.redrive]\n"),
     ("rule", "dead_letters.rules", "[[dead_letters.rules]]\n"),
     ("redact", "dead_letters.redact", "[[dead_letters.redact]]\n"),
+    ("encryption", "dead_letters.encryption", "[dead_letters.encryption]\n"),
     ("retention", "dead_letters.retention", "[dead_letters.retention]\n"),
     ("database", "dead_letters.ledger", "[dead_letters.ledger]\n"),
     ("notify", "notify", "[[notify]]\n"),

@@ -10,6 +10,7 @@ use url::{Host, Url};
 
 use super::databases::{DATABASE_URL, database, inner_database, url_is_local};
 use super::document::{Located, Place, Reader, Section};
+use super::encryption::encryption;
 use super::layout::layout;
 use super::notify::notify;
 use super::rules::rules;
@@ -367,6 +368,8 @@ fn dead_letters(
     let redrive = redrive(section.section("redrive"));
     let rules = rules(&mut section);
     let redact = section.sections("redact").into_iter().filter_map(redact).collect();
+    let encryption = section.section("encryption");
+    let encryption = if encryption.is_there() { self::encryption(encryption) } else { None };
     let retention = section.section("retention");
     let retention = retention.is_there().then(|| self::retention(retention));
     let ledger = inner_database(section.section("ledger"), database);
@@ -382,6 +385,7 @@ fn dead_letters(
         redrive,
         rules,
         redact,
+        encryption,
         retention,
         ledger,
     }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::encryption::Key;
 
 const MINIMAL: &str = "[database]\nurl = \"sqlite:/tmp/x.db\"\n";
 
@@ -408,4 +409,70 @@ fn a_rule_is_printed_as_it_can_be_read_again() {
     let printed = toml::to_string(&config).expect("TOML");
     assert_eq!(Config::parse(&printed, &env()).expect("sound"), config, "{printed}");
     assert_eq!(Config::parse(MINIMAL, &env()).expect("sound").dead_letters.rules, [], "off unless written");
+}
+
+#[test]
+fn s28_keys_of_the_ledger_are_checked_and_never_shown() {
+    let (old, new) = ("S3cretS3cretS3cretS3cretS3cretS3cretS3cretA", "01".repeat(32));
+    let with = |keys: &str| format!("{MINIMAL}[dead_letters.encryption]\n{keys}");
+    for (keys, what) in [
+        (String::new(), "[dead_letters.encryption] key is missing"),
+        (
+            "key = \"S3cret\"".to_owned(),
+            "[dead_letters.encryption] key is no 32 bytes in base64 or hexadecimal digits",
+        ),
+        (
+            format!("key = \"{new}\"\nprevious_keys = [\"{old}\", \"S3cret\"]"),
+            "[dead_letters.encryption] previous_keys is no 32 bytes in base64 or hexadecimal digits",
+        ),
+        (
+            format!("key = \"{new}\"\nprevious_keys = [\"{old}\", \"{new}\"]"),
+            "[dead_letters.encryption] previous_keys has the key of new letters, too",
+        ),
+        (
+            format!("key = \"{new}\"\nkey_file = \"x\""),
+            "[dead_letters.encryption] key and key_file are both set",
+        ),
+    ] {
+        let (_, told, hint) = only_fault(&with(&keys));
+        assert_eq!(told, what);
+        assert!(!format!("{told}{hint}").contains("S3cret") && !hint.contains(&new), "{told} {hint}");
+    }
+    let (_, what, _) = only_fault(&with(&format!("key = \"{new}\"\nprevious_key_files = [\"/nowhere\"]")));
+    assert!(
+        what.starts_with("[dead_letters.encryption] previous_key_files: cannot read \"/nowhere\""),
+        "{what}"
+    );
+    let config =
+        Config::parse(&with(&format!("key = \"{old}\"\nprevious_keys = \"{new}\"")), &env()).expect("sound");
+    let printed = toml::to_string(&config).expect("TOML");
+    for shown in [format!("{config:?}"), printed, config.scrubber().scrub(&format!("{old} {new}"))] {
+        assert!(!shown.contains("S3cret") && !shown.contains(&new), "{shown}");
+    }
+}
+
+#[test]
+fn the_environment_overrides_the_keys_of_the_ledger() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |byte: &str| {
+        let path = folder.path().join(byte);
+        std::fs::write(&path, format!("{}\n", byte.repeat(32))).expect("written");
+        path.display().to_string()
+    };
+    let text = format!("{MINIMAL}[dead_letters.encryption]\nkey = \"${{LEDGER_KEY}}\"\nprevious_keys = []\n");
+    let files = format!("{},{}", file("02"), file("03"));
+    let variables = [
+        ("BACKSTOP__DEAD_LETTERS__ENCRYPTION__KEY_FILE", file("01")),
+        ("BACKSTOP__DEAD_LETTERS__ENCRYPTION__PREVIOUS_KEY_FILES", files),
+        ("BACKSTOP__DEAD_LETTERS__ENCRYPTION__PREVIOUS_KEYS", "04".repeat(32)),
+        ("LEDGER_KEY", "05".repeat(32)),
+    ];
+    let config = Config::parse(&text, &Environment::from_iter(variables.clone())).expect("sound");
+    let encryption = config.dead_letters.encryption.expect("keys");
+    let ids: Vec<_> = encryption.keys().map(Key::id).collect();
+    let expected = ["01", "04", "02", "03"].map(|byte| Key::parse(&byte.repeat(32)).expect("a key").id());
+    assert_eq!(ids, expected);
+    let config = Config::parse(&text, &Environment::from_iter(variables[3..].to_vec())).expect("sound");
+    let encryption = config.dead_letters.encryption.expect("keys");
+    assert_eq!(encryption.key.id(), Key::parse(&"05".repeat(32)).expect("a key").id());
 }

@@ -17,6 +17,7 @@ use super::{forms, held};
 use crate::ask::Pending;
 use crate::desk::filter::FilterQuery;
 use crate::desk::{Body, Caller, Desk};
+use crate::encryption::{Keyring, size_of};
 use crate::secret::is_secret_name;
 
 /// Longest body that is shown, in bytes; the API gives all of it.
@@ -69,7 +70,7 @@ async fn show(desk: &Desk, who: &Caller, id: &str, revealed: Option<Body>) -> Re
             section aria-labelledby="h-why" { div.sh { h2 #h-why { "Why and where" } } (facts(&letter)) }
             section aria-labelledby="h-safe" { div.sh { h2 #h-safe { "Is it safe to send?" } } (safety(desk, &letter)) }
         }
-        section aria-labelledby="h-body" { div.sh { h2 #h-body { "Body" } } (self::body(who, &letter, revealed)) }
+        section aria-labelledby="h-body" { div.sh { h2 #h-body { "Body" } } (self::body(who, &letter, &desk.keys, revealed)) }
         section aria-labelledby="h-head" { div.sh { h2 #h-head { "Headers" } p { "values of secret names are left out" } } (headers(&letter)) }
         section aria-labelledby="h-past" #history { div.sh { h2 #h-past { "History" } } (past(&history)) }
         (held::key(who, &letter, Pending::of(&history)))
@@ -120,9 +121,11 @@ fn safety(desk: &Desk, letter: &Letter) -> Markup {
     }
 }
 
-fn body(who: &Caller, letter: &Letter, revealed: Option<Body>) -> Markup {
-    let Some(bytes) = &letter.envelope.body else { return html! { p.more { "None: a tombstone." } } };
-    let size = bytes.len();
+fn body(who: &Caller, letter: &Letter, keys: &Keyring, revealed: Option<Body>) -> Markup {
+    let Some(size) = size_of(letter) else { return html! { p.more { "None: a tombstone." } } };
+    if let Some(locked) = keys.locked(letter) {
+        return html! { p.more { (size) " bytes, neither shown nor sent: " (locked.to_string()) "; " (locked.hint()) "." } };
+    }
     match revealed {
         Some(Body { content_type, bytes }) => html! {
             p.more { (size) " bytes, " (known(content_type.as_deref())) ". That you looked is in the audit log." }

@@ -133,7 +133,8 @@ async fn bring_back(story: &Story, events: u32, scene: &Scene) -> Result<(), Fai
     story.stage("mending and redriving");
     scene.shop.mend().await?;
     let ledger = scene.relay.ledger().map_err(database)?;
-    let plan = Plan::make(&*ledger, &open_letters(), &Guard::default()).await.map_err(database)?;
+    let (guard, keys) = (Guard::default(), scene.context.keys());
+    let plan = Plan::make(&*ledger, &open_letters(), &guard, &keys).await.map_err(database)?;
     let sink = broker::sink(scene.context.broker()?).map_err(|error| Failure::broker(&error))?;
     let new = new_redrive(open_letters(), Guard::default());
     let owner = commands::redrive::owner(&scene.context);

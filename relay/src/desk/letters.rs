@@ -175,8 +175,12 @@ impl Desk {
         let because = reason(because);
         let object = escaped(&cut(id, MAX_ID));
         let deed = Deed::new(who, "letters.reveal", object, because.as_deref());
-        let found = self.recorded(&deed, self.letter_alone(id), |_| Some(1)).await;
-        let Letter { envelope, .. } = found?;
+        let open = async {
+            let mut letter = self.letter_alone(id).await?;
+            self.keys.open(&mut letter).map_err(|locked| Trouble::locked(&locked))?;
+            Ok(letter)
+        };
+        let Letter { envelope, .. } = self.recorded(&deed, open, |_| Some(1)).await?;
         let content_type = envelope.headers.get_str(backstop_core::names::CONTENT_TYPE).map(escaped);
         Ok(Body { content_type, bytes: envelope.body })
     }

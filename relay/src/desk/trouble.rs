@@ -5,6 +5,7 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use backstop_core::{AdapterError, FaultKind};
 
+use crate::encryption::Locked;
 use crate::exit::with_cause;
 
 /// What sort of trouble it is.
@@ -124,6 +125,11 @@ impl Trouble {
     /// A thing that is not there.
     pub(crate) fn missing(what: impl Into<String>) -> Self {
         Self::new(Kind::Missing, what, "it may be gone; go back to the list")
+    }
+
+    /// A body that cannot be had.
+    pub(super) fn locked(locked: &Locked) -> Self {
+        Self::new(Kind::Conflict, locked.to_string(), locked.hint())
     }
 
     pub(super) fn slow(patience: Duration) -> Self {

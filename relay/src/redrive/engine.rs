@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use super::rate::Bucket;
 use super::send::{Outcome, send};
+use crate::encryption::Keyring;
 use crate::exit::with_cause;
 use crate::owner::{Owner, OwnerSettings};
 use crate::patience::answer;
@@ -58,6 +59,7 @@ pub enum Trouble {
 pub struct Engine<S> {
     ledger: Arc<dyn Ledger>,
     sink: S,
+    keys: Keyring,
     owner: OwnerSettings,
     only: Option<String>,
     trouble: watch::Sender<Option<Arc<Trouble>>>,
@@ -79,7 +81,14 @@ enum Batch {
 impl<S: Sink> Engine<S> {
     /// An engine that works while it holds the lease of `owner`.
     pub fn new(ledger: Arc<dyn Ledger>, sink: S, owner: OwnerSettings) -> Self {
-        Self { ledger, sink, owner, only: None, trouble: watch::Sender::new(None) }
+        Self { ledger, sink, keys: Keyring::default(), owner, only: None, trouble: watch::Sender::new(None) }
+    }
+
+    /// Opens bodies with these keys; those that none of them opens are refused.
+    #[must_use]
+    pub fn opening(mut self, keys: Keyring) -> Self {
+        self.keys = keys;
+        self
     }
 
     /// Carries out the redrive with this id and no other.
@@ -87,6 +96,11 @@ impl<S: Sink> Engine<S> {
     pub fn only(mut self, id: impl Into<String>) -> Self {
         self.only = Some(id.into());
         self
+    }
+
+    /// The ledger whose redrives it carries out.
+    pub(super) fn ledger(&self) -> Arc<dyn Ledger> {
+        self.ledger.clone()
     }
 
     /// What holds the engine up, and every change of it; `None` while nothing does.
@@ -285,7 +299,8 @@ impl<S: Sink> Engine<S> {
             return Ok(());
         }
         let id = &redrive.plan.id;
-        let Outcome { settled, broker, target } = send(&self.sink, id, &redrive.plan.guard, letters).await;
+        let Outcome { settled, broker, target } =
+            send(&self.sink, &self.keys, id, &redrive.plan.guard, letters).await;
         self.settle(id, &settled, term).await?;
         if let Some((target, error)) = target {
             let why = format!("{target} takes nothing: {}", with_cause(&error));

@@ -1,6 +1,6 @@
 //! Sends letters to where they belong, those of one target and key one after another.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use backstop_core::dead_letter::redrive_envelope;
 use backstop_core::ledger::{Guard, Letter, Sent};
@@ -10,11 +10,14 @@ use backstop_core::{Destination, Envelope, names};
 use bytes::Bytes;
 use futures_util::future::join_all;
 
+use crate::encryption::Keyring;
 use crate::exit::with_cause;
 use crate::redact::is_redacted;
 
 /// Longest reason in a letter's history, in bytes.
 const MAX_REASON: usize = 1_000;
+/// Why a letter is not sent that could be.
+const BEHIND: &str = "an earlier letter of its key was refused";
 
 /// What became of some letters.
 #[derive(Debug, Default)]
@@ -35,20 +38,27 @@ struct Lane {
 }
 
 /// Sends letters of the redrive `id`; after an error nothing more of that target and key.
-pub(super) async fn send(sink: &impl Sink, id: &str, guard: &Guard, letters: Vec<Letter>) -> Outcome {
+pub(super) async fn send(
+    sink: &impl Sink,
+    keys: &Keyring,
+    id: &str,
+    guard: &Guard,
+    letters: Vec<Letter>,
+) -> Outcome {
     let mut outcome = Outcome::default();
-    let lanes = lanes(letters, guard, &mut outcome);
+    let lanes = lanes(letters, keys, guard, &mut outcome);
     for (lane, sent, error) in join_all(lanes.into_iter().map(|lane| send_in_order(sink, id, lane))).await {
         note(lane, sent, error, &mut outcome);
     }
     outcome
 }
 
-/// Sorts letters into lanes; those that cannot be sent go to the outcome.
-fn lanes(letters: Vec<Letter>, guard: &Guard, outcome: &mut Outcome) -> Vec<Lane> {
+/// Sorts letters into lanes, with their bodies as they were; those that cannot be sent go to the outcome.
+fn lanes(letters: Vec<Letter>, keys: &Keyring, guard: &Guard, outcome: &mut Outcome) -> Vec<Lane> {
     let mut lanes: Vec<Lane> = Vec::new();
     let mut by_key = HashMap::<(String, Bytes), usize>::new();
-    for letter in letters {
+    let mut stuck = HashSet::<(String, Bytes)>::new();
+    for mut letter in letters {
         if is_redacted(&letter.envelope) {
             let reason = "it was redacted: its message is no longer what it was".to_owned();
             outcome.settled.push((letter.id, Sent::Refused(reason)));
@@ -58,11 +68,19 @@ fn lanes(letters: Vec<Letter>, guard: &Guard, outcome: &mut Outcome) -> Vec<Lane
             outcome.settled.push((letter.id, Sent::Refused("it has no door any more".to_owned())));
             continue;
         };
+        let lane = letter.envelope.key.clone().map(|key| (target.clone(), key));
+        if lane.as_ref().is_some_and(|lane| stuck.contains(lane)) {
+            outcome.settled.push((letter.id, Sent::Refused(BEHIND.to_owned())));
+            continue;
+        }
+        if let Err(locked) = keys.open(&mut letter) {
+            // It can be sent once its key is there: later letters of its key wait for that.
+            stuck.extend(lane);
+            outcome.settled.push((letter.id, Sent::Refused(format!("{locked}; {}", locked.hint()))));
+            continue;
+        }
         let next = lanes.len();
-        let at = match letter.envelope.key.clone() {
-            Some(key) => *by_key.entry((target.clone(), key)).or_insert(next),
-            None => next,
-        };
+        let at = lane.map_or(next, |lane| *by_key.entry(lane).or_insert(next));
         if at == next {
             let foreign = letter.sound_door().is_none();
             lanes.push(Lane { target, foreign, letters: Vec::new() });
@@ -104,7 +122,7 @@ fn note(lane: Lane, sent: usize, error: Option<PublishError>, outcome: &mut Outc
         Scope::Message => {
             let reason = cut(&with_cause(&error), MAX_REASON);
             outcome.settled.extend(ids.by_ref().take(1).map(|id| (id, Sent::Refused(reason.clone()))));
-            let behind = Sent::Refused("an earlier letter of its key was refused".to_owned());
+            let behind = Sent::Refused(BEHIND.to_owned());
             outcome.settled.extend(ids.map(|id| (id, behind.clone())));
         }
     }

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::relay::{Ran, Relay};
 
 /// Letters of two failures, with what an export holds of them.
-fn lines() -> String {
+pub(crate) fn lines() -> String {
     let line = |n: u32| {
         let (fingerprint, error) =
             if n.is_multiple_of(3) { ("f-card", "card declined") } else { ("f-stock", "sold out") };

@@ -1,6 +1,6 @@
 //! Writing letters.
 
-use backstop_core::ledger::{Letter, Outcome, terms};
+use backstop_core::ledger::{Letter, NewBody, Outcome, terms};
 use backstop_core::{AdapterError, header_column};
 use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
@@ -78,6 +78,17 @@ const SUPERSEDE: &str = "
     INSERT INTO {event} (letter, what, detail)
     SELECT older.n, 'failed-again', found.by FROM older JOIN found ON found.n = older.n";
 
+/// In the order of the letters, as everybody who locks several of them.
+const BODIES: &str = "
+    WITH locked AS (
+        SELECT l.n, u.becomes FROM {letter} AS l
+        JOIN unnest($1::text[], $2::bytea[], $3::bytea[]) AS u (id, was, becomes) ON u.id = l.id AND u.was = l.body
+        ORDER BY l.n FOR UPDATE OF l
+    ), done AS (
+        UPDATE {letter} AS l SET body = locked.becomes FROM locked WHERE l.n = locked.n RETURNING l.n
+    )
+    SELECT count(*) FROM done";
+
 type Bound<'q> = Query<'q, sqlx::Postgres, PgArguments>;
 
 impl PgLedger {
@@ -95,6 +106,18 @@ impl PgLedger {
         sqlx::query(self.sql(SUPERSEDE)).bind(&new).execute(&mut *tx).await.map_err(doing())?;
         tx.commit().await.map_err(doing())?;
         Ok(new.len() as u64)
+    }
+
+    pub(super) async fn replace_all(&self, bodies: &[NewBody]) -> Result<u64, AdapterError> {
+        let row = sqlx::query(self.sql(BODIES))
+            .bind(bodies.iter().map(|body| stored_id(&body.id)).collect::<Vec<_>>())
+            .bind(bodies.iter().map(|body| body.from.to_vec()).collect::<Vec<_>>())
+            .bind(bodies.iter().map(|body| body.to.to_vec()).collect::<Vec<_>>())
+            .fetch_one(&self.pool)
+            .await;
+        let done: i64 =
+            row.and_then(|row| row.try_get(0)).map_err(failed("replace bodies of dead letters"))?;
+        Ok(u64::try_from(done).unwrap_or(0))
     }
 
     async fn record_groups(&self, tx: &mut PgConnection, letters: &[Letter]) -> Result<(), AdapterError> {

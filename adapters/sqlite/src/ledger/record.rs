@@ -1,7 +1,7 @@
 //! Writing letters, and their history.
 
 use backstop_core::AdapterError;
-use backstop_core::ledger::{Letter, terms};
+use backstop_core::ledger::{Letter, NewBody, terms};
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use super::SqliteLedger;
@@ -28,6 +28,24 @@ impl SqliteLedger {
         }
         commit(tx).await.map_err(plain)?;
         Ok(new)
+    }
+
+    pub(super) async fn write_bodies(&self, bodies: &[NewBody]) -> Result<u64, AdapterError> {
+        let sql = format!("UPDATE {} SET body = ? WHERE id = ? AND body = ?", self.database.tables.letter());
+        let mut changed = 0;
+        let mut tx = self.database.write("cannot replace bodies of dead letters").await?;
+        for NewBody { id, from, to } in bodies {
+            let done = sqlx::query(AssertSqlSafe(sql.clone()))
+                .bind(to.to_vec())
+                .bind(id)
+                .bind(from.to_vec())
+                .execute(&mut *tx)
+                .await
+                .map_err(|error| adapter("cannot replace bodies of dead letters", error))?;
+            changed += done.rows_affected();
+        }
+        commit(tx).await.map_err(plain)?;
+        Ok(changed)
     }
 
     /// The number of the group that the letter belongs to.

@@ -16,6 +16,7 @@ macro_rules! store_conformance {
                 a_letter_survives,
                 a_bare_letter_survives,
                 an_odd_envelope_survives,
+                a_body_is_replaced_where_it_is_the_same,
                 filters_narrow,
                 pages_follow_each_other,
                 mark_moves_from_the_stated_status,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use backstop_core::ledger::{
     COUNT_LIMIT, Change, Expired, Expiry, Ledger, Letter, LetterEvent, LetterFilter, LetterGroup,
-    LetterStatus, Outcome, Step,
+    LetterStatus, NewBody, Outcome, Step,
 };
 use backstop_core::{AdapterError, ConsumerReport, Receipt, ReceiptOutcome};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -92,6 +92,20 @@ impl Data {
             self.tell(id, what, detail);
         }
         Ok(ids.len() as u64)
+    }
+
+    fn replace_bodies(&mut self, bodies: &[NewBody]) -> Result<u64, AdapterError> {
+        self.reachable()?;
+        let mut changed = 0;
+        for NewBody { id, from, to } in bodies {
+            let is_meant =
+                |letter: &&mut Letter| letter.id == *id && letter.envelope.body.as_ref() == Some(from);
+            if let Some(letter) = self.letters.iter_mut().find(is_meant) {
+                letter.envelope.body = Some(to.clone());
+                changed += 1;
+            }
+        }
+        Ok(changed)
     }
 
     /// Letters that are meant, in the ledger's order.
@@ -332,6 +346,10 @@ impl Ledger for Store {
         limit: u32,
     ) -> BoxFuture<'a, Result<u64, AdapterError>> {
         now(self.shared.change(|data| data.change(filter, change, limit)))
+    }
+
+    fn replace_bodies<'a>(&'a self, bodies: &'a [NewBody]) -> BoxFuture<'a, Result<u64, AdapterError>> {
+        now(self.shared.change(|data| data.replace_bodies(bodies)))
     }
 
     fn expired<'a>(

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use backstop_core::ledger::{Ledger, Letter, LetterFilter, LetterStatus};
+use backstop_core::ledger::{Ledger, Letter, LetterFilter, LetterStatus, NewBody};
 use backstop_core::{Envelope, Headers, MessageKey};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -115,6 +115,43 @@ pub async fn an_odd_envelope_survives<H: StoreHarness>(harness: &H) {
     for (letter, sent) in list(&*ledger, &LetterFilter::default()).await.iter().zip(&sent) {
         assert!(letter.envelope == sent.envelope, "the envelope of {} has changed", sent.id);
     }
+}
+
+/// A body is replaced only where it is the one that was read; nothing else of the letter changes, and its history tells
+/// nothing.
+pub async fn a_body_is_replaced_where_it_is_the_same<H: StoreHarness>(harness: &H) {
+    let ledger = harness.ledger();
+    let (mut empty, mut tombstone) = (letter("empty"), letter("tombstone"));
+    empty.envelope.body = Some(Bytes::new());
+    tombstone.envelope.body = None;
+    record(&*ledger, &[letter("a"), letter("b"), empty, tombstone]).await;
+    let before = list(&*ledger, &LetterFilter::default()).await;
+    let body = |id: &str, from: &'static [u8], to: &'static [u8]| NewBody {
+        id: id.to_owned(),
+        from: Bytes::from_static(from),
+        to: Bytes::from_static(to),
+    };
+    let new = [
+        body("b", b"{}", &[0, 255]),
+        body("empty", b"", b"full"),
+        body("a", b"{ }", b"x"),
+        body("tombstone", b"", b"x"),
+        body("nobody", b"{}", b"x"),
+    ];
+    assert_eq!(ledger.replace_bodies(&new).await.expect("the database answers"), 2);
+    assert_eq!(ledger.replace_bodies(&new).await.expect("the database answers"), 0, "they are others now");
+    assert_eq!(ledger.replace_bodies(&[]).await.expect("the database answers"), 0);
+    let mut expected = before;
+    for letter in &mut expected {
+        match letter.id.as_str() {
+            "b" => letter.envelope.body = Some(Bytes::from_static(&[0, 255])),
+            "empty" => letter.envelope.body = Some(Bytes::from_static(b"full")),
+            _ => {}
+        }
+    }
+    assert_eq!(list(&*ledger, &LetterFilter::default()).await, expected);
+    assert_eq!(found(&*ledger, &with_status(LetterStatus::Open)).await.len(), 4);
+    assert_eq!(ledger.history("b").await.expect("the database answers").len(), 1);
 }
 
 /// Every field of a filter narrows it, and several do so together.
