@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 pub use engine::{Engine, Trouble};
 
 use crate::owner::OwnerSettings;
+use crate::patience::answer;
 
 /// Letters of a sample.
 const SAMPLE: usize = 5;
@@ -157,7 +158,7 @@ pub async fn carry_out(
                 return Ok(seen);
             }
             tokio::time::sleep(LOOK_EVERY).await;
-            match ledger.redrive(&id).await {
+            match answer(stop, ledger.redrive(&id)).await {
                 Ok(Some(now)) => seen = now,
                 Ok(None) => return Ok(seen),
                 Err(error) => return Err(Arc::new(error.into())),
