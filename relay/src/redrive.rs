@@ -22,6 +22,7 @@ pub use engine::{Engine, Trouble};
 
 use crate::encryption::Keyring;
 use crate::owner::OwnerSettings;
+use crate::patience::answer;
 
 /// Letters of a sample.
 const SAMPLE: usize = 5;
@@ -169,7 +170,7 @@ pub async fn carry_out(
                 return Ok(seen);
             }
             tokio::time::sleep(LOOK_EVERY).await;
-            match ledger.redrive(&id).await {
+            match answer(stop, ledger.redrive(&id)).await {
                 Ok(Some(now)) => seen = now,
                 Ok(None) => return Ok(seen),
                 Err(error) => return Err(Arc::new(error.into())),
