@@ -111,7 +111,7 @@ fn terms(redrive: &Redrive) -> Markup {
     ];
     let rare = [
         sent(letters.unknown, "unknown", state("wait", "", "sent, outcome unknown")),
-        alone(letters.refused, state("bad", "bad", "refused by the broker")),
+        alone(letters.refused, state("bad", "bad", "refused")),
         alone(letters.dropped, state("gone", "", "taken by somebody else")),
     ];
     parts.extend(rare.into_iter().filter(|term| term.number > 0));

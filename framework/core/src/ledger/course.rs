@@ -42,7 +42,7 @@ impl Redrive {
         let canary = self.canary_letters;
         let failures = [
             (canary.failed_again, "failed again"),
-            (canary.refused, "refused by the broker"),
+            (canary.refused, "refused, as the history of each says"),
             (canary.silent, "without an outcome in time"),
         ];
         if let Some((letters, what)) = failures.into_iter().find(|(letters, _)| *letters > 0) {
