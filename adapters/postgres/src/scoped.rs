@@ -18,7 +18,8 @@ type Manager = <Postgres as Database>::TransactionManager;
 /// A transaction on a pooled connection.
 ///
 /// sqlx's own `Transaction` hides its connection and cannot close it when it is dropped; a connection with an open
-/// transaction that is merely returned could commit late, or stay in the transaction.
+/// transaction that is merely returned could commit late, or stay in the transaction. Where its caller is cancelled
+/// while it begins, sqlx does return it so, and whoever is lent it next works in a transaction without knowing it.
 pub(crate) struct Scoped {
     connection: PoolConnection<Postgres>,
     done: bool,
@@ -92,6 +93,13 @@ impl Scoped {
 }
 
 impl Scoped {
+    /// Commits, without any proof: for transactions that nobody was lent.
+    pub(crate) async fn commit(mut self) -> Result<(), sqlx::Error> {
+        Manager::commit(&mut self.connection).await?;
+        self.done = true;
+        Ok(())
+    }
+
     /// Rolls back and waits for it; where that fails, or takes too long, the connection is closed.
     pub(crate) async fn rollback(mut self) {
         if self.limits.is_some() {

@@ -5,7 +5,9 @@
 //! server is told how long to wait: in each transaction anew, since a setting of the session would be another client's
 //! behind a pooler.
 
-use sqlx::{AssertSqlSafe, PgPool, Postgres, Transaction};
+use sqlx::PgPool;
+
+use crate::scoped::Scoped;
 
 /// How long the server waits for a lock, for the next statement and for a client to take what was sent. As long as
 /// [`PATIENCE`](crate::patience::PATIENCE), after which the client has given up, too.
@@ -18,6 +20,6 @@ pub(crate) fn beginning() -> String {
 }
 
 /// Begins such a transaction.
-pub(crate) async fn begin(pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-    pool.begin_with(AssertSqlSafe(beginning())).await
+pub(crate) async fn begin(pool: &PgPool) -> Result<Scoped, sqlx::Error> {
+    Scoped::begin(pool, beginning()).await
 }

@@ -11,6 +11,7 @@ use backstop_core::ledger::{
 };
 use backstop_core::{ConsumerReport, ConsumerState, MessageKey, Receipt, ReceiptOutcome};
 use backstop_postgres::PgLedger;
+use sqlx::postgres::PgPoolOptions;
 use support::{Db, envelope, until};
 
 fn letter(id: &str, message: &str, generation: i64) -> Letter {
@@ -310,5 +311,23 @@ async fn a_letter_that_somebody_keeps_locked_keeps_no_other_from_falling_silent(
     assert_eq!(silent.expect("it does not wait").expect("silent"), 2);
     other.rollback().await.expect("rolled back");
     assert_eq!(ledger.fall_silent().await.expect("silent"), 1);
+    db.drop().await;
+}
+
+/// Whoever is cancelled while a transaction begins leaves none behind for the next one on that connection.
+#[tokio::test]
+async fn a_call_that_is_cancelled_at_its_beginning_leaves_no_transaction_behind() {
+    let db = Db::new().await;
+    let options = db.pool.connect_options().as_ref().clone();
+    let pool = PgPoolOptions::new().max_connections(1).connect_with(options).await.expect("PostgreSQL");
+    let ledger = PgLedger::new(pool.clone(), db.tables.clone());
+    for step in 0..300 {
+        let _ = tokio::time::timeout(Duration::from_micros(step * 5), ledger.fall_silent()).await;
+        let alone: bool = sqlx::query_scalar("SELECT now() = statement_timestamp()")
+            .fetch_one(&pool)
+            .await
+            .expect("an answer");
+        assert!(alone, "step {step}: a transaction is open");
+    }
     db.drop().await;
 }
