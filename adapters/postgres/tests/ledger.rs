@@ -11,6 +11,7 @@ use backstop_core::ledger::{
 };
 use backstop_core::{ConsumerReport, ConsumerState, MessageKey, Receipt, ReceiptOutcome};
 use backstop_postgres::PgLedger;
+use sqlx::Row;
 use sqlx::postgres::PgPoolOptions;
 use support::{Db, envelope, until};
 
@@ -323,10 +324,8 @@ async fn a_call_that_is_cancelled_at_its_beginning_leaves_no_transaction_behind(
     let ledger = PgLedger::new(pool.clone(), db.tables.clone());
     for step in 0..300 {
         let _ = tokio::time::timeout(Duration::from_micros(step * 5), ledger.fall_silent()).await;
-        let alone: bool = sqlx::query_scalar("SELECT now() = statement_timestamp()")
-            .fetch_one(&pool)
-            .await
-            .expect("an answer");
+        let row = sqlx::raw_sql("SELECT now() = statement_timestamp()").fetch_one(&pool).await;
+        let alone: bool = row.and_then(|row| row.try_get(0)).expect("an answer");
         assert!(alone, "step {step}: a transaction is open");
     }
     db.drop().await;
