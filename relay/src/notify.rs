@@ -22,6 +22,7 @@ use self::state::State;
 use crate::config::NotifyConfig;
 use crate::exit::with_cause;
 use crate::owner::{Owner, OwnerSettings};
+use crate::patience::answer;
 
 /// How often the ledger is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -69,23 +70,23 @@ impl Notifier {
             let term = stop.child_token();
             tokio::select! {
                 () = term.cancelled() => {}
-                () = self.attend(&lease) => {}
+                () = self.attend(&lease, &term) => {}
                 never = owner.cancel_when_lost(&term) => match never {},
             }
         }
         owner.release().await;
     }
 
-    async fn attend(&self, lease: &Lease) {
+    async fn attend(&self, lease: &Lease, term: &CancellationToken) {
         let mut state = loop {
-            match self.remembered(lease).await {
+            match answer(term, self.remembered(lease)).await {
                 Ok(state) => break state,
                 Err(error) => warn!(cause = %with_cause(&error), "what was told is not known; trying again"),
             }
             tokio::time::sleep(self.look_every).await;
         };
         loop {
-            if let Err(error) = self.round(lease, &mut state).await {
+            if let Err(error) = self.round(lease, &mut state, term).await {
                 warn!(cause = %with_cause(&error), "notices wait for the ledger");
             }
             tokio::time::sleep(self.look_every).await;
@@ -99,10 +100,15 @@ impl Notifier {
     }
 
     /// Looks for news, writes them down, and sends what is due.
-    async fn round(&self, lease: &Lease, state: &mut State) -> Result<(), AdapterError> {
+    async fn round(
+        &self,
+        lease: &Lease,
+        state: &mut State,
+        term: &CancellationToken,
+    ) -> Result<(), AdapterError> {
         let open = LetterFilter::of_status(LetterStatus::Open);
-        let groups = self.ledger.groups(&open, GROUPS).await?;
-        let redrives = self.ledger.redrives(None, REDRIVES).await?;
+        let groups = answer(term, self.ledger.groups(&open, GROUPS)).await?;
+        let redrives = answer(term, self.ledger.redrives(None, REDRIVES)).await?;
         let now = Utc::now();
         for (config, _) in &self.targets {
             for news in news::of(config, &groups, &redrives, now) {
@@ -110,7 +116,7 @@ impl Notifier {
             }
         }
         state.prune(now);
-        self.remember(lease, state).await?;
+        answer(term, self.remember(lease, state)).await?;
         for (config, sender) in &self.targets {
             for _ in 0..AT_ONCE {
                 let Some(waiting) = state.due(&config.name, Utc::now()) else { break };
@@ -122,7 +128,7 @@ impl Notifier {
                 if !state.settle(&config.name, sent.is_ok(), Utc::now()) {
                     warn!(to = config.name, "a notice was given up: nobody took it for a day");
                 }
-                self.remember(lease, state).await?;
+                answer(term, self.remember(lease, state)).await?;
             }
         }
         Ok(())

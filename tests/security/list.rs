@@ -109,7 +109,7 @@ pub(crate) const CASES: [Case; 40] = [
         29,
         "personal data in the ledger",
         "hidden until it is asked for",
-        "`outbox dead show` and `dead-letters show` hide headers, key and body without `--reveal`, which their snapshots show; there is no retention yet.",
+        "`outbox dead show` and `dead-letters show` hide headers, key and body without `--reveal`, which their snapshots show.",
     ),
     but(
         30,
