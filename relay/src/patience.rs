@@ -33,9 +33,16 @@ pub(crate) async fn answer<T>(
     }
 }
 
+const SILENT: &str = "the ledger has not answered in time";
+
+/// Whether an error is that the ledger did not answer.
+pub(crate) fn is_silence(error: &AdapterError) -> bool {
+    error.to_string() == SILENT
+}
+
 /// The ledger did not answer.
 pub(crate) fn silent() -> AdapterError {
-    AdapterError::new(FaultKind::Unreachable, "the ledger has not answered in time")
+    AdapterError::new(FaultKind::Unreachable, SILENT)
         .with_hint("look for a lock on the ledger's tables, or a lost connection")
 }
 

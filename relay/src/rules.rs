@@ -22,6 +22,7 @@ use tracing::{info, warn};
 use crate::config::{DeadLettersConfig, RuleConfig};
 use crate::exit::with_cause;
 use crate::owner::{Owner, OwnerSettings};
+use crate::patience::answer;
 
 pub(crate) use fire::wanted;
 pub(crate) use view::{Standing, View};
@@ -65,16 +66,16 @@ impl Keeper {
             let term = stop.child_token();
             tokio::select! {
                 () = term.cancelled() => {}
-                () = self.attend_all(&lease) => {}
+                () = self.attend_all(&lease, &term) => {}
                 never = owner.cancel_when_lost(&term) => match never {},
             }
         }
         owner.release().await;
     }
 
-    async fn attend_all(&self, lease: &Lease) {
+    async fn attend_all(&self, lease: &Lease, term: &CancellationToken) {
         loop {
-            if let Err(error) = self.round(lease).await {
+            if let Err(error) = self.round(lease, term).await {
                 warn!(cause = %with_cause(&error), "rules wait for the ledger");
             }
             tokio::time::sleep(self.look_every).await;
@@ -83,22 +84,22 @@ impl Keeper {
 
     /// Looks at every consumer once. What is remembered is read anew each time, so that whoever has lost the lease acts
     /// on nothing old.
-    async fn round(&self, lease: &Lease) -> Result<(), AdapterError> {
-        let holder = self.ledger.holder(&lease.name).await?;
+    async fn round(&self, lease: &Lease, term: &CancellationToken) -> Result<(), AdapterError> {
+        let holder = answer(term, self.ledger.holder(&lease.name)).await?;
         let Some(holder) = holder.filter(|holder| holder.lease == *lease) else { return Ok(()) };
         let before = holder.report.map(|report| Memory::read(&report.text)).unwrap_or_default();
-        let reports = self.ledger.consumers().await?;
-        let now = self.ledger.time().await?;
+        let reports = answer(term, self.ledger.consumers()).await?;
+        let now = answer(term, self.ledger.time()).await?;
         let mut memory = before.clone();
         memory.keep(&self.letters.rules);
         for rule in &self.letters.rules {
             let scene = Scene::of(rule, &reports, now);
-            if let Err(error) = self.attend(rule, &scene, &mut memory).await {
+            if let Err(error) = self.attend(rule, &scene, &mut memory, term).await {
                 warn!(rule = rule.name, cause = %with_cause(&error), "a rule is held up; trying again");
             }
         }
         match memory.text().filter(|_| memory != before) {
-            Some(text) => self.ledger.report(lease, &text).await,
+            Some(text) => answer(term, self.ledger.report(lease, &text)).await,
             None => Ok(()),
         }
     }
@@ -108,6 +109,7 @@ impl Keeper {
         rule: &RuleConfig,
         scene: &Scene<'_>,
         memory: &mut Memory,
+        term: &CancellationToken,
     ) -> Result<(), AdapterError> {
         let Some(watch) = memory.rules.get_mut(&rule.name) else {
             memory.rules.extend(Watch::begin(rule, scene).map(|watch| (rule.name.clone(), watch)));
@@ -119,9 +121,9 @@ impl Keeper {
             return Ok(());
         }
         let event = &waiting.event;
-        let ahead = match fire::is_made(&*self.ledger, rule, event).await? {
+        let ahead = match answer(term, fire::is_made(&*self.ledger, rule, event)).await? {
             true => Ahead::Free,
-            false => Ahead::of(&*self.ledger, watch, scene).await?,
+            false => answer(term, Ahead::of(&*self.ledger, watch, scene)).await?,
         };
         match ahead {
             Ahead::Behind(_) => {}
@@ -130,7 +132,8 @@ impl Keeper {
                 watch.pass_over();
             }
             Ahead::Free => {
-                let made = fire::fire(&*self.ledger, &self.letters, rule, event, scene).await?;
+                let fire = fire::fire(&*self.ledger, &self.letters, rule, event, scene);
+                let made = answer(term, fire).await?;
                 let redrive = made.map(|redrive| redrive.plan.id);
                 info!(rule = rule.name, after = %event, redrive, "a rule has fired");
                 watch.fire(Fired { after: event.to_string(), at: scene.now(), redrive }, scene);

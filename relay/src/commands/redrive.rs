@@ -16,6 +16,7 @@ use crate::commands::{Context, confirm, database};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, counted, or_dash};
 use crate::owner::OwnerSettings;
+use crate::patience::answer;
 use crate::redrive::{Engine, Plan, Trouble, carry_out, is_sent, new_redrive};
 use crate::supervise::until_signalled;
 
@@ -175,11 +176,12 @@ fn goes_on(id: &str) -> String {
 
 /// Nobody looks after the redrive any more once this command has ended: it is paused, if that is possible.
 async fn held_up(ledger: &dyn backstop_core::ledger::Ledger, id: &str, trouble: &Trouble) -> Failure {
-    if let Ok(Some(redrive)) = ledger.redrive(id).await
+    let term = CancellationToken::new();
+    if let Ok(Some(redrive)) = answer(&term, ledger.redrive(id)).await
         && let Ok(to) = redrive.paused(crate::exit::with_cause(trouble))
     {
         // What cannot be paused goes on in the next engine, which is as good.
-        drop(ledger.steer_redrive(id, &redrive.standing, &to).await);
+        drop(answer(&term, ledger.steer_redrive(id, &redrive.standing, &to)).await);
     }
     let mut failure = failure(trouble);
     failure.add(

@@ -212,11 +212,18 @@ impl<S: Sink> Engine<S> {
                     self.send(&redrive, left, term).await?;
                     resumed = true;
                 }
-                Next::Send => {
-                    if !self.send_for_a_while(lease, &redrive, &mut bucket, term).await? {
-                        return Ok(());
+                Next::Send => match self.send_for_a_while(lease, &redrive, &mut bucket, term).await? {
+                    Batch::Sent => {}
+                    Batch::LeaseLost => return Ok(()),
+                    Batch::Empty => {
+                        // A claim whose answer was lost has left letters in flight that are in nobody's hands.
+                        resumed = false;
+                        tokio::select! {
+                            () = term.cancelled() => return Ok(()),
+                            () = sleep(LOOK_EVERY) => {}
+                        }
                     }
-                }
+                },
             }
         }
         Ok(())
@@ -245,23 +252,22 @@ impl<S: Sink> Engine<S> {
         }
     }
 
-    /// Sends until it is time to look again; `false` when the lease is lost.
+    /// Sends until it is time to look again, nothing is left, or the lease is lost; what the last batch came to.
     async fn send_for_a_while(
         &self,
         lease: &Lease,
         redrive: &Redrive,
         bucket: &mut Bucket,
         term: &CancellationToken,
-    ) -> Result<bool, Trouble> {
+    ) -> Result<Batch, Trouble> {
         let until = Instant::now() + LOOK_EVERY;
         while Instant::now() < until && !term.is_cancelled() {
             match self.send_batch(lease, redrive, bucket, term).await? {
                 Batch::Sent => {}
-                Batch::Empty => return Ok(true),
-                Batch::LeaseLost => return Ok(false),
+                last => return Ok(last),
             }
         }
-        Ok(true)
+        Ok(Batch::Sent)
     }
 
     async fn send_batch(

@@ -151,6 +151,29 @@ async fn what_cannot_be_written_down_is_not_sent_again() {
     running.end().await;
 }
 
+/// The database did what was asked of it, and the answer was lost.
+#[tokio::test(start_paused = true)]
+async fn letters_of_a_claim_whose_answer_was_lost_are_sent() {
+    let (store, new) = made(4).await;
+    let (rest, id) = (store.clone(), new.id.clone());
+    let lost = Arc::new(AtomicBool::new(false));
+    let ledger = Gated::new(store.clone(), move |call| {
+        if call != "claim_letters" || lost.swap(true, Ordering::SeqCst) {
+            return Box::pin(std::future::ready(Ok(())));
+        }
+        let (rest, id) = (rest.clone(), id.clone());
+        Box::pin(async move {
+            let holder = rest.holder(&owner().lease).await?.expect("the engine has it");
+            rest.claim_letters(&holder.lease, &id, 3).await.map(drop)
+        })
+    });
+    let sink = Recorder::default();
+    let running = Running::start(ledger, sink.clone());
+    soon("all", async || read(&store, &new).await.letters().waiting == 4).await;
+    assert_eq!(sink.count(), 4);
+    running.end().await;
+}
+
 /// A broker that was away while somebody paused the redrive, or ended it, gets nothing when it is back.
 #[tokio::test(start_paused = true)]
 async fn what_is_in_flight_is_sent_again_only_while_the_redrive_runs() {

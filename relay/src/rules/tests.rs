@@ -60,7 +60,7 @@ impl Scenery {
         let mut report = self.consumer.clone();
         report.at = self.store.time().await.expect("it answers");
         self.store.record_reports(&[report]).await.expect("recorded");
-        self.keeper().round(&self.lease().await).await.expect("it answers");
+        self.keeper().round(&self.lease().await, &CancellationToken::new()).await.expect("it answers");
     }
 
     /// So many seconds later.
@@ -529,7 +529,7 @@ async fn a_relay_that_has_lost_the_lease_does_nothing_and_two_that_fire_make_one
     scenery.pass(1).await;
     let before = remembered(&scenery).await;
     scenery.store.advance(Duration::from_secs(60));
-    scenery.keeper().round(&stale).await.expect("it answers");
+    scenery.keeper().round(&stale, &CancellationToken::new()).await.expect("it answers");
     assert_eq!(scenery.redrives().await, []);
     assert_eq!(remembered(&scenery).await, before);
     let reports = scenery.store.consumers().await.expect("it answers");

@@ -25,8 +25,11 @@ impl PgLedger {
         ));
         sql.push_bind(storable(what)).push(", ").push_bind(stored(detail));
         sql.push(" FROM picked) SELECT count(*) FROM picked");
-        let row = sql.build().fetch_one(&self.pool).await;
-        let told: i64 = row.and_then(|row| row.try_get(0)).map_err(failed("tell of dead letters"))?;
+        let doing = || failed("tell of dead letters");
+        let mut tx = stranded::begin(&self.pool).await.map_err(doing())?;
+        let row = sql.build().fetch_one(&mut *tx).await;
+        let told: i64 = row.and_then(|row| row.try_get(0)).map_err(doing())?;
+        tx.commit().await.map_err(doing())?;
         Ok(u64::try_from(told).unwrap_or(0))
     }
 

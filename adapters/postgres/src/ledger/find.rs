@@ -1,7 +1,7 @@
 //! Lists, counts and groups.
 
-use backstop_core::AdapterError;
 use backstop_core::ledger::{COUNT_LIMIT, Letter, LetterFilter, LetterGroup, StatusCounts};
+use backstop_core::{AdapterError, FaultKind};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
@@ -34,7 +34,20 @@ impl PgLedger {
     ) -> Result<Vec<Letter>, AdapterError> {
         let mut sql = list_sql(&self.tables, filter, after, limit);
         let rows = sql.build().fetch_all(&self.pool).await.map_err(failed("list dead letters"))?;
+        // Nothing comes after a letter that is gone, which would look like the end.
+        if let Some(id) = after.filter(|_| rows.is_empty()) {
+            self.is_there(id).await?;
+        }
         rows.iter().map(ledger_row::read).collect()
+    }
+
+    async fn is_there(&self, id: &str) -> Result<(), AdapterError> {
+        let there = sqlx::query_scalar(self.sql("SELECT EXISTS (SELECT FROM {letter} WHERE id = $1)"));
+        match there.bind(stored_id(id)).fetch_one(&self.pool).await.map_err(failed("list dead letters"))? {
+            true => Ok(()),
+            false => Err(AdapterError::new(FaultKind::Missing, format!("there is no letter {id:?}"))
+                .with_hint("list from the beginning")),
+        }
     }
 
     pub(super) async fn count_some(&self, filter: &LetterFilter) -> Result<u64, AdapterError> {

@@ -109,14 +109,16 @@ impl PgLedger {
     }
 
     pub(super) async fn replace_all(&self, bodies: &[NewBody]) -> Result<u64, AdapterError> {
+        let doing = || failed("replace bodies of dead letters");
+        let mut tx = stranded::begin(&self.pool).await.map_err(doing())?;
         let row = sqlx::query(self.sql(BODIES))
             .bind(bodies.iter().map(|body| stored_id(&body.id)).collect::<Vec<_>>())
             .bind(bodies.iter().map(|body| body.from.to_vec()).collect::<Vec<_>>())
             .bind(bodies.iter().map(|body| body.to.to_vec()).collect::<Vec<_>>())
-            .fetch_one(&self.pool)
+            .fetch_one(&mut *tx)
             .await;
-        let done: i64 =
-            row.and_then(|row| row.try_get(0)).map_err(failed("replace bodies of dead letters"))?;
+        let done: i64 = row.and_then(|row| row.try_get(0)).map_err(doing())?;
+        tx.commit().await.map_err(doing())?;
         Ok(u64::try_from(done).unwrap_or(0))
     }
 

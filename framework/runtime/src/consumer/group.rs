@@ -4,6 +4,7 @@
 //! back, nobody is charged, and whoever is to blame is handled by itself: its attempts are counted there.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use backstop_core::held::{HeldMessages, ordering_key};
 use backstop_core::inbox::{CommitError, GroupAdmission, Standing, Unit};
@@ -12,12 +13,16 @@ use backstop_core::{
     AdapterError, Codec, DeadLetters, Delivery, Disposition, HandlerError, Identity, MessageKey, Via,
     crash_point,
 };
+use tokio::time::timeout;
 
 use crate::consumer::calling::{Called, Calls};
 use crate::consumer::invoke::decode;
 use crate::consumer::transactional::Transactional;
 use crate::control::breaker::Attempt;
 use crate::stats::{count, count_all};
+
+/// How long a transaction may take to tell whether it was ended.
+const TO_TELL: Duration = Duration::from_secs(5);
 
 /// A message that may share a transaction: a live one, with an identity, that could be read.
 struct Member<M> {
@@ -216,16 +221,15 @@ where
                 self.commit_group(tx, &units, standings).await
             }
             Called::Failed { failed, from, guilty } => {
-                let ended = failed.tx_is_sound && self.roll_back(tx).await;
                 let judged = self.judge(&failed.error);
                 tracing::debug!(%consumer, error = %judged.report.message, "a shared transaction is rolled back");
-                // A deadlock ends the transaction, too, and commits nothing.
-                if judged.disposition == Disposition::Conflict {
-                    return Ended::Conflict;
-                }
-                if ended && self.has_committed(&units, &standings).await {
+                let ended = self.roll_back(tx, failed.tx_is_sound).await;
+                if ended && self.are_handled(&fresh_keys(&units, &standings)).await {
                     self.take_out(&units[places[from]..], &standings[places[from]..]).await;
                     return Ended::Apart;
+                }
+                if judged.disposition == Disposition::Conflict {
+                    return Ended::Conflict;
                 }
                 Ended::Failed(guilty.into_iter().map(|at| places[at]).collect())
             }
@@ -242,18 +246,16 @@ where
         self.inbox.withdraw(tx, &self.context.consumer, &fresh_keys(units, standings)).await
     }
 
-    /// Rolls a shared transaction back; whether a handler had ended it before. What the inbox knows does not tell:
-    /// where a transaction is lost, another instance may have handled its messages since.
-    async fn roll_back(&self, mut tx: I::Tx) -> bool {
-        let ended = self.inbox.is_ended(&mut tx).await;
-        self.inbox.rollback(tx).await;
-        matches!(ended, Ok(true))
-    }
-
-    /// Whether a transaction that a handler has ended was committed by that.
-    async fn has_committed(&self, units: &[Unit<'_>], standings: &[Standing]) -> bool {
-        let Some(first) = fresh_keys(units, standings).first().copied() else { return false };
-        matches!(self.outcome(first).await, Ok(true))
+    /// Rolls a shared transaction back; whether it had been ended before, by a handler or by a deadlock. What the inbox
+    /// knows does not tell: where a transaction is lost, another instance may have handled its messages since.
+    ///
+    /// One that is not sound may have a statement under way, which is not waited for; its connection is closed.
+    async fn roll_back(&self, mut tx: I::Tx, is_sound: bool) -> bool {
+        let ended = timeout(TO_TELL, self.inbox.is_ended(&mut tx)).await;
+        if is_sound {
+            self.inbox.rollback(tx).await;
+        }
+        matches!(ended, Ok(Ok(true)))
     }
 
     /// Takes messages whose handlers have not run out of the inbox, to which a handler has committed them.

@@ -31,6 +31,7 @@ macro_rules! store_conformance {
             letters: [
                 every_field_narrows,
                 pages_are_in_the_order_of_death,
+                a_page_after_a_letter_that_is_gone_is_an_error,
                 groups_add_up,
                 a_hold_forbids_to_discard,
                 changes_are_made_in_batches,

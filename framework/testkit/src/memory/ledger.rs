@@ -6,7 +6,7 @@ use backstop_core::ledger::{
     COUNT_LIMIT, Change, Expired, Expiry, Ledger, Letter, LetterEvent, LetterFilter, LetterGroup,
     LetterStatus, NewBody, Outcome, Step,
 };
-use backstop_core::{AdapterError, ConsumerReport, Receipt, ReceiptOutcome};
+use backstop_core::{AdapterError, ConsumerReport, FaultKind, Receipt, ReceiptOutcome};
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_core::future::BoxFuture;
 
@@ -268,11 +268,14 @@ fn dimensions(letter: &Letter) -> Dimensions {
 fn behind<'a>(
     mut letters: impl Iterator<Item = &'a Letter>,
     id: Option<&str>,
-) -> impl Iterator<Item = &'a Letter> {
-    if let Some(id) = id {
-        letters.by_ref().find(|letter| letter.id == id);
+) -> Result<impl Iterator<Item = &'a Letter>, AdapterError> {
+    match id {
+        Some(id) if !letters.any(|letter| letter.id == id) => {
+            Err(AdapterError::new(FaultKind::Missing, format!("there is no letter {id:?}"))
+                .with_hint("list from the beginning"))
+        }
+        _ => Ok(letters),
     }
-    letters
 }
 
 impl Ledger for Store {
@@ -289,7 +292,7 @@ impl Ledger for Store {
         now(self.shared.look(|data| {
             data.reachable()?;
             let all = data.meant(&LetterFilter::default());
-            let meant = behind(all.into_iter(), after).filter(|letter| filter.matches(letter));
+            let meant = behind(all.into_iter(), after)?.filter(|letter| filter.matches(letter));
             Ok(meant.take(limit as usize).cloned().collect())
         }))
     }
@@ -360,7 +363,7 @@ impl Ledger for Store {
     ) -> BoxFuture<'a, Result<Vec<Expired>, AdapterError>> {
         now(self.shared.look(|data| {
             data.reachable()?;
-            let expired = behind(data.letters.iter(), after).filter(|letter| data.is_over(expiry, letter));
+            let expired = behind(data.letters.iter(), after)?.filter(|letter| data.is_over(expiry, letter));
             let with_history = |letter: &Letter| Expired {
                 letter: letter.clone(),
                 history: data.events.get(&letter.id).cloned().unwrap_or_default(),

@@ -4,7 +4,7 @@ use backstop_core::ledger::{
     Change, HeaderFilter, Ledger, Letter, LetterFilter, LetterStatus, Outcome, StatusCounts,
 };
 use backstop_core::report_in::ConsumerState;
-use backstop_core::{ConsumerReport, MessageKey, Receipt, ReceiptOutcome};
+use backstop_core::{ConsumerReport, FaultKind, MessageKey, Receipt, ReceiptOutcome};
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -119,6 +119,17 @@ pub async fn pages_are_in_the_order_of_death<H: StoreHarness>(harness: &H) {
             seen.extend(page.into_iter().map(|letter| letter.id));
         }
         assert_eq!(seen, expected, "{filter:?}");
+    }
+}
+
+/// Nothing comes after a letter that was purged, which is no end of the list.
+pub async fn a_page_after_a_letter_that_is_gone_is_an_error<H: StoreHarness>(harness: &H) {
+    let ledger = harness.ledger();
+    record(&*ledger, &["a", "b"].map(letter)).await;
+    for filter in [all(), with_status(LetterStatus::Open)] {
+        let error = ledger.list(&filter, Some("gone"), 2).await.expect_err("nobody knows");
+        assert_eq!(error.kind(), FaultKind::Missing);
+        assert!(ledger.list(&filter, Some("b"), 2).await.expect("it answers").is_empty());
     }
 }
 
