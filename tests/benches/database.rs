@@ -17,6 +17,8 @@ use crate::{Outcome, event};
 
 /// The longest wait for the end of a backlog.
 const PATIENCE: Duration = Duration::from_secs(1_200);
+/// How long dropping a database may take.
+const DROPPED: Duration = Duration::from_secs(60);
 /// Bytes that are handed to the server at once.
 const COPY_AT_ONCE: usize = 1 << 20;
 
@@ -105,7 +107,16 @@ impl Database {
     /// Drops it.
     pub(crate) async fn drop(self) -> Outcome<()> {
         self.pool.close().await;
-        execute(&self.server, format!("DROP DATABASE {} WITH (FORCE)", self.name)).await
+        let until = Instant::now() + DROPPED;
+        let drop = || execute(&self.server, format!("DROP DATABASE {} WITH (FORCE)", self.name));
+        // The server's own vacuum, which only itself may end, may be at work in it.
+        while let Err(error) = drop().await {
+            if Instant::now() > until {
+                return Err(error);
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+        Ok(())
     }
 }
 
