@@ -17,11 +17,12 @@ use crate::time::micros;
 
 impl MySqlInbox {
     pub(crate) async fn acquit_held(&self, consumer: &str, charge: HeadCharge) -> Result<(), AdapterError> {
-        let HeadCharge { n, leaves } = charge;
+        let HeadCharge { n, stands, leaves } = charge;
         let (held, consumer) = (self.tables.quoted("held"), bytes(consumer.as_bytes()));
         let sql = format!(
             "UPDATE {held} SET crashes = {leaves}, due_at = UTC_TIMESTAMP(6) \
-             WHERE n = {n} AND consumer = {consumer} AND crashes > {leaves} AND condemned IS NULL"
+             WHERE n = {n} AND consumer = {consumer} AND crashes > {leaves} \
+             AND crashes <= {stands} AND condemned IS NULL"
         );
         run_contested(&self.pool, "take back the charge of a held message", sql).await.map(drop)
     }
@@ -83,9 +84,9 @@ impl Charges for MySqlInbox {
         .await
     }
 
-    async fn acquit(&self, consumer: &str, message_key: &MessageKey) -> Result<(), AdapterError> {
-        let charge = self.tables.quoted("charge");
-        let sql = format!("DELETE FROM {charge} WHERE {}", Self::charge_of(consumer, message_key));
+    async fn acquit(&self, consumer: &str, message_key: &MessageKey, up_to: u32) -> Result<(), AdapterError> {
+        let (charge, message) = (self.tables.quoted("charge"), Self::charge_of(consumer, message_key));
+        let sql = format!("DELETE FROM {charge} WHERE {message} AND crashes <= {up_to}");
         run_contested(&self.pool, "take back the charge of the message", sql).await.map(drop)
     }
 }

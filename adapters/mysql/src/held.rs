@@ -364,8 +364,7 @@ impl MySqlInbox {
         }
         match read(&row, n) {
             Ok(head) => {
-                let charge = HeadCharge { n, leaves: head.crashes };
-                *charged = Some(charge).filter(|_| head.condemned.is_none());
+                *charged = head.condemned.is_none().then(|| head.unused_charge());
                 self.take_head(consumer, scoped, head, limits).await
             }
             Err(error) => {
@@ -386,7 +385,7 @@ impl MySqlInbox {
         if head.condemned.is_none() && !self.charge_head(&mut scoped, &head).await? {
             scoped.rollback().await;
             // It is charged and does not run.
-            self.acquit_held(consumer, HeadCharge { n: head.n, leaves: head.crashes }).await?;
+            self.acquit_held(consumer, head.unused_charge()).await?;
             return Ok(Found::Other);
         }
         self.admit_head(consumer, scoped, head, limits).await
@@ -401,7 +400,8 @@ impl MySqlInbox {
         scoped.run(charge).await.map_err(|stopped| doing()(stopped.error))?;
         let again = sqlx::query(AssertSqlSafe(Arc::clone(&self.held.claim_charged)))
             .bind(head.n)
-            .bind(integer(head.attempts));
+            .bind(integer(head.attempts))
+            .bind(integer(head.unused_charge().stands));
         again.fetch_optional(&mut **scoped).await.map(|row| row.is_some()).map_err(doing())
     }
 
@@ -434,7 +434,7 @@ impl MySqlInbox {
                 // The claim is lost with everything else, and the charge stands.
                 Some(errors::DEADLOCK) => {
                     scoped.rollback().await;
-                    self.acquit_held(consumer, HeadCharge { n: head.n, leaves: head.crashes }).await?;
+                    self.acquit_held(consumer, head.unused_charge()).await?;
                     return Ok(Found::Other);
                 }
                 // Another instance is at the message.

@@ -44,7 +44,8 @@ const CLAIM: &str = "
 
 /// The head that was charged, in the transaction in which it is to be handled. Somebody else may have been quicker.
 const CLAIM_CHARGED: &str = "
-    SELECT n FROM {held} WHERE n = ? AND attempts = ? AND state = 'retry' AND condemned IS NULL FOR UPDATE SKIP LOCKED";
+    SELECT n FROM {held} WHERE n = ? AND attempts = ? AND crashes = ? AND state = 'retry' AND condemned IS NULL
+    FOR UPDATE SKIP LOCKED";
 
 /// Assignments take effect from left to right: the class is asked for before it is written.
 const RESCHEDULE: &str = "

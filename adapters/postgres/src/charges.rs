@@ -35,10 +35,10 @@ impl ChargesSql {
                  ON CONFLICT (consumer, message_key) DO UPDATE SET crashes = c.crashes + 1, charged_at = now()
                  RETURNING crashes - 1",
             ),
-            acquit: fill("DELETE FROM {charge} WHERE consumer = $1 AND message_key = $2"),
+            acquit: fill("DELETE FROM {charge} WHERE consumer = $1 AND message_key = $2 AND crashes <= $3"),
             acquit_head: fill(
                 "UPDATE {held} SET crashes = $3, due_at = clock_timestamp()
-                 WHERE consumer = $1 AND n = $2 AND crashes > $3 AND condemned IS NULL",
+                 WHERE consumer = $1 AND n = $2 AND crashes > $3 AND crashes <= $4 AND condemned IS NULL",
             ),
             prune: fill(
                 "DELETE FROM {charge} WHERE consumer = $1 AND charged_at < now() - make_interval(secs => $2)",
@@ -57,7 +57,8 @@ impl PgInbox {
             .charges
             .about(&self.charges.acquit_head, consumer)
             .bind(charge.n)
-            .bind(integer(charge.leaves));
+            .bind(integer(charge.leaves))
+            .bind(integer(charge.stands));
         answer_within("take back the charge of a held message", query.execute(&self.pool)).await?;
         Ok(())
     }
@@ -88,8 +89,9 @@ impl Charges for PgInbox {
         Ok(before.unsigned_abs())
     }
 
-    async fn acquit(&self, consumer: &str, message_key: &MessageKey) -> Result<(), AdapterError> {
-        let query = self.charges.about(&self.charges.acquit, consumer).bind(message_key.as_str());
+    async fn acquit(&self, consumer: &str, message_key: &MessageKey, up_to: u32) -> Result<(), AdapterError> {
+        let query = self.charges.about(&self.charges.acquit, consumer);
+        let query = query.bind(message_key.as_str()).bind(integer(up_to));
         answer_within("take back the charge of the message", query.execute(&self.pool)).await?;
         Ok(())
     }

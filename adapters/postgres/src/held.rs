@@ -90,8 +90,7 @@ impl HeldMessages for PgInbox {
                     continue;
                 }
             };
-            let charge = HeadCharge { n: head.n, leaves: head.crashes };
-            let charged = Some(charge).filter(|_| head.condemned.is_none());
+            let charged = head.condemned.is_none().then(|| head.unused_charge());
             match self.take_head(consumer, tx, head, limits).await {
                 Ok(None) => {}
                 Ok(claimed) => return Ok(claimed),
@@ -221,8 +220,7 @@ impl PgInbox {
                 // It is charged and does not run.
                 None => {
                     tx.scoped.release();
-                    let charge = HeadCharge { n: head.n, leaves: head.crashes };
-                    self.acquit_held(consumer, charge).await?;
+                    self.acquit_held(consumer, head.unused_charge()).await?;
                     return Ok(None);
                 }
             }
@@ -248,7 +246,8 @@ impl PgInbox {
         answer_within(DOING, async { charged.await.map(drop) }).await?;
         let again = sqlx::query_scalar(AssertSqlSafe(Arc::clone(&self.held.claim_charged)))
             .bind(head.n)
-            .bind(integer(head.attempts));
+            .bind(integer(head.attempts))
+            .bind(integer(head.unused_charge().stands));
         answer_within(DOING, again.fetch_optional(&mut *tx.scoped)).await
     }
 

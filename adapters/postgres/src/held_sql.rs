@@ -75,7 +75,8 @@ const CLAIM: &str = "
 
 /// The head that was charged, in the transaction in which it is to be handled. Somebody else may have been quicker.
 const CLAIM_CHARGED: &str = "
-    SELECT pg_current_xact_id()::text FROM {held} WHERE n = $1 AND attempts = $2 AND state = 'retry' AND condemned IS NULL
+    SELECT pg_current_xact_id()::text FROM {held}
+    WHERE n = $1 AND attempts = $2 AND crashes = $3 AND state = 'retry' AND condemned IS NULL
     FOR NO KEY UPDATE SKIP LOCKED";
 
 const ADMIT_HEAD: &str = "

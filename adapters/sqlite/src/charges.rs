@@ -38,7 +38,7 @@ impl SqliteInbox {
         );
         let charge = sqlx::query(AssertSqlSafe(sql)).bind(millis(AFTER_CRASH)).bind(head.n);
         charge.execute(&mut *tx).await.map_err(|error| adapter(DOING, error))?;
-        let charged = Some(HeadCharge { n: head.n, leaves: head.crashes });
+        let charged = Some(head.unused_charge());
         commit(tx).await.map_err(|error| ClaimError { error: plain(error), charged })?;
         Ok(found)
     }
@@ -46,10 +46,11 @@ impl SqliteInbox {
     pub(crate) async fn acquit_held(&self, consumer: &str, charge: HeadCharge) -> Result<(), AdapterError> {
         let sql = format!(
             "UPDATE {} SET crashes = ?3, due_at = {NOW} \
-             WHERE consumer = ?1 AND n = ?2 AND crashes > ?3 AND condemned IS NULL",
+             WHERE consumer = ?1 AND n = ?2 AND crashes > ?3 AND crashes <= ?4 AND condemned IS NULL",
             self.database.tables.held()
         );
-        let query = sqlx::query(AssertSqlSafe(sql)).bind(consumer).bind(charge.n).bind(charge.leaves);
+        let HeadCharge { n, stands, leaves } = charge;
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(consumer).bind(n).bind(leaves).bind(stands);
         self.run_alone("cannot take back the charge of a held message", query).await
     }
 
@@ -118,10 +119,10 @@ impl Charges for SqliteInbox {
         Ok(u32::try_from(before).unwrap_or(0))
     }
 
-    async fn acquit(&self, consumer: &str, message_key: &MessageKey) -> Result<(), AdapterError> {
-        let sql =
-            format!("DELETE FROM {} WHERE consumer = ? AND message_key = ?", self.database.tables.charge());
-        let query = sqlx::query(AssertSqlSafe(sql)).bind(consumer).bind(message_key.as_str());
+    async fn acquit(&self, consumer: &str, message_key: &MessageKey, up_to: u32) -> Result<(), AdapterError> {
+        let charge = self.database.tables.charge();
+        let sql = format!("DELETE FROM {charge} WHERE consumer = ? AND message_key = ? AND crashes <= ?");
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(consumer).bind(message_key.as_str()).bind(up_to);
         self.run_alone("cannot take back the charge of the message", query).await
     }
 }

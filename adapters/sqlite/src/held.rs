@@ -136,17 +136,19 @@ impl SqliteInbox {
         head: HeldMessage,
     ) -> Result<Option<ClaimedHead<SqliteTx>>, AdapterError> {
         let Some(mut tx) = self.database.lend(limits).await? else {
-            self.acquit_held(consumer, HeadCharge { n: head.n, leaves: head.crashes }).await?;
+            self.acquit_held(consumer, head.unused_charge()).await?;
             return Ok(None);
         };
         let still = format!(
             "SELECT EXISTS (SELECT 1 FROM {} WHERE n = ? AND state = 'retry' AND attempts = ? \
-             AND (condemned IS NULL) = ?)",
+             AND crashes = ? AND (condemned IS NULL) = ?)",
             self.database.tables.held()
         );
+        let charges = if head.condemned.is_none() { head.unused_charge().stands } else { head.crashes };
         let still: bool = sqlx::query_scalar(AssertSqlSafe(still))
             .bind(head.n)
             .bind(head.attempts)
+            .bind(charges)
             .bind(head.condemned.is_none())
             .fetch_one(&mut *tx)
             .await
@@ -239,7 +241,7 @@ impl HeldMessages for SqliteInbox {
         }
         drop(connection);
         let Some(head) = self.charge_head(consumer, limits, heads).await? else { return Ok(None) };
-        let charge = HeadCharge { n: head.n, leaves: head.crashes };
+        let charge = head.unused_charge();
         let charged = Some(charge).filter(|_| head.condemned.is_none());
         self.enter_head(consumer, limits, head).await.map_err(|error| ClaimError { error, charged })
     }

@@ -34,7 +34,8 @@ pub trait Charges: Inbox {
         message_key: &MessageKey,
     ) -> impl Future<Output = Result<u32, AdapterError>> + Send;
 
-    /// Takes back all charges of a message; there need not be any.
+    /// Takes back all charges of a message, unless more than `up_to` stand: those beyond are of somebody else, who may
+    /// have died of it or given it up. There need not be any.
     ///
     /// # Errors
     /// When the database cannot be asked; asking again is safe.
@@ -42,5 +43,6 @@ pub trait Charges: Inbox {
         &self,
         consumer: &str,
         message_key: &MessageKey,
+        up_to: u32,
     ) -> impl Future<Output = Result<(), AdapterError>> + Send;
 }

@@ -125,6 +125,16 @@ impl HeldMessage {
         if self.class.is_some() { self.age } else { Duration::ZERO }
     }
 
+    /// The charge with which it was claimed, to be taken back where it did not run: those before it stay.
+    pub fn unused_charge(&self) -> HeadCharge {
+        HeadCharge { leaves: self.crashes, ..self.spent_charge() }
+    }
+
+    /// The charge with which it was claimed, to be taken back after its run: with it go those before.
+    pub fn spent_charge(&self) -> HeadCharge {
+        HeadCharge { n: self.n, stands: self.crashes.saturating_add(1), leaves: 0 }
+    }
+
     /// How often it has been redriven. Only what came through the door says so: elsewhere anybody may write the header.
     pub fn generation(&self) -> u32 {
         match self.via {
@@ -181,7 +191,9 @@ pub struct ClaimError {
 pub struct HeadCharge {
     /// The head.
     pub n: i64,
-    /// How many charges may stand without this one: none after a run, those before it where it never ran.
+    /// How many charges stand with this one.
+    pub stands: u32,
+    /// How many may stand without it: none after a run, those before it where it never ran.
     pub leaves: u32,
 }
 
@@ -248,7 +260,7 @@ pub trait HeldMessages: OwedReceipts + Charges {
 
     /// Takes back the charge of a head whose run came to an end of which nothing could be written, because its
     /// transaction was lost while the process lives on, and makes the head due. Nothing changes where it is not held
-    /// any more, or has no more charges than may stand.
+    /// any more, has no more charges than may stand, or was charged again since, by somebody who may have died of it.
     ///
     /// # Errors
     /// When the database cannot be asked; asking again is safe.

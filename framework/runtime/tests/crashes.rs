@@ -200,6 +200,25 @@ async fn what_was_given_up_is_not_tried_again_when_it_comes_again() {
     assert_eq!(deaths, 0, "its charges were found");
 }
 
+/// The same where nothing says that a process died: the position was set back, or its owner could not tell the broker
+/// that it was at work.
+#[tokio::test(start_paused = true)]
+async fn what_was_given_up_is_not_tried_again_where_nobody_suspects_it() {
+    for groups in [GroupCommit::up_to(1), GroupCommit::up_to(64)] {
+        let mut fleet = Fleet::new();
+        fleet.scene.groups = groups;
+        fleet.scene.publish("key", "0", Trouble::None);
+        fleet.scene.publish("key-1", "poison", Trouble::Transient(1));
+        fleet.scene.publish("key-1", "1", Trouble::None);
+        assert_eq!(fleet.outlive(|scene| scene.store.applied().len() == 2).await, 3);
+        let deaths = fleet.outlive_in("again", |scene| scene.broker.unsettled("again") == 0).await;
+        assert_eq!((deaths, fleet.scene.store.charged()), (0, 1), "its charges were found");
+        let end = tokio::time::Instant::now() + Duration::from_secs(60);
+        let deaths = fleet.outlive_in("again", |_| tokio::time::Instant::now() > end).await;
+        assert_eq!((deaths, fleet.scene.store.charged()), (0, 1), "it is not held, either");
+    }
+}
+
 /// What is held beside the poison dies with it once, and is then run by itself.
 #[tokio::test(start_paused = true)]
 async fn whoever_is_held_beside_it_is_not_taken_for_it() {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::common::{File, body, effect, envelope, failure, fresh, key, limits, new_held, origin, unit};
-use backstop_core::held::{ClaimedHead, Failure, HeadCharge, Heads, HeldMessage, HeldMessages, Holding};
+use backstop_core::held::{ClaimedHead, Failure, Heads, HeldMessage, HeldMessages, Holding};
 use backstop_core::inbox::{Admission, CommitError, Inbox, Limits};
 use backstop_core::{DeadReason, ErrorClass, Via};
 use backstop_sqlite::{SqliteInbox, SqliteTx};
@@ -156,7 +156,7 @@ async fn a_head_whose_handler_ends_the_transaction_is_not_lost() {
         let error = inbox.finish("stock", claimed.tx, &claimed.head).await.expect_err(sql);
         assert!(matches!(error, CommitError::EndedByHandler(_)), "{sql}: {error:?}");
         file.write_lock_is_free().await;
-        inbox.acquit_head("stock", HeadCharge { n: claimed.head.n, leaves: 0 }).await.expect("taken back");
+        inbox.acquit_head("stock", claimed.head.spent_charge()).await.expect("taken back");
         let again = claim(&inbox).await;
         assert_eq!(
             (again.handled, file.effects().await),

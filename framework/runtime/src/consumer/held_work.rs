@@ -36,8 +36,8 @@ type Claimed<'a, Tx> = (ClaimedHead<Tx>, Option<Turn<'a>>);
 #[derive(Debug, Default)]
 pub(crate) struct HeldWork {
     arrived: Notify,
-    /// Heads that are charged and of whose end nothing is written yet, with the charges that may stand then.
-    begun: Mutex<BTreeMap<i64, u32>>,
+    /// Heads that are charged and of whose end nothing is written yet, with their charges.
+    begun: Mutex<BTreeMap<i64, HeadCharge>>,
 }
 
 impl HeldWork {
@@ -47,7 +47,7 @@ impl HeldWork {
     }
 
     fn begin(&self, charge: HeadCharge) {
-        lock(&self.begun).insert(charge.n, charge.leaves);
+        lock(&self.begun).insert(charge.n, charge);
     }
 
     fn is_begun(&self, n: i64) -> bool {
@@ -61,8 +61,7 @@ impl HeldWork {
 
     /// Those of whose end nothing is written.
     pub(crate) fn unfinished(&self) -> impl Iterator<Item = HeadCharge> {
-        let begun = std::mem::take(&mut *lock(&self.begun));
-        begun.into_iter().map(|(n, leaves)| HeadCharge { n, leaves })
+        std::mem::take(&mut *lock(&self.begun)).into_values()
     }
 }
 
@@ -132,13 +131,13 @@ where
 
     /// Runs a head that was charged with its claim. Where nothing could be written of the end, the charge is taken back.
     async fn run_charged(&self, claimed: ClaimedHead<I::Tx>) {
-        let HeldMessage { n, crashes, .. } = claimed.head;
+        let head = &claimed.head;
         // One that is given up does not run: what it has felled is not forgotten.
-        let leaves = if crashes < self.suspects.max_crashes { 0 } else { crashes };
-        let charge = HeadCharge { n, leaves };
+        let runs = head.crashes < self.suspects.max_crashes;
+        let charge = if runs { head.spent_charge() } else { head.unused_charge() };
         self.held_work.begin(charge);
         self.run_head(claimed).await;
-        if self.held_work.is_begun(n) {
+        if self.held_work.is_begun(charge.n) {
             self.take_back(charge).await;
         }
     }

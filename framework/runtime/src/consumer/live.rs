@@ -310,9 +310,10 @@ where
         let subject = subject_of(unit, message, origin, Via::Live);
         let (none, random) = (Charged::default(), fastrand::f64());
         match self.context.policies.after(judged.disposition, none, Duration::ZERO, random) {
-            Next::Retry { charged, due_in } => {
-                self.hold(unit, subject, &judged.retried(charged, due_in)).await
-            }
+            Next::Retry { charged, due_in } => match self.give_up_once_more(unit, subject).await {
+                Some(done) => done,
+                None => self.hold(unit, subject, &judged.retried(charged, due_in)).await,
+            },
             Next::Quarantine(reason) => self.give_up_live(unit, subject, judged, reason, 1).await,
         }
     }

@@ -4,7 +4,7 @@
 //! they are handled one by one from then on: whoever fells the process once more has done it, as far as anybody can
 //! tell. Whatever comes to an end, its charges are taken back.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use backstop_core::held::HeldMessages;
@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::consumer::calling::Calls;
-use crate::consumer::context::Judged;
+use crate::consumer::context::{Judged, Subject};
 use crate::consumer::live::subject_of;
 use crate::consumer::receipts::FAREWELL_LIMIT;
 use crate::consumer::transactional::Transactional;
@@ -33,8 +33,8 @@ pub(crate) struct Suspects {
     turns: RwLock<()>,
     /// From so many charges on a message is not run any more.
     pub(crate) max_crashes: u32,
-    /// Who is charged now.
-    charged: Mutex<BTreeSet<MessageKey>>,
+    /// Who is charged now, and how many charges stand with that.
+    charged: Mutex<BTreeMap<MessageKey, u32>>,
     handled: Counter<u64>,
     given_up: Counter<u64>,
     labels: [KeyValue; 1],
@@ -85,7 +85,7 @@ impl Suspects {
         Some(Turn::Alone { _guard: self.turns.try_write().ok()? })
     }
 
-    fn charged(&self) -> std::sync::MutexGuard<'_, BTreeSet<MessageKey>> {
+    fn charged(&self) -> std::sync::MutexGuard<'_, BTreeMap<MessageKey, u32>> {
         self.charged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -150,7 +150,10 @@ where
         } else {
             // It stays charged: it comes again if this process dies before its settlement is stored.
             self.suspects.charged().remove(key);
-            self.give_up_crashed(&message, key, origin, crashes).await
+            let ordering = self.ordering_key(&message, key, origin);
+            let consumer = &self.context.consumer;
+            let unit = Unit { consumer, place: origin.place(), ordering_key: &ordering, message_key: key };
+            self.give_up_crashed(unit, subject_of(unit, &message, origin, Via::Live), crashes).await
         };
         if done { Examined::Done } else { Examined::Left }
     }
@@ -165,30 +168,35 @@ where
     async fn charge(&self, key: &MessageKey) -> Option<u32> {
         let charge = || self.inbox.charge(&self.context.consumer, key);
         let (before, failed) = self.asked(charge).await.ok()?;
-        self.suspects.charged().insert(key.clone());
+        self.suspects.charged().insert(key.clone(), before.saturating_add(1));
         // Tries that seemed to fail may have been written down all the same.
         Some(before.saturating_sub(failed))
     }
 
     /// The message has come to an end here, so that nobody died of it.
     async fn acquit(&self, key: &MessageKey) {
-        if self.until_taken(|| self.inbox.acquit(&self.context.consumer, key)).await {
+        let Some(stands) = self.suspects.charged().get(key).copied() else { return };
+        if self.until_taken(|| self.inbox.acquit(&self.context.consumer, key, stands)).await {
             self.suspects.charged().remove(key);
         }
     }
 
+    /// Gives a message up that has just failed and would be tried again, where it was given up before because it felled
+    /// its process: it comes again when nobody stored that it was settled, and not always under suspicion. Whether it may
+    /// be settled; `None` where it may be tried.
+    pub(crate) async fn give_up_once_more(&self, unit: Unit<'_>, subject: Subject<'_>) -> Option<bool> {
+        let key = unit.message_key;
+        let Some(charges) = self.charges(key).await else { return Some(false) };
+        let own = u32::from(self.suspects.charged().contains_key(key));
+        let crashes = charges.saturating_sub(own);
+        if crashes < self.suspects.max_crashes {
+            return None;
+        }
+        Some(self.give_up_crashed(unit, subject, crashes).await)
+    }
+
     /// Gives up a live message that has felled its process too often. Whether it may be settled.
-    async fn give_up_crashed(
-        &self,
-        message: &Message,
-        key: &MessageKey,
-        origin: &Origin,
-        crashes: u32,
-    ) -> bool {
-        let ordering = self.ordering_key(message, key, origin);
-        let consumer = &self.context.consumer;
-        let unit = Unit { consumer, place: origin.place(), ordering_key: &ordering, message_key: key };
-        let subject = subject_of(unit, message, origin, Via::Live);
+    async fn give_up_crashed(&self, unit: Unit<'_>, subject: Subject<'_>, crashes: u32) -> bool {
         let judged = self.crashed(crashes);
         self.suspects.count_given_up();
         self.give_up_live(unit, subject, &judged, DeadReason::CrashedProcess, crashes).await
@@ -214,7 +222,8 @@ where
     pub(crate) async fn acquit_dropped(&self) {
         let consumer = &self.context.consumer;
         let charged = std::mem::take(&mut *self.suspects.charged());
-        let messages = charged.iter().map(|key| Either::Left(self.inbox.acquit(consumer, key)));
+        let messages =
+            charged.iter().map(|(key, stands)| Either::Left(self.inbox.acquit(consumer, key, *stands)));
         let heads = self.held_work.unfinished();
         let heads = heads.map(|charge| Either::Right(self.inbox.acquit_head(consumer, charge)));
         // Beside each other: one whose row is locked by what it was dropped in keeps none of the others waiting.

@@ -30,10 +30,13 @@ impl Charges for Store {
         })
     }
 
-    async fn acquit(&self, consumer: &str, message_key: &MessageKey) -> Result<(), AdapterError> {
+    async fn acquit(&self, consumer: &str, message_key: &MessageKey, up_to: u32) -> Result<(), AdapterError> {
         self.shared.change(|data| {
             data.reachable()?;
-            data.charges.remove(&(consumer.to_owned(), message_key.clone()));
+            let message = (consumer.to_owned(), message_key.clone());
+            if data.charges.get(&message).is_some_and(|charges| *charges <= up_to) {
+                data.charges.remove(&message);
+            }
             Ok(())
         })
     }

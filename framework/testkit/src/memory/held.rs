@@ -210,7 +210,7 @@ impl HeldMessages for Store {
             data.reachable()?;
             let now = data.now();
             let row = data.held.get_mut(&charge.n).filter(|row| row.condemned.is_none());
-            if let Some(row) = row.filter(|row| row.crashes > charge.leaves) {
+            if let Some(row) = row.filter(|row| (charge.leaves + 1..=charge.stands).contains(&row.crashes)) {
                 (row.crashes, row.due) = (charge.leaves, Some(now));
             }
             Ok(())

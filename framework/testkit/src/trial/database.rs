@@ -206,9 +206,9 @@ impl<I: HeldMessages> Charges for TestInbox<I> {
         self.inbox.charge(consumer, message_key).await
     }
 
-    async fn acquit(&self, consumer: &str, message_key: &MessageKey) -> Result<(), AdapterError> {
+    async fn acquit(&self, consumer: &str, message_key: &MessageKey, up_to: u32) -> Result<(), AdapterError> {
         self.tie.life.ask().await?;
-        self.inbox.acquit(consumer, message_key).await
+        self.inbox.acquit(consumer, message_key, up_to).await
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use backstop_core::charges::Charges;
-use backstop_core::held::{AFTER_CRASH, ClaimedHead, Failure, HeadCharge, Heads, HeldMessages};
+use backstop_core::held::{AFTER_CRASH, ClaimedHead, Failure, Heads, HeldMessages};
 use backstop_core::inbox::Inbox;
 use backstop_core::{DeadReason, Via};
 
@@ -39,10 +39,21 @@ pub async fn charges_are_counted_and_taken_back<H: StoreHarness>(harness: &H) {
     }
     assert_eq!(charges_of(&one, &sample("tea", "2")).await, 0);
     for _ in 0..2 {
-        other.acquit(CONSUMER, &message.message_key).await.expect("nothing to take back is no error");
+        other.acquit(CONSUMER, &message.message_key, 3).await.expect("nothing to take back is no error");
         assert_eq!(charge(&one, &message).await, 0);
     }
     assert_eq!(answer(&one, &message).await, "fresh", "a charge is no inbox row");
+}
+
+/// Whoever was slow to take its charge back leaves those that others have made since.
+pub async fn charges_beyond_the_own_one_stay<H: StoreHarness>(harness: &H) {
+    let (slow, other, message) = (harness.store(), harness.store(), sample("tea", "1"));
+    let own = charge(&slow, &message).await + 1;
+    charge(&other, &message).await;
+    slow.acquit(CONSUMER, &message.message_key, own).await.expect("the database answers");
+    assert_eq!(charges_of(&slow, &message).await, 2);
+    other.acquit(CONSUMER, &message.message_key, 2).await.expect("the database answers");
+    assert_eq!(charges_of(&slow, &message).await, 0);
 }
 
 /// Nobody is charged for another.
@@ -51,7 +62,7 @@ pub async fn charges_are_of_one_consumer_and_message<H: StoreHarness>(harness: &
     for message in [sample("tea", "1"), sample("tea", "2"), sample("tea", "1").of_consumer("billing")] {
         assert_eq!(charge(&store, &message).await, 0);
     }
-    store.acquit("billing", &sample("tea", "1").message_key).await.expect("taken back");
+    store.acquit("billing", &sample("tea", "1").message_key, 1).await.expect("taken back");
     assert_eq!(charge(&store, &sample("tea", "1")).await, 1);
 }
 
@@ -103,7 +114,7 @@ pub async fn an_acquitted_head_is_sound<H: StoreHarness>(harness: &H) {
     crash(&store, Heads::Sound).await;
     let claimed = eventually(|| claim_one_of(&store, Heads::Doubtful)).await;
     store.rollback(claimed.tx).await;
-    let charge = HeadCharge { n: claimed.head.n, leaves: 0 };
+    let charge = claimed.head.spent_charge();
     store.acquit_head(CONSUMER, charge).await.expect("the database answers");
     assert!(claim_one_of(&store, Heads::Doubtful).await.is_none());
     let claimed = claim_one_of(&store, Heads::Sound).await.expect("it is due");
@@ -121,11 +132,24 @@ pub async fn a_charge_is_taken_back_alone<H: StoreHarness>(harness: &H) {
         let claimed = eventually(|| claim_one_of(&store, Heads::Doubtful)).await;
         assert_eq!(claimed.head.crashes, 1);
         store.rollback(claimed.tx).await;
-        let charge = HeadCharge { n: claimed.head.n, leaves: claimed.head.crashes };
+        let charge = claimed.head.unused_charge();
         for _ in 0..2 {
             store.acquit_head(CONSUMER, charge).await.expect("the database answers");
         }
     }
+}
+
+/// Whoever was slow to take the charge of a head back leaves those of runs that began since.
+pub async fn a_later_charge_of_a_head_stays<H: StoreHarness>(harness: &H) {
+    let store = harness.store();
+    hold(&store, &sample("tea", "1")).await;
+    let slow = eventually(|| claim_one_of(&store, Heads::Sound)).await;
+    store.rollback(slow.tx).await;
+    assert_eq!(crash(&store, Heads::Doubtful).await, 1);
+    for late in [slow.head.unused_charge(), slow.head.spent_charge()] {
+        store.acquit_head(CONSUMER, late).await.expect("the database answers");
+    }
+    assert_eq!(crash(&store, Heads::Doubtful).await, 2);
 }
 
 /// What is given up is not run, so that nobody can die of it.
