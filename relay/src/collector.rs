@@ -6,7 +6,8 @@
 //! ledger's database is away the collector waits, and settles nothing. What is read twice (after a crash, a change of
 //! owner, a lost settlement) is the same letter, by its id. Memory is bounded by the sources' own windows.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use backstop_core::lease::Leases;
 use backstop_core::ledger::{Ledger, Letter};
 use backstop_core::source::{Received, Settlement, Source};
 use futures_core::future::BoxFuture;
-use futures_util::future::{FutureExt, join, join_all};
+use futures_util::future::{join, join_all};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -33,6 +34,8 @@ use crate::redact::Redaction;
 const CHUNK: usize = 1_000;
 /// Bytes that are recorded together; one letter may exceed it alone.
 const CHUNK_BYTES: usize = 4 << 20;
+/// Chunks that may wait while one is recorded.
+const AHEAD: usize = 2;
 /// First wait after a failure; it doubles, with jitter.
 const RETRY_MIN: Duration = Duration::from_millis(200);
 /// Longest wait after a failure.
@@ -183,34 +186,51 @@ impl<S: Source> Collector<S> {
     ) -> Result<(), AdapterError> {
         let places = source.describe().places.join(", ");
         info!(places, "collecting dead letters");
-        loop {
-            let batch = tokio::select! {
+        let mut waiting = VecDeque::new();
+        // One at most. Meanwhile the next are read: source, relay and database work at the same time.
+        let mut recording = FuturesUnordered::new();
+        let ended = loop {
+            tokio::select! {
                 biased;
-                () = term.cancelled() => break,
-                batch = source.next() => batch?,
-            };
-            let Some(mut batch) = batch else { break };
-            *pause = Pause::default();
-            let more = gather(&mut source, &mut batch);
-            self.take(batch, term).await;
-            if !more? {
-                break;
+                () = term.cancelled() => break Ok(()),
+                recorded = recording.next(), if !recording.is_empty() => {
+                    if recorded == Some(false) {
+                        break Ok(());
+                    }
+                }
+                batch = source.next(), if waiting.len() < AHEAD => match batch {
+                    Ok(Some(batch)) => {
+                        *pause = Pause::default();
+                        self.line_up(batch, &mut waiting);
+                    }
+                    Ok(None) => break Ok(()),
+                    Err(error) => break Err(error),
+                },
+                // Last, so that what is there already is recorded together, however little comes at once.
+                () = ready(()), if recording.is_empty() && !waiting.is_empty() => {
+                    recording.extend(waiting.pop_front().map(|chunk| self.record(chunk, term)));
+                }
             }
+        };
+        while recording.next().await != Some(false)
+            && let Some(chunk) = waiting.pop_front()
+        {
+            recording.push(self.record(chunk, term));
         }
+        ended?;
         source.close().await
     }
 
-    /// Records a batch in chunks and settles what is recorded; returns early, with the rest unsettled, when the term
-    /// ends.
-    async fn take(&self, batch: Vec<Received<S::Settlement>>, term: &CancellationToken) {
-        let mut chunk = Chunk::default();
+    /// Puts a batch behind what waits to be recorded, in chunks.
+    fn line_up(&self, batch: Vec<Received<S::Settlement>>, waiting: &mut VecDeque<Chunk<S::Settlement>>) {
+        let mut chunk = waiting.pop_back().unwrap_or_default();
         for received in batch {
-            chunk.add(received, &self.redaction, &self.keys);
-            if chunk.is_full() && !self.record(std::mem::take(&mut chunk), term).await {
-                return;
+            if chunk.is_full() {
+                waiting.push_back(std::mem::take(&mut chunk));
             }
+            chunk.add(received, &self.redaction, &self.keys);
         }
-        self.record(chunk, term).await;
+        waiting.push_back(chunk);
     }
 
     /// Records until the ledger has the letters, then settles them; `false` when the term ended before.
@@ -242,21 +262,6 @@ impl<S: Source> Collector<S> {
             }
         }
     }
-}
-
-/// Adds what is there already, as far as it is recorded together, however little the source hands over at once; whether
-/// it goes on.
-fn gather<S: Source>(source: &mut S, batch: &mut Vec<Received<S::Settlement>>) -> Result<bool, AdapterError> {
-    while batch.len() < CHUNK {
-        match source.next().now_or_never() {
-            None => break,
-            Some(more) => match more? {
-                Some(more) => batch.extend(more),
-                None => return Ok(false),
-            },
-        }
-    }
-    Ok(true)
 }
 
 /// Tells what is found, from time to time; a look that fails tells nothing, so that what was found before is read on.

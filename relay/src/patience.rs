@@ -3,6 +3,7 @@
 //! A server that vanishes without a word leaves a query waiting for as long as TCP hopes, and a lock that somebody keeps has
 //! no end at all. The lease would be renewed over another connection meanwhile, and no other relay would take over.
 
+use std::error::Error as _;
 use std::time::Duration;
 
 use backstop_core::{AdapterError, FaultKind};
@@ -33,16 +34,20 @@ pub(crate) async fn answer<T>(
     }
 }
 
-const SILENT: &str = "the ledger has not answered in time";
+/// Nothing came back.
+#[derive(Debug, thiserror::Error)]
+#[error("no answer")]
+struct Silence;
 
 /// Whether an error is that the ledger did not answer.
 pub(crate) fn is_silence(error: &AdapterError) -> bool {
-    error.to_string() == SILENT
+    error.source().is_some_and(|cause| cause.is::<Silence>())
 }
 
 /// The ledger did not answer.
 pub(crate) fn silent() -> AdapterError {
-    AdapterError::new(FaultKind::Unreachable, SILENT)
+    AdapterError::new(FaultKind::Unreachable, "the ledger has not answered in time")
+        .with_source(Silence)
         .with_hint("look for a lock on the ledger's tables, or a lost connection")
 }
 

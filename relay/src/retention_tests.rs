@@ -74,6 +74,17 @@ async fn what_is_over_is_archived_and_then_deleted() {
     );
 }
 
+/// Letters may be so large that as many of them do not come in time: fewer do.
+#[tokio::test(start_paused = true)]
+async fn letters_that_do_not_come_in_time_are_asked_for_in_smaller_batches() {
+    let ledger = ledger(3).await;
+    discard(&ledger, &[]).await;
+    let (gated, asked) = Gated::silent(ledger.clone(), "expired", false);
+    let passed = pass(&Retention::new(gated, "letters", config(None))).await;
+    assert!(asked.load(Ordering::SeqCst));
+    assert_eq!((passed.deleted, left(&ledger).await), (3, 0));
+}
+
 #[tokio::test]
 async fn an_archive_that_cannot_be_written_deletes_nothing() {
     let file = tempfile::NamedTempFile::new().expect("a file");

@@ -26,6 +26,7 @@ mod memory;
 mod options;
 mod outage;
 mod outbox;
+mod pages;
 mod program;
 mod rabbitmq;
 mod relay;
@@ -138,5 +139,9 @@ async fn measure(bench: &mut Bench, part: Part) -> Outcome<()> {
         Part::Effect => effect::run(bench).await,
         Part::Grouped => grouped::run(bench).await,
         Part::Collect => collect::run(bench).await,
+        Part::Pages => {
+            program::build()?;
+            pages::run(bench).await
+        }
     }
 }

@@ -19,17 +19,18 @@ pub(crate) enum Part {
     Grouped,
     Effect,
     Collect,
+    Pages,
 }
 
 impl Part {
     /// Whether no relay is in it.
     fn is_of_consumer(self) -> bool {
-        matches!(self, Self::Consumer | Self::Grouped | Self::Effect | Self::Collect)
+        matches!(self, Self::Consumer | Self::Grouped | Self::Effect | Self::Collect | Self::Pages)
     }
 }
 
 /// The parts in the order in which they run: name and content.
-const PARTS: [(Part, &str, &str); 12] = [
+const PARTS: [(Part, &str, &str); 13] = [
     (Part::Drain, "drain", "a backlog into Kafka and RabbitMQ, beside the bare drivers"),
     (Part::Databases, "databases", "the same from MariaDB and SQLite, beside PostgreSQL"),
     (Part::Latency, "latency", "from commit to broker and to effect, under steady load and idle"),
@@ -42,6 +43,7 @@ const PARTS: [(Part, &str, &str); 12] = [
     (Part::Grouped, "grouped", "the same with messages that share a transaction"),
     (Part::Effect, "effect", "from produced to applied at 500/s, beside a consumer written by hand"),
     (Part::Collect, "collect", "dead letters into the ledger, beside bare inserts of the same rows"),
+    (Part::Pages, "pages", "every page of console and API over a full ledger, with every filter"),
 ];
 
 /// What is run, and in which numbers.
@@ -102,7 +104,7 @@ fn usage() -> String {
     let parts = PARTS.map(|(_, name, content)| format!("  {name:<11} {content}\n")).concat();
     format!(
         "usage: cargo bench -p backstop-tests [-- [PART...] [OPTION...]]
-{parts}  relay       all of these but consumer, grouped and collect
+{parts}  relay       those before consumer
   --short     small numbers: shows that the benches work, measures nothing
   --rows N    rows of every backlog
   --rate N    commits a second of the steady load

@@ -15,6 +15,10 @@ pub(crate) struct Sizes {
     pub(crate) grouped: usize,
     /// Dead letters that are collected.
     pub(crate) letters: usize,
+    /// Dead letters in the ledger while its pages are asked for.
+    pub(crate) shown: usize,
+    /// How often each page is asked for.
+    pub(crate) asked: usize,
     /// Commits a second of the steady load.
     pub(crate) rate: usize,
     /// How long the steady load lasts.
@@ -48,6 +52,8 @@ pub(crate) const FULL: Sizes = Sizes {
     messages: 50_000,
     grouped: 200_000,
     letters: 100_000,
+    shown: 1_000_000,
+    asked: 20,
     rate: 1_000,
     steady: Duration::from_secs(20),
     singles: 20,
@@ -69,6 +75,8 @@ pub(crate) const SHORT: Sizes = Sizes {
     messages: 5_000,
     grouped: 5_000,
     letters: 3_000,
+    shown: 3_000,
+    asked: 1,
     rate: 200,
     steady: Duration::from_secs(2),
     singles: 2,
@@ -90,6 +98,7 @@ impl Sizes {
         self.messages = rows;
         self.grouped = rows;
         self.letters = rows;
+        self.shown = rows;
         self.churn = rows;
         self.pending = rows;
         self.watched = rows;

@@ -1,10 +1,14 @@
-//! Dead letters that RabbitMQ itself has made, each in the way its broker knows: read from the live broker, kept with what
-//! they say, and sent back to where they came from.
+//! Dead letters that RabbitMQ and Kafka Connect have made themselves: read from the live broker, kept with what they say,
+//! and sent back to where they came from.
 
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use backstop::Message;
 use backstop_tests::database::Database;
 use backstop_tests::program::{Broker, RelayConfig};
+use backstop_tests::workload::{self, Publisher};
 use backstop_tests::{letters, servers, wait};
 use lapin::options::{
     BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
@@ -122,6 +126,100 @@ async fn letters_that_rabbitmq_has_made_are_read_and_go_back_to_where_they_came_
     let back = letters::messages(Broker::RabbitMq, &format!("{stem}.rejected"), 1).await;
     let bodies: Vec<_> = back.iter().map(|message| message.body.as_deref()).collect();
     assert_eq!(bodies, [Some(&b"died of rejected"[..])]);
+    drop(running);
+    database.drop().await;
+}
+
+/// A worker of Kafka Connect with one sink, which wants JSON and sends what is none to its dead letters.
+struct Connect(Child);
+
+impl Connect {
+    fn start(folder: &Path, name: &str, topic: &str, letters: &str) -> Self {
+        let libs = servers::required("BACKSTOP_TEST_KAFKA_LIBS");
+        let at = |file: &str| folder.join(file).display().to_string();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let worker = format!(
+            "bootstrap.servers={}\nlisteners=http://{}\nplugin.discovery=service_load\n\
+             key.converter=org.apache.kafka.connect.storage.StringConverter\n\
+             value.converter=org.apache.kafka.connect.json.JsonConverter\nvalue.converter.schemas.enable=false\n\
+             offset.storage.file.filename={}\n",
+            servers::kafka(),
+            port.expect("a free port"),
+            at("offsets")
+        );
+        let sink = format!(
+            "name={name}\nconnector.class=org.apache.kafka.connect.file.FileStreamSinkConnector\ntasks.max=1\n\
+             topics={topic}\nfile={}\nerrors.tolerance=all\nerrors.deadletterqueue.topic.name={letters}\n\
+             errors.deadletterqueue.topic.replication.factor=1\nerrors.deadletterqueue.context.headers.enable=true\n",
+            at("out")
+        );
+        let (worker_file, sink_file) = (at("worker.properties"), at("sink.properties"));
+        std::fs::write(&worker_file, worker).expect("a temporary file");
+        std::fs::write(&sink_file, sink).expect("a temporary file");
+        let mut java = Command::new("java");
+        java.args(["-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", &format!("{libs}/*")]);
+        java.args(["org.apache.kafka.connect.cli.ConnectStandalone", &worker_file, &sink_file]);
+        java.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Self(java.spawn().expect("Java is there, for Kafka"))
+    }
+}
+
+impl Drop for Connect {
+    fn drop(&mut self) {
+        // Fails only where it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_that_kafka_connect_has_made_are_read_and_go_back_to_where_they_came_from() {
+    let (database, folder) = (Database::fresh("connect").await, tempfile::tempdir().expect("a folder"));
+    let (topic, dlq, name) = (servers::unique("sunk"), servers::unique("sunk-dlq"), servers::unique("sink"));
+    workload::create_place(Broker::Kafka, &topic, 1).await;
+    workload::create_place(Broker::Kafka, &dlq, 1).await;
+    let publisher = Publisher::new(Broker::Kafka);
+    let message = |body: &'static str| {
+        let mut message = Message::new("event").key("tea");
+        message.body = Some(body.into());
+        message
+    };
+    for body in ["{\"n\": 1}", "this is no JSON"] {
+        publisher.message(&topic, message(body)).await;
+    }
+    let connect = Connect::start(folder.path(), &name, &topic, &dlq);
+    let relay = RelayConfig::of(&format!(
+        "[database]\nurl = \"{}\"\nschema = \"{schema}\"\n[broker]\nkind = \"kafka\"\nbrokers = \"{}\"\n\
+         [outbox]\nenabled = false\n[dead_letters]\nenabled = true\nname = \"{schema}\"\nsources = [\"{dlq}\"]\n\
+         [dead_letters.redrive]\ntargets = [\"{topic}\"]\n",
+        servers::postgres_url(),
+        servers::kafka(),
+        schema = database.schema,
+    ));
+    let running = relay.spawn(None);
+    wait::until("it is collected", PATIENCE, || async {
+        database.number("SELECT count(*) FROM backstop_letter").await == 1
+    })
+    .await;
+    let query = "SELECT place, consumer, reason, error_type, error, convert_from(body, 'UTF8'), \
+                 convert_from(msg_key, 'UTF8') FROM backstop_letter";
+    let row = sqlx::query(query).fetch_one(&database.pool).await.expect("PostgreSQL answers");
+    let told: [Option<String>; 7] = [0, 1, 2, 3, 4, 5, 6].map(|column| row.get(column));
+    let told = told.map(Option::unwrap_or_default);
+    let [place, consumer, reason, error_type, error, body, key] = &told;
+    assert_eq!([place, consumer, reason], [&topic, &name, "VALUE_CONVERTER"], "{told:?}");
+    assert_eq!(error_type, "org.apache.kafka.connect.errors.DataException");
+    assert!(error.contains("serialization error"), "{error}");
+    assert_eq!((&**body, &**key), ("this is no JSON", "tea"));
+
+    // Otherwise what goes back would be a letter once more.
+    drop(connect);
+    let arguments = ["dead-letters", "redrive", "--consumer", &name, "--accept-fanout", "--yes"];
+    let (code, output) = tokio::task::block_in_place(|| relay.command(&arguments));
+    assert_eq!(code, 0, "{output}");
+    let back = letters::messages(Broker::Kafka, &topic, 3).await;
+    let bodies: Vec<_> = back.iter().map(|message| message.body.as_deref().unwrap_or_default()).collect();
+    assert_eq!(bodies, [&b"{\"n\": 1}"[..], b"this is no JSON", b"this is no JSON"]);
     drop(running);
     database.drop().await;
 }

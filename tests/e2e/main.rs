@@ -18,6 +18,7 @@ mod readme;
 mod rebalance;
 mod receipts;
 mod redrive;
+mod redrive_kills;
 mod replay;
 mod stopped;
 mod throughout;

@@ -484,7 +484,8 @@ impl Relay {
         values.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).reduce(|sum: f64, value| sum + value)
     }
 
-    async fn get(&self, path: &str) -> Option<String> {
+    /// What it answers at that path, headers and body; `None` when it does not within 5 s.
+    pub async fn get(&self, path: &str) -> Option<String> {
         let asking = async {
             let mut stream = TcpStream::connect(self.http).await.ok()?;
             let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.http);

@@ -8,6 +8,7 @@ mod group;
 mod job;
 pub mod terms;
 
+use std::error::Error as _;
 use std::fmt;
 
 use bytes::Bytes;
@@ -23,7 +24,7 @@ pub use job::{
     Guard, NewRedrive, Phase, PlanGroup, Redrive, Redrives, Run, Sent, Standing, Step, Tally, Verdict,
 };
 
-use crate::adapter_error::AdapterError;
+use crate::adapter_error::{AdapterError, FaultKind};
 use crate::dead_letter::door_of_letters;
 use crate::lease::Leases;
 use crate::message::Envelope;
@@ -32,6 +33,25 @@ use crate::report_in::ConsumerReport;
 
 /// How far letters are counted one by one; see [`Ledger::count`].
 pub const COUNT_LIMIT: u64 = 10_000;
+
+/// The letter after which a list is to go on is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it was purged, or never there")]
+pub struct LetterGone;
+
+impl LetterGone {
+    /// As [`Ledger::list`] tells it.
+    pub fn error(id: &str) -> AdapterError {
+        AdapterError::new(FaultKind::Missing, format!("there is no letter {id:?}"))
+            .with_source(Self)
+            .with_hint("list from the beginning")
+    }
+
+    /// Whether that is what the error tells, rather than that a table is not there.
+    pub fn is_told_by(error: &AdapterError) -> bool {
+        error.source().is_some_and(|cause| cause.is::<Self>())
+    }
+}
 
 /// Where a dead letter stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -2,8 +2,9 @@
 
 use axum::Json;
 use utoipa::OpenApi;
-use utoipa::openapi::OpenApi as Document;
+use utoipa::openapi::path::PathItem;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::openapi::{ContentBuilder, OpenApi as Document, Ref, ResponseBuilder};
 
 use super::problem::ProblemView;
 use super::{audit, held, letters, outboxes, redrives};
@@ -22,13 +23,30 @@ use super::{audit, held, letters, outboxes, redrives};
 )]
 struct Api;
 
-/// The OpenAPI document of the HTTP API. Every operation may end in a problem document, too.
+/// How every operation may end in a problem document.
+const PROBLEMS: [(&str, &str); 2] = [
+    ("4XX", "It makes no sense, is not allowed, not there, or not as things stand"),
+    ("503", "The ledger's database does not answer"),
+];
+
+/// The OpenAPI document of the HTTP API.
 pub(super) fn document() -> Document {
     let mut document = Api::openapi();
     let components = document.components.get_or_insert_default();
     let token = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
     components.add_security_scheme("token", token);
+    document.paths.paths.values_mut().for_each(add_problems);
     document
+}
+
+fn add_problems(path: &mut PathItem) {
+    for operation in [&mut path.get, &mut path.post].into_iter().flatten() {
+        for (status, what) in PROBLEMS {
+            let view = ContentBuilder::new().schema(Some(Ref::from_schema_name("ProblemView"))).build();
+            let response = ResponseBuilder::new().description(what).content("application/problem+json", view);
+            operation.responses.responses.insert(status.to_owned(), response.build().into());
+        }
+    }
 }
 
 pub(super) async fn get() -> Json<Document> {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
+use backstop_core::ledger::LetterGone;
 use backstop_core::{AdapterError, FaultKind};
 
 use crate::encryption::Locked;
@@ -140,6 +141,7 @@ impl Trouble {
     /// A failure of the database. Its cause is told: adapters name no secrets.
     pub(super) fn of(error: &AdapterError) -> Self {
         let kind = match error.kind() {
+            FaultKind::Missing if LetterGone::is_told_by(error) => Kind::Missing,
             FaultKind::Unreachable | FaultKind::Conflict => Kind::Unreachable,
             _ => Kind::Failed,
         };
@@ -161,6 +163,12 @@ impl Trouble {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_that_cannot_go_on_is_no_failure_and_a_missing_table_is_one() {
+        assert_eq!(Trouble::of(&LetterGone::error("a")).kind, Kind::Missing);
+        assert_eq!(Trouble::of(&AdapterError::new(FaultKind::Missing, "no table")).kind, Kind::Failed);
+    }
 
     #[test]
     fn only_what_the_database_refused_is_surely_not_done() {

@@ -1,7 +1,7 @@
 //! Lists, counts and groups.
 
-use backstop_core::ledger::{COUNT_LIMIT, Letter, LetterFilter, LetterGroup, StatusCounts};
-use backstop_core::{AdapterError, FaultKind};
+use backstop_core::AdapterError;
+use backstop_core::ledger::{COUNT_LIMIT, Letter, LetterFilter, LetterGone, LetterGroup, StatusCounts};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
@@ -45,8 +45,7 @@ impl PgLedger {
         let there = sqlx::query_scalar(self.sql("SELECT EXISTS (SELECT FROM {letter} WHERE id = $1)"));
         match there.bind(stored_id(id)).fetch_one(&self.pool).await.map_err(failed("list dead letters"))? {
             true => Ok(()),
-            false => Err(AdapterError::new(FaultKind::Missing, format!("there is no letter {id:?}"))
-                .with_hint("list from the beginning")),
+            false => Err(LetterGone::error(id)),
         }
     }
 

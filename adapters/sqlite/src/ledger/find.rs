@@ -1,7 +1,7 @@
 //! Lists, counts and groups.
 
-use backstop_core::ledger::{COUNT_LIMIT, Letter, LetterFilter, LetterGroup, StatusCounts};
-use backstop_core::{AdapterError, FaultKind};
+use backstop_core::AdapterError;
+use backstop_core::ledger::{COUNT_LIMIT, Letter, LetterFilter, LetterGone, LetterGroup, StatusCounts};
 use chrono::DateTime;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, Row, SqliteConnection};
@@ -40,10 +40,7 @@ impl SqliteLedger {
             .fetch_optional(connection)
             .await
             .map_err(|error| adapter("cannot read dead letters", error))?;
-        cursor.ok_or_else(|| {
-            AdapterError::new(FaultKind::Missing, format!("there is no letter {id:?}"))
-                .with_hint("list from the beginning")
-        })
+        cursor.ok_or_else(|| LetterGone::error(id))
     }
 
     pub(super) async fn count_letters(&self, filter: &LetterFilter) -> Result<u64, AdapterError> {

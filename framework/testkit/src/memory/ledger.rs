@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use backstop_core::ledger::{
-    COUNT_LIMIT, Change, Expired, Expiry, Ledger, Letter, LetterEvent, LetterFilter, LetterGroup,
+    COUNT_LIMIT, Change, Expired, Expiry, Ledger, Letter, LetterEvent, LetterFilter, LetterGone, LetterGroup,
     LetterStatus, NewBody, Outcome, Step,
 };
-use backstop_core::{AdapterError, ConsumerReport, FaultKind, Receipt, ReceiptOutcome};
+use backstop_core::{AdapterError, ConsumerReport, Receipt, ReceiptOutcome};
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_core::future::BoxFuture;
 
@@ -270,10 +270,7 @@ fn behind<'a>(
     id: Option<&str>,
 ) -> Result<impl Iterator<Item = &'a Letter>, AdapterError> {
     match id {
-        Some(id) if !letters.any(|letter| letter.id == id) => {
-            Err(AdapterError::new(FaultKind::Missing, format!("there is no letter {id:?}"))
-                .with_hint("list from the beginning"))
-        }
+        Some(id) if !letters.any(|letter| letter.id == id) => Err(LetterGone::error(id)),
         _ => Ok(letters),
     }
 }

@@ -203,6 +203,12 @@ async fn the_openapi_document_names_every_path_and_every_reference_resolves() {
     assert_eq!(status, "200");
     let paths = document["paths"].as_object().expect("paths");
     assert_eq!(paths.len(), 21, "{:?}", paths.keys());
+    for (path, item) in paths {
+        for (method, operation) in item.as_object().expect("operations") {
+            let problem = &operation["responses"]["4XX"]["content"]["application/problem+json"];
+            assert!(problem.is_object(), "{method} {path} says how it fails");
+        }
+    }
     let text = document.to_string();
     for reference in text.split("\"#/components/schemas/").skip(1) {
         let name = &reference[..reference.find('"').expect("closed")];
