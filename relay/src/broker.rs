@@ -28,8 +28,9 @@ const LETTERS_OF_ONE: usize = 4_000;
 const LETTERS_OF_ALL: usize = 10_000;
 /// The same in bytes.
 const LETTERS_BYTES: usize = 64 << 20;
-/// Letters of one queue of RabbitMQ, whose size nothing bounds but the broker.
-const LETTERS_OF_QUEUE: u16 = 500;
+/// Letters of one queue of RabbitMQ, whose size nothing bounds but the broker: enough for the next while some are
+/// recorded.
+const LETTERS_OF_QUEUE: u16 = 1_500;
 /// How names of doors end.
 const DOOR_SUFFIX: &str = ".redrive";
 /// The same as a regular expression of librdkafka's.
