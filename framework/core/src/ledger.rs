@@ -312,7 +312,7 @@ pub trait Ledger: Leases + Redrives + AuditLog {
     /// (a letter's id) on.
     ///
     /// # Errors
-    /// When the database cannot be asked, or with [`FaultKind::Missing`](crate::FaultKind::Missing) when the letter
+    /// When the database cannot be asked, or with [`FaultKind::Missing`] when the letter
     /// `after` is gone: nobody knows then what comes after it.
     fn list<'a>(
         &'a self,
