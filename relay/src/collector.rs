@@ -217,6 +217,8 @@ impl<S: Source> Collector<S> {
         {
             recording.push(self.record(chunk, term));
         }
+        // Whoever closes waits for what has begun, and nobody records that any more.
+        drop(waiting);
         ended?;
         source.close().await
     }

@@ -208,10 +208,15 @@ impl Redrives for Memory {
 struct Mark {
     ours: bool,
     settled: Arc<AtomicUsize>,
+    has_begun: bool,
+    /// How many have begun and are not dropped yet.
+    begun: Arc<AtomicUsize>,
 }
 
 impl Settlement for Mark {
     fn begin(&mut self) -> bool {
+        self.has_begun = self.ours;
+        self.begun.fetch_add(usize::from(self.ours), Ordering::SeqCst);
         self.ours
     }
 
@@ -220,8 +225,18 @@ impl Settlement for Mark {
     }
 }
 
-/// Hands over its batches, in which an empty one stands for an error, and then nothing more.
-struct Batches(Arc<Mutex<VecDeque<Vec<Received<Mark>>>>>);
+impl Drop for Mark {
+    fn drop(&mut self) {
+        self.begun.fetch_sub(usize::from(self.has_begun), Ordering::SeqCst);
+    }
+}
+
+/// Hands over its batches, in which an empty one stands for an error, and then nothing more. It closes when nothing has
+/// begun any more, as Kafka's would like to.
+struct Batches {
+    batches: Arc<Mutex<VecDeque<Vec<Received<Mark>>>>>,
+    begun: Arc<AtomicUsize>,
+}
 
 impl Source for Batches {
     type Settlement = Mark;
@@ -231,7 +246,7 @@ impl Source for Batches {
     }
 
     async fn next(&mut self) -> Result<Option<Vec<Received<Mark>>>, AdapterError> {
-        let batch = self.0.lock().expect("not poisoned").pop_front();
+        let batch = self.batches.lock().expect("not poisoned").pop_front();
         match batch {
             None => std::future::pending().await,
             Some(batch) if batch.is_empty() => Err(AdapterError::new(FaultKind::Missing, "no such queue")),
@@ -240,6 +255,9 @@ impl Source for Batches {
     }
 
     async fn close(self) -> Result<(), AdapterError> {
+        while self.begun.load(Ordering::SeqCst) > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         Ok(())
     }
 }
@@ -255,7 +273,8 @@ struct Bench {
 impl Bench {
     /// Starts it on batches of offsets; a negative offset is a message that the source has taken back.
     fn start(ledger: Memory, batches: &[&[i64]]) -> Self {
-        let (ledger, settled) = (Arc::new(ledger), Arc::new(AtomicUsize::new(0)));
+        let (ledger, settled, begun) =
+            (Arc::new(ledger), Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let received = |offset: &i64| Received {
             message: Message::new("order.placed"),
             identity: Identity::Missing,
@@ -266,12 +285,17 @@ impl Bench {
                 timestamp: None,
             },
             via: Via::Live,
-            settlement: Mark { ours: *offset >= 0, settled: settled.clone() },
+            settlement: Mark {
+                ours: *offset >= 0,
+                settled: settled.clone(),
+                has_begun: false,
+                begun: begun.clone(),
+            },
         };
         let batches: VecDeque<_> = batches.iter().map(|batch| batch.iter().map(received).collect()).collect();
         let batches = Arc::new(Mutex::new(batches));
         let open: Opener<Batches> = Box::new(move || {
-            let source = Batches(batches.clone());
+            let source = Batches { batches: batches.clone(), begun: begun.clone() };
             Box::pin(async move { Ok(source) })
         });
         let owner = OwnerSettings { ttl: Duration::from_secs(1), ..OwnerSettings::default() };
@@ -328,6 +352,16 @@ async fn a_ledger_that_hangs_is_asked_again() {
 async fn a_stop_during_an_outage_leaves_everything_unsettled() {
     let away = Memory { away: AtomicBool::new(true), ..Memory::default() };
     let bench = Bench::start(away, &[&[1, 2, 3]]);
+    bench.until(|bench| bench.ledger.refused.load(Ordering::SeqCst) >= 1).await;
+    assert_eq!(bench.stop().await, (0, 0));
+}
+
+/// What waits behind it is given back before the source is closed, which waits for what has begun.
+#[tokio::test(start_paused = true)]
+async fn a_stop_does_not_wait_for_what_nobody_records_any_more() {
+    let away = Memory { away: AtomicBool::new(true), ..Memory::default() };
+    let many: Vec<i64> = (0..2_500).collect();
+    let bench = Bench::start(away, &[&many]);
     bench.until(|bench| bench.ledger.refused.load(Ordering::SeqCst) >= 1).await;
     assert_eq!(bench.stop().await, (0, 0));
 }
@@ -461,7 +495,7 @@ fn letters_are_redacted_and_then_encrypted() {
             identity: Identity::Missing,
             origin: Origin::Kafka { topic: "orders.dlq".into(), partition: 0, offset: 7, timestamp: None },
             via: Via::Live,
-            settlement: Mark { ours: true, settled: Arc::default() },
+            settlement: Mark { ours: true, settled: Arc::default(), has_begun: false, begun: Arc::default() },
         },
         &redaction,
         &keys,

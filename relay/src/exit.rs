@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 
+use backstop_core::ledger::LetterGone;
 use backstop_core::report::{cut, escaped};
 use backstop_core::sink::PublishError;
 use backstop_core::{AdapterError, FaultKind};
@@ -126,6 +127,7 @@ impl Failure {
         let exit = match error.kind() {
             FaultKind::Unreachable => Exit::DatabaseUnreachable,
             FaultKind::Denied => Exit::DatabaseRefused,
+            FaultKind::Missing if LetterGone::is_told_by(error) => Exit::Failed,
             FaultKind::Missing => Exit::DatabaseSchema,
             FaultKind::Invalid => Exit::Configuration,
             _ => Exit::Failed,

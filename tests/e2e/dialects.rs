@@ -17,7 +17,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use sqlx::Row;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The ways, as the broker names them, and the settings of a queue in which messages die so.
 fn ways() -> [(&'static str, Vec<(&'static str, AMQPValue)>); 4] {

@@ -26,6 +26,15 @@ use crate::consumer::receipts::FAREWELL_LIMIT;
 use crate::consumer::transactional::Transactional;
 use crate::stats::{Stats, count};
 
+/// The charge of a message that is handled now.
+#[derive(Debug, Clone, Copy)]
+struct Charge {
+    /// How many charges stand with it.
+    stands: u32,
+    /// How many of them this process may have made: tries that seemed to fail may have been written down all the same.
+    own: u32,
+}
+
 /// What one process knows of its suspects.
 #[derive(Debug)]
 pub(crate) struct Suspects {
@@ -33,8 +42,8 @@ pub(crate) struct Suspects {
     turns: RwLock<()>,
     /// From so many charges on a message is not run any more.
     pub(crate) max_crashes: u32,
-    /// Who is charged now, and how many charges stand with that.
-    charged: Mutex<BTreeMap<MessageKey, u32>>,
+    /// Who is charged now.
+    charged: Mutex<BTreeMap<MessageKey, Charge>>,
     handled: Counter<u64>,
     given_up: Counter<u64>,
     labels: [KeyValue; 1],
@@ -85,7 +94,7 @@ impl Suspects {
         Some(Turn::Alone { _guard: self.turns.try_write().ok()? })
     }
 
-    fn charged(&self) -> std::sync::MutexGuard<'_, BTreeMap<MessageKey, u32>> {
+    fn charged(&self) -> std::sync::MutexGuard<'_, BTreeMap<MessageKey, Charge>> {
         self.charged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -168,14 +177,14 @@ where
     async fn charge(&self, key: &MessageKey) -> Option<u32> {
         let charge = || self.inbox.charge(&self.context.consumer, key);
         let (before, failed) = self.asked(charge).await.ok()?;
-        self.suspects.charged().insert(key.clone(), before.saturating_add(1));
-        // Tries that seemed to fail may have been written down all the same.
-        Some(before.saturating_sub(failed))
+        let charge = Charge { stands: before.saturating_add(1), own: failed.saturating_add(1) };
+        self.suspects.charged().insert(key.clone(), charge);
+        Some(charge.stands.saturating_sub(charge.own))
     }
 
     /// The message has come to an end here, so that nobody died of it.
     async fn acquit(&self, key: &MessageKey) {
-        let Some(stands) = self.suspects.charged().get(key).copied() else { return };
+        let Some(Charge { stands, .. }) = self.suspects.charged().get(key).copied() else { return };
         if self.until_taken(|| self.inbox.acquit(&self.context.consumer, key, stands)).await {
             self.suspects.charged().remove(key);
         }
@@ -187,7 +196,7 @@ where
     pub(crate) async fn give_up_once_more(&self, unit: Unit<'_>, subject: Subject<'_>) -> Option<bool> {
         let key = unit.message_key;
         let Some(charges) = self.charges(key).await else { return Some(false) };
-        let own = u32::from(self.suspects.charged().contains_key(key));
+        let own = self.suspects.charged().get(key).map_or(0, |charge| charge.own);
         let crashes = charges.saturating_sub(own);
         if crashes < self.suspects.max_crashes {
             return None;
@@ -223,7 +232,7 @@ where
         let consumer = &self.context.consumer;
         let charged = std::mem::take(&mut *self.suspects.charged());
         let messages =
-            charged.iter().map(|(key, stands)| Either::Left(self.inbox.acquit(consumer, key, *stands)));
+            charged.iter().map(|(key, charge)| Either::Left(self.inbox.acquit(consumer, key, charge.stands)));
         let heads = self.held_work.unfinished();
         let heads = heads.map(|charge| Either::Right(self.inbox.acquit_head(consumer, charge)));
         // Beside each other: one whose row is locked by what it was dropped in keeps none of the others waiting.
