@@ -65,15 +65,21 @@ pub async fn arrived(config: &ConsumerConfig, expected: usize, patience: Duratio
         assert_eq!(read_distinct(config, expected).await.len(), expected);
         return;
     }
+    wait::until("the letters are there", patience, || async { ready(&place(config)).await >= expected })
+        .await;
+}
+
+/// Messages of a queue that nobody has now.
+///
+/// # Panics
+/// When RabbitMQ cannot be used.
+pub async fn ready(queue: &str) -> usize {
     let url = servers::amqp_url();
     let connection = Connection::connect(&url, ConnectionProperties::default()).await.expect("RabbitMQ");
     let channel = connection.create_channel().await.expect("a channel");
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    wait::until("the letters are there", patience, || async {
-        let queue = channel.queue_declare(place(config).into(), passive, FieldTable::default());
-        queue.await.expect("the queue of letters").message_count() as usize >= expected
-    })
-    .await;
+    let declared = channel.queue_declare(queue.into(), passive, FieldTable::default());
+    declared.await.expect("the queue is there").message_count() as usize
 }
 
 async fn read_at_least(config: &ConsumerConfig, expected: usize) -> Vec<Envelope> {
