@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use backstop_core::header_column;
 use backstop_core::ledger::{Ledger, Letter};
-use backstop_core::{Message, Origin};
+use backstop_core::{Envelope, Message, Origin};
 use backstop_postgres::{PgLedger, PgTables};
 use backstop_relay::broker;
 use backstop_relay::collector::Collector;
@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Groups of letters.
 const GROUPS: usize = 12;
 /// Letters in one transaction, as the collector has them.
-const TOGETHER: usize = 1_000;
+pub(crate) const TOGETHER: usize = 1_000;
 
 /// The table without what makes letters searchable, counted and supersedable.
 const BARE: &str = "CREATE TABLE bare_letter (n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, \
@@ -61,17 +61,19 @@ pub(crate) async fn run(bench: &mut Bench) -> Outcome<()> {
 
 /// The letters as the collector makes them of what it reads.
 fn letters(count: usize) -> Vec<Letter> {
-    let letter = |n: usize| {
-        let envelope = dead::letter(n, n % GROUPS);
-        let mut message = Message::new("");
-        (message.key, message.headers, message.body) = (envelope.key, envelope.headers, envelope.body);
-        let offset = i64::try_from(n).unwrap_or(i64::MAX);
-        letter(
-            message,
-            &Origin::Kafka { topic: "orders.stock.dlq".into(), partition: 0, offset, timestamp: None },
-        )
-    };
+    let letter = |n: usize| as_collected(n, dead::letter(n, n % GROUPS));
     (0..count).map(letter).collect()
+}
+
+/// What the collector makes of the message `n` of a topic.
+pub(crate) fn as_collected(n: usize, envelope: Envelope) -> Letter {
+    let mut message = Message::new("");
+    (message.key, message.headers, message.body) = (envelope.key, envelope.headers, envelope.body);
+    let offset = i64::try_from(n).unwrap_or(i64::MAX);
+    letter(
+        message,
+        &Origin::Kafka { topic: "orders.stock.dlq".into(), partition: 0, offset, timestamp: None },
+    )
 }
 
 async fn clear(bench: &Bench) -> Outcome<()> {

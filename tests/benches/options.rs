@@ -23,7 +23,7 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    /// Whether no relay is in it.
+    /// Whether it is about consumers and dead letters, rather than what `relay` stands for: an outbox that is drained.
     fn is_of_consumer(self) -> bool {
         matches!(self, Self::Consumer | Self::Grouped | Self::Effect | Self::Collect | Self::Pages)
     }

@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use backstop_core::ledger::{Change, Guard, Ledger, LetterFilter, LetterStatus, NewRedrive, Redrives as _};
-use backstop_core::{Message, Origin, names};
+use backstop_core::names;
 use backstop_postgres::{PgLedger, PgTables};
-use backstop_relay::letters::letter;
 use backstop_tests::dead;
 use backstop_tests::program::{Relay, RelayConfig};
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 
+use crate::collect::{TOGETHER, as_collected};
 use crate::database::Database;
 use crate::report::{Figure, quantile};
 use crate::{Bench, Outcome, relay};
@@ -18,8 +18,6 @@ use crate::{Bench, Outcome, relay};
 const GROUPS: usize = 500;
 /// Consumers that they are of.
 const CONSUMERS: usize = 20;
-/// Letters in one transaction.
-const TOGETHER: usize = 1_000;
 /// The redrive that some letters are in.
 const REDRIVE: &str = "01900000-0000-7000-8000-000000000001";
 /// Most milliseconds that a page should take.
@@ -88,18 +86,11 @@ async fn fill(database: &Database, count: usize) -> Outcome<DateTime<Utc>> {
     for first in (0..count).step_by(TOGETHER) {
         let letters: Vec<_> = (first..count.min(first + TOGETHER))
             .map(|n| {
-                let envelope = dead::letter(n, n % GROUPS);
-                let mut message = Message::new("");
-                (message.key, message.headers, message.body) =
-                    (envelope.key, envelope.headers, envelope.body);
-                message.headers.set(names::CONSUMER, format!("consumer-{}", n % CONSUMERS));
-                message.headers.set(names::FIRST_FAILED_AT, died(n, began));
-                message.headers.set(names::DEAD_AT, died(n, began));
-                let offset = i64::try_from(n).unwrap_or(i64::MAX);
-                letter(
-                    message,
-                    &Origin::Kafka { topic: "orders.dlq".into(), partition: 0, offset, timestamp: None },
-                )
+                let mut envelope = dead::letter(n, n % GROUPS);
+                envelope.headers.set(names::CONSUMER, format!("consumer-{}", n % CONSUMERS));
+                envelope.headers.set(names::FIRST_FAILED_AT, died(n, began));
+                envelope.headers.set(names::DEAD_AT, died(n, began));
+                as_collected(n, envelope)
             })
             .collect();
         ledger.record(&letters).await?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use backstop_tests::database::Database;
 use backstop_tests::program::{Broker, Program, RelayConfig};
-use backstop_tests::{dead, letters, servers, wait, workload};
+use backstop_tests::{dead, letters, servers, size, wait, workload};
 use futures_util::future::join_all;
 
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -18,10 +18,6 @@ const GROUPS: usize = 12;
 const PLACES: usize = 3;
 /// The relay must do with so much memory, whatever waits.
 const MEMORY: u64 = 256 << 20;
-
-fn size(variable: &str) -> Option<usize> {
-    std::env::var(variable).ok()?.parse().ok()
-}
 
 struct Scene {
     broker: Broker,
@@ -167,8 +163,8 @@ impl Scene {
 
 async fn collected_while_killed(broker: Broker) {
     let scene = Scene::new(broker).await;
-    let letters = size("BACKSTOP_E2E_LETTERS").unwrap_or(3_000);
-    let relay = match size("BACKSTOP_E2E_KILL_EVERY_MS") {
+    let letters = size::asked("BACKSTOP_E2E_LETTERS").unwrap_or(3_000);
+    let relay = match size::asked("BACKSTOP_E2E_KILL_EVERY_MS") {
         Some(every) => scene.killed_by_the_clock(letters, Duration::from_millis(every as u64)).await,
         None => scene.killed_in_the_act(letters).await,
     };

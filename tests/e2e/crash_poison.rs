@@ -7,7 +7,7 @@ use backstop_tests::apply::Fail;
 use backstop_tests::database::Database;
 use backstop_tests::program::{Broker, ConsumerConfig, Program};
 use backstop_tests::workload::{self, Publisher};
-use backstop_tests::{letters, servers, wait};
+use backstop_tests::{letters, servers, size, wait};
 
 /// Instances of the consumer.
 const FLEET: usize = 3;
@@ -40,7 +40,7 @@ impl Fleet {
 }
 
 fn count() -> usize {
-    std::env::var("BACKSTOP_TEST_CRASH_POISON").ok().and_then(|count| count.parse().ok()).unwrap_or(COUNT)
+    size::asked("BACKSTOP_TEST_CRASH_POISON").unwrap_or(COUNT)
 }
 
 /// One event among many ends the process, after so many errors; how many processes it has ended when it is a letter

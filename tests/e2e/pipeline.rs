@@ -9,7 +9,7 @@ use backstop_tests::apply::Fail;
 use backstop_tests::pipeline::{Feed, PARTS, PipelineConfig, Reader, assert_exactly_once};
 use backstop_tests::program::Broker;
 use backstop_tests::workload::{self, Placed};
-use backstop_tests::{letters, servers, wait};
+use backstop_tests::{letters, servers, size, wait};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const PARTITIONS: i32 = 3;
@@ -53,7 +53,7 @@ impl Scene {
 }
 
 fn kills() -> usize {
-    std::env::var("BACKSTOP_E2E_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(6)
+    size::asked("BACKSTOP_E2E_KILLS").unwrap_or(6)
 }
 
 /// Promise 10: it dies between every two steps of a transaction and at any other time, and is back under its name.

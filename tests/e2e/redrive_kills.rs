@@ -8,9 +8,9 @@ use std::time::Duration;
 use backstop_testkit::oracle::Books;
 use backstop_tests::apply::Fail;
 use backstop_tests::database::Database;
-use backstop_tests::program::{Broker, ConsumerConfig, Program, RelayConfig};
+use backstop_tests::program::{Broker, ConsumerConfig, Program, RelayConfig, broker_section};
 use backstop_tests::workload::{self, Placed, Publisher};
-use backstop_tests::{letters, servers, wait};
+use backstop_tests::{letters, servers, size, wait};
 
 const PATIENCE: Duration = Duration::from_secs(600);
 const KEYS: usize = 200;
@@ -28,7 +28,7 @@ struct Size {
 
 impl Size {
     fn asked() -> Self {
-        match std::env::var("BACKSTOP_E2E_REDRIVEN").ok().and_then(|letters| letters.parse().ok()) {
+        match size::asked("BACKSTOP_E2E_REDRIVEN") {
             Some(letters) => Self { letters, rate: 2_000, kills: 5 },
             None => Self { letters: 400, rate: 100, kills: 2 },
         }
@@ -141,10 +141,7 @@ impl Scene {
 }
 
 fn relay(broker: Broker, schema: &str, dead: &str, told: &str) -> RelayConfig {
-    let section = match broker {
-        Broker::RabbitMq => format!("kind = \"rabbitmq\"\nurl = \"{}\"", servers::amqp_url()),
-        _ => format!("kind = \"kafka\"\nbrokers = \"{}\"", servers::kafka()),
-    };
+    let section = broker_section(broker);
     RelayConfig::of(&format!(
         "[database]\nurl = \"{}\"\nschema = \"{schema}\"\n[broker]\n{section}\n[outbox]\nenabled = false\n\
          [dead_letters]\nenabled = true\nname = \"{schema}\"\nlease_ttl = \"1s\"\n\

@@ -7,17 +7,13 @@ use std::time::Duration;
 use backstop_testkit::oracle::{Books, Verdict};
 use backstop_tests::database::Database;
 use backstop_tests::program::{Broker, ConsumerConfig, Program, RelayConfig};
-use backstop_tests::{servers, wait, workload};
+use backstop_tests::{servers, size, wait, workload};
 
 /// Long enough for a lease to run out, and a Kafka group to notice that a member is gone, some times over.
 const PATIENCE: Duration = Duration::from_secs(240);
 
-fn size(variable: &str, default: usize) -> usize {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
-
 fn transactions() -> usize {
-    size("BACKSTOP_E2E_TRANSACTIONS", 4_000)
+    size::asked("BACKSTOP_E2E_TRANSACTIONS").unwrap_or(4_000)
 }
 
 struct Scene {
@@ -75,7 +71,7 @@ async fn killed(scene: &Scene) -> Books {
     let mut consumers = [scene.consumer.spawn(None), scene.consumer.spawn(None)];
     let writers = workload::pgbench(&scene.database, &scene.place, transactions());
     let killer = async {
-        for n in 0..size("BACKSTOP_E2E_KILLS", 4) {
+        for n in 0..size::asked("BACKSTOP_E2E_KILLS").unwrap_or(4) {
             tokio::time::sleep(Duration::from_millis(fastrand::u64(300..3_000))).await;
             replace(&mut relays[n % 2], || scene.relay.spawn(None));
             tokio::time::sleep(Duration::from_millis(fastrand::u64(300..3_000))).await;

@@ -6,15 +6,11 @@ use std::time::Duration;
 
 use backstop_tests::program::Broker;
 use backstop_tests::scene::{PATIENCE, Scene};
-use backstop_tests::{servers, wait};
+use backstop_tests::{servers, size, wait};
 use tokio::time::Instant;
 
 /// What the relay may hold in memory at most, in bytes; its buffers are bounded to about 100 MiB.
 const MEMORY: u64 = 400 << 20;
-
-fn size(variable: &str, default: usize) -> usize {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
 
 async fn away(broker: Broker) {
     let _turn = servers::together().await;
@@ -24,8 +20,9 @@ async fn away(broker: Broker) {
     scene.drained().await;
 
     scene.network.broker.cut();
-    let end = Instant::now() + Duration::from_secs(size("BACKSTOP_OUTAGE_SECONDS", 12) as u64);
-    let rows = size("BACKSTOP_OUTAGE_ROWS", 4_000);
+    let end =
+        Instant::now() + Duration::from_secs(size::asked("BACKSTOP_OUTAGE_SECONDS").unwrap_or(12) as u64);
+    let rows = size::asked("BACKSTOP_OUTAGE_ROWS").unwrap_or(4_000);
     for _ in 0..rows.div_ceil(1_000) {
         scene.commit(1_000.min(rows)).await;
     }

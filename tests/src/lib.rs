@@ -13,6 +13,7 @@ pub mod pipeline;
 pub mod program;
 pub mod scene;
 pub mod servers;
+pub mod size;
 pub mod soak;
 pub mod wait;
 pub mod workload;

@@ -455,7 +455,8 @@ impl RelayConfig {
     }
 }
 
-fn broker_section(broker: Broker) -> String {
+/// `[broker]` of a relay, as `tests/servers` has it.
+pub fn broker_section(broker: Broker) -> String {
     match broker {
         Broker::RabbitMq => format!("kind = \"rabbitmq\"\nurl = \"{}\"", servers::amqp_url()),
         _ => format!("kind = \"kafka\"\nbrokers = \"{}\"", servers::kafka()),
