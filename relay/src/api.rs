@@ -42,6 +42,7 @@ pub(crate) fn routes() -> Router<Arc<Desk>> {
         .route("/letters/release", post(letters::release))
         .route("/letters/{id}", get(letters::show))
         .route("/letters/{id}/reveal", post(letters::reveal))
+        .route("/letters/{id}/edit", post(letters::edit))
         .route("/letters/{id}/end", post(held::end))
         .route("/held", get(held::list))
         .route("/plan", get(redrives::plan))

@@ -19,7 +19,7 @@ use clap_complete::Shell;
 pub use audit::Audit;
 pub use dead_rows::{DeadRowChange, DeadRowChoice, OutboxDeadCommand};
 pub use held::{AskedEnding, HeldAsk, HeldChange, HeldCommand};
-pub use letters::{DeadLettersCommand, Filter, LetterChange, OutcomeName, Redrive, Status};
+pub use letters::{DeadLettersCommand, Filter, LetterChange, LetterEdit, OutcomeName, Redrive, Status};
 pub use redrives::RedrivesCommand;
 pub use replay::Replay;
 pub use rules::{RuleRun, RulesCommand};

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use backstop_core::lease::{Holder, Lease};
 use backstop_core::ledger::{
-    AuditEntry, AuditFilter, AuditLog, Change, Expired, Expiry, Guard, LetterEvent, LetterFilter,
+    AuditEntry, AuditFilter, AuditLog, Change, Edit, Expired, Expiry, Guard, LetterEvent, LetterFilter,
     LetterGroup, LetterStatus, NewAuditEntry, NewBody, NewRedrive, PlanGroup, Redrive, Redrives, Sent,
     Standing,
 };
@@ -108,6 +108,10 @@ impl Ledger for Memory {
 
     fn change<'a>(&'a self, filter: &'a LetterFilter, change: &'a Change, limit: u32) -> Answer<'a, u64> {
         self.rest.change(filter, change, limit)
+    }
+
+    fn edit<'a>(&'a self, edit: &'a Edit) -> Answer<'a, bool> {
+        self.rest.edit(edit)
     }
 
     fn replace_bodies<'a>(&'a self, bodies: &'a [NewBody]) -> Answer<'a, u64> {

@@ -9,6 +9,7 @@ mod generated;
 mod held;
 mod held_ask;
 mod letter_changes;
+mod letter_edit;
 mod letter_files;
 mod migrate;
 mod outbox;

@@ -250,6 +250,8 @@ pub struct DeadLettersConfig {
     /// `lease_ttl`: after which time another relay takes over from one that died. Defaults to 10 s.
     #[serde(serialize_with = "duration")]
     pub lease_ttl: Duration,
+    /// `edit`: whether a letter's body may be edited by hand, in a copy that takes its place. Defaults to `false`.
+    pub edit: bool,
     /// `[dead_letters.redrive]`: what redrives may do.
     pub redrive: RedriveConfig,
     /// `[[dead_letters.rules]]`: when letters are redriven by themselves. Never, unless a rule says so.
@@ -295,7 +297,7 @@ pub struct RetentionConfig {
     /// `discarded`: those that were given up. Defaults to 90 days.
     #[serde(serialize_with = "kept")]
     pub discarded: Option<Duration>,
-    /// `superseded`: those that failed again, so that another letter stands for them. Defaults to 90 days.
+    /// `superseded`: those that failed again or were edited, so that another letter stands for them. Defaults to 90 days.
     #[serde(serialize_with = "kept")]
     pub superseded: Option<Duration>,
     /// `open`: those that wait for somebody. Defaults to `"never"`: they stay.

@@ -49,6 +49,7 @@ pub(crate) fn routes() -> Router<Arc<Desk>> {
         .route("/dead-letters/release", post(forms::release))
         .route("/dead-letters/{id}", get(letter::page))
         .route("/dead-letters/{id}/reveal", post(letter::reveal))
+        .route("/dead-letters/{id}/edit", post(letter::edit))
         .route("/dead-letters/{id}/end", post(held::end))
         .route("/held", get(held::page))
         .route("/plan", get(plan::page))

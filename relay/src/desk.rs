@@ -3,6 +3,7 @@
 
 pub(crate) mod caller;
 mod changes;
+mod edit;
 pub(crate) mod filter;
 mod held;
 mod letters;
@@ -26,6 +27,7 @@ use crate::ask::Doors;
 use crate::broker;
 use crate::config::Config;
 use crate::database::Database;
+use crate::edit::Editing;
 use crate::encryption::Keyring;
 use crate::jobs::Jobs;
 
@@ -85,6 +87,7 @@ pub(crate) struct Desk {
     open_doors: OpenDoors,
     doors: OnceLock<Box<dyn Doors>>,
     pub(crate) rules: Rules,
+    pub(crate) editing: Editing,
 }
 
 impl std::fmt::Debug for Desk {
@@ -121,6 +124,7 @@ impl Desk {
             open_doors: Box::new(open_doors),
             doors: OnceLock::new(),
             rules,
+            editing: Editing::of(&config.dead_letters),
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use backstop_core::lease::{Holder, Lease, Leases};
 use backstop_core::ledger::{
-    AuditEntry, AuditFilter, AuditLog, Change, Expired, Expiry, Guard, Ledger, Letter, LetterEvent,
+    AuditEntry, AuditFilter, AuditLog, Change, Edit, Expired, Expiry, Guard, Ledger, Letter, LetterEvent,
     LetterFilter, LetterGroup, LetterStatus, NewAuditEntry, NewBody, NewRedrive, PlanGroup, Redrive,
     Redrives, Sent, Standing,
 };
@@ -128,6 +128,10 @@ impl Ledger for Gated {
         detail: Option<&'a str>,
     ) -> Answer<'a, u64> {
         self.pass("tell", move || self.rest.tell(filter, what, detail))
+    }
+
+    fn edit<'a>(&'a self, edit: &'a Edit) -> Answer<'a, bool> {
+        self.pass("edit", move || self.rest.edit(edit))
     }
 
     fn replace_bodies<'a>(&'a self, bodies: &'a [NewBody]) -> Answer<'a, u64> {

@@ -13,6 +13,7 @@
 //! | [`standing`] | what the owner of an outbox tells of itself, beside its lease |
 //! | [`collector`], [`letters`], [`dialects`] | dead letters from the broker into the ledger, whoever wrote them |
 //! | [`redact`], [`encryption`] | what of letters is not kept, and what only with a key |
+//! | `edit` | a copy of a letter with another body, in its place |
 //! | [`archive`], [`retention`] | letters whose time in the ledger is over |
 //! | [`redrive`] | letters from the ledger back to their consumer |
 //! | `rules` | redrives that the relay makes by itself, where somebody wrote it |
@@ -57,6 +58,7 @@ mod commands;
 mod console;
 mod demo;
 mod desk;
+mod edit;
 #[cfg(test)]
 mod gated;
 mod patience;

@@ -3,6 +3,7 @@
 mod audit;
 mod change;
 mod choice;
+mod edit;
 mod expiry;
 mod find;
 mod outcomes;
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use backstop_core::lease::{Holder, Lease, Leases};
 use backstop_core::ledger::{
-    AuditEntry, AuditFilter, AuditLog, Change, Expired, Expiry, Guard, Ledger, Letter, LetterEvent,
+    AuditEntry, AuditFilter, AuditLog, Change, Edit, Expired, Expiry, Guard, Ledger, Letter, LetterEvent,
     LetterFilter, LetterGroup, LetterStatus, NewAuditEntry, NewBody, NewRedrive, PlanGroup, Redrive,
     Redrives, Sent, Standing,
 };
@@ -39,8 +40,12 @@ const MARK: &str = "
     )
     SELECT id FROM moved ORDER BY n";
 
+/// What a letter's history begins with is in its own row.
 const HISTORY: &str = "
-    SELECT {at}, e.what, e.detail FROM {event} AS e JOIN {letter} AS l ON l.n = e.letter WHERE l.id = $1 ORDER BY e.n";
+    SELECT {at}, e.what, e.detail FROM {letter} AS l CROSS JOIN LATERAL (
+        SELECT 0 AS n, l.collected_at AS at, 'collected' AS what, l.found_in AS detail
+        UNION ALL SELECT n, at, what, detail FROM {event} WHERE letter = l.n AND what <> 'collected'
+    ) AS e WHERE l.id = $1 ORDER BY e.n";
 
 /// Dead letters in `backstop_letter`, with their history in `backstop_letter_event`.
 ///
@@ -177,6 +182,10 @@ impl Ledger for PgLedger {
         limit: u32,
     ) -> BoxFuture<'a, Result<u64, AdapterError>> {
         Box::pin(again(move || self.change_some(filter, change, limit)))
+    }
+
+    fn edit<'a>(&'a self, edit: &'a Edit) -> BoxFuture<'a, Result<bool, AdapterError>> {
+        Box::pin(again(|| self.put_in_place(edit)))
     }
 
     fn replace_bodies<'a>(&'a self, bodies: &'a [NewBody]) -> BoxFuture<'a, Result<u64, AdapterError>> {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use backstop_core::lease::{Holder, Lease, Leases};
 use backstop_core::ledger::{
-    AuditEntry, AuditFilter, AuditLog, Change, Expired, Expiry, Guard, Ledger, Letter, LetterEvent,
+    AuditEntry, AuditFilter, AuditLog, Change, Edit, Expired, Expiry, Guard, Ledger, Letter, LetterEvent,
     LetterFilter, LetterGroup, LetterStatus, NewAuditEntry, NewBody, NewRedrive, PlanGroup, Redrive,
     Redrives, Sent, Standing,
 };
@@ -178,6 +178,10 @@ impl Ledger for SqliteLedger {
         limit: u32,
     ) -> BoxFuture<'a, Result<u64, AdapterError>> {
         Box::pin(self.change_letters(filter, change, limit))
+    }
+
+    fn edit<'a>(&'a self, edit: &'a Edit) -> BoxFuture<'a, Result<bool, AdapterError>> {
+        Box::pin(self.put_in_place(edit))
     }
 
     fn replace_bodies<'a>(&'a self, bodies: &'a [NewBody]) -> BoxFuture<'a, Result<u64, AdapterError>> {

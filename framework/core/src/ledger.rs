@@ -66,7 +66,8 @@ pub enum LetterStatus {
     Resolved,
     /// Given up, with a reason.
     Discarded,
-    /// Redriven and failed again: a newer letter of the same message stands for it.
+    /// Another letter of the same message stands for it: it was redriven and failed again, or somebody edited a copy of
+    /// it.
     Superseded,
 }
 
@@ -247,6 +248,17 @@ pub struct NewBody {
     pub to: Bytes,
 }
 
+/// A copy that is to take a letter's place, because somebody changed its body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edit {
+    /// The letter, which stays in the ledger as it is.
+    pub id: String,
+    /// What stands for it from now on: an open letter with an id of its own.
+    pub copy: Letter,
+    /// Why.
+    pub because: String,
+}
+
 /// What somebody does with letters by hand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
@@ -382,6 +394,14 @@ pub trait Ledger: Leases + Redrives + AuditLog {
         change: &'a Change,
         limit: u32,
     ) -> BoxFuture<'a, Result<u64, AdapterError>>;
+
+    /// Writes the copy and closes the letter as superseded, both or neither. The letter's history tells it as `edited`
+    /// with the id of the copy, the copy's as `edit-of` with the id of the letter. `false` where nothing was done: the letter
+    /// is not open, under legal hold or not there, or the copy's id is taken.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    fn edit<'a>(&'a self, edit: &'a Edit) -> BoxFuture<'a, Result<bool, AdapterError>>;
 
     /// Gives letters the bodies that stand for theirs from now on, such as one that is encrypted with another key, all or
     /// none; a letter that has another body by now keeps it. Nothing else of them changes, and their history does not tell

@@ -80,6 +80,9 @@ pub mod kip1191 {
 /// Which parts of a letter the ledger has redacted, such as `body`: it cannot be redriven.
 pub const REDACTED: &str = "backstop-redacted";
 
+/// On a letter with an edited body: the id of the letter in whose place it is.
+pub const EDIT_OF: &str = "backstop-edit-of";
+
 /// W3C trace context.
 pub const TRACEPARENT: &str = "traceparent";
 /// W3C trace context, vendor part.

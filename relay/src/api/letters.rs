@@ -7,6 +7,7 @@ use axum::{Extension, Json};
 use backstop_core::ledger::Change;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -131,6 +132,56 @@ pub(super) async fn reveal(
     let text = body.bytes.as_ref().and_then(|bytes| String::from_utf8(bytes.to_vec()).ok());
     let base64 = body.bytes.map(|bytes| STANDARD.encode(bytes));
     Ok(Json(BodyView { content_type: body.content_type, base64, text }))
+}
+
+/// A body in place of a letter's, as `text` or as `base64`, and why.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EditOrder {
+    /// The body as text.
+    #[serde(default)]
+    text: Option<String>,
+    /// The body in base64.
+    #[serde(default)]
+    base64: Option<String>,
+    /// Kept in the history of the letter and of its copy, and in the audit log.
+    because: String,
+}
+
+impl EditOrder {
+    fn body(&self) -> Result<Bytes, Trouble> {
+        match (&self.text, &self.base64) {
+            (Some(text), None) => Ok(Bytes::from(text.clone())),
+            (None, Some(base64)) => STANDARD
+                .decode(base64)
+                .map(Bytes::from)
+                .map_err(|error| Trouble::invalid(format!("base64: {error}"), "or give the body as text")),
+            _ => Err(Trouble::invalid("give one of text and base64", "see /api/v1/openapi.json")),
+        }
+    }
+}
+
+/// The copy that takes a letter's place.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct CopyView {
+    /// Its id, by which it is redriven.
+    id: String,
+    /// The letter that it stands for, which is superseded.
+    edit_of: String,
+}
+
+/// Puts a copy with another body in the place of an open letter, whose headers the copy keeps. Needs the operator role,
+/// and `edit = true` in `[dead_letters]`.
+#[utoipa::path(post, path = "/letters/{id}/edit", tag = "letters", request_body = EditOrder,
+    params(("id" = String, Path, description = "The letter's id.")), responses((status = 200, body = CopyView)))]
+pub(super) async fn edit(
+    State(desk): State<Arc<Desk>>,
+    Extension(who): Extension<Caller>,
+    Path(edit_of): Path<String>,
+    Given(order): Given<EditOrder>,
+) -> Result<Json<CopyView>, Problem> {
+    let id = desk.edit(&who, &edit_of, order.body()?, &order.because).await?;
+    Ok(Json(CopyView { id, edit_of }))
 }
 
 /// Letters that are to be changed, and why.

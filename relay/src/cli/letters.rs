@@ -48,6 +48,11 @@ pub enum DeadLettersCommand {
     /// Which ones is decided now: what fails later is not among them. The redrive is a job in the ledger: it goes on in
     /// `run` when this command is cut off, and `redrives` steers it.
     Redrive(Box<Redrive>),
+    /// Put a copy with another body in a letter's place.
+    ///
+    /// Headers stay as they are. The letter is kept as superseded, and the copy, which has an id of its own, is open and can
+    /// be redriven. Only where the configuration has `edit = true` in `[dead_letters]`.
+    Edit(Box<LetterEdit>),
     /// Give letters up.
     Discard(Box<LetterChange>),
     /// Put letters under legal hold, so that nobody can discard them; or end it.
@@ -121,6 +126,22 @@ pub struct Redrive {
     /// Print the plan and send nothing.
     #[arg(long)]
     pub dry_run: bool,
+    /// Do not ask.
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// `dead-letters edit`
+#[derive(Debug, Args)]
+pub struct LetterEdit {
+    /// The letter's id.
+    pub id: String,
+    /// The file that holds the new body, byte for byte; `-` for standard input.
+    #[arg(long, value_name = "FILE")]
+    pub body: PathBuf,
+    /// Why; goes to the history of both letters and to the audit log.
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
+    pub because: String,
     /// Do not ask.
     #[arg(long, short)]
     pub yes: bool,
@@ -208,7 +229,7 @@ pub enum Status {
     Resolved,
     /// Given up, with a reason.
     Discarded,
-    /// Failed again after a redrive: a newer letter stands for it.
+    /// Failed again after a redrive, or edited: another letter stands for it.
     Superseded,
     /// Every status.
     All,

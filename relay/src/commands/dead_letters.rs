@@ -1,7 +1,7 @@
 //! `dead-letters groups`, `list` and `show`
 
 use backstop_core::ledger::{
-    COUNT_LIMIT, Letter, LetterEvent, LetterFilter, LetterGroup, Outcome, StatusCounts,
+    COUNT_LIMIT, Ledger, Letter, LetterEvent, LetterFilter, LetterGroup, Outcome, StatusCounts,
 };
 use backstop_core::report::escaped;
 use serde_json::json;
@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::audit::Action;
 use crate::cli::{DeadLettersCommand, Filter};
 use crate::commands::outbox::time;
-use crate::commands::{Context, content, database, letter_changes, letter_files, reencrypt};
+use crate::commands::{Context, content, database, letter_changes, letter_edit, letter_files, reencrypt};
 use crate::encryption::{Keyring, Locked, key_of, size_of};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, or_dash};
@@ -22,6 +22,7 @@ pub(super) async fn run(context: &Context, command: DeadLettersCommand) -> Resul
         }
         DeadLettersCommand::Show { id, reveal } => show(context, &id, reveal).await?,
         DeadLettersCommand::Redrive(redrive) => return super::redrive::run(context, *redrive).await,
+        DeadLettersCommand::Edit(edit) => letter_edit::run(context, &edit).await?,
         DeadLettersCommand::Discard(change) => return letter_changes::discard(context, &change).await,
         DeadLettersCommand::Hold { change, end } => return letter_changes::hold(context, &change, end).await,
         DeadLettersCommand::Export { filter, to } => {
@@ -84,7 +85,7 @@ fn by_status(groups: &[LetterGroup]) -> String {
         (sum(|counts| counts.redriving), "redriving"),
         (sum(|counts| counts.resolved), "resolved"),
         (sum(|counts| counts.discarded), "discarded"),
-        (sum(|counts| counts.superseded), "superseded: failed again"),
+        (sum(|counts| counts.superseded), "superseded: failed again, or edited"),
     ];
     let told = sums.iter().filter(|(letters, _)| *letters > 0);
     told.map(|(letters, status)| format!("{letters} {status}")).collect::<Vec<_>>().join(", ")
@@ -141,12 +142,7 @@ async fn show(context: &Context, id: &str, reveal: bool) -> Result<(), Failure> 
     if reveal {
         action.begins(1).await?;
     }
-    let filter = LetterFilter { ids: vec![id.to_owned()], ..LetterFilter::default() };
-    let found = ledger.list(&filter, None, 1).await.map_err(database)?;
-    let Some(mut letter) = found.into_iter().next() else {
-        let what = format!("the ledger has no letter {id}");
-        return Err(Failure::new(Exit::Failed, what, "look for it with dead-letters list --status all"));
-    };
+    let mut letter = one(&*ledger, id).await?;
     let history = ledger.history(id).await.map_err(database)?;
     if reveal {
         action.ended(1).await;
@@ -179,6 +175,16 @@ async fn show(context: &Context, id: &str, reveal: bool) -> Result<(), Failure> 
         false => content::print_hidden(&letter.envelope, bytes)?,
     }
     told(locked.as_ref())
+}
+
+/// The letter of that id.
+pub(super) async fn one(ledger: &dyn Ledger, id: &str) -> Result<Letter, Failure> {
+    let filter = LetterFilter { ids: vec![id.to_owned()], ..LetterFilter::default() };
+    let found = ledger.list(&filter, None, 1).await.map_err(database)?;
+    found.into_iter().next().ok_or_else(|| {
+        let what = format!("the ledger has no letter {id}");
+        Failure::new(Exit::Failed, what, "look for it with dead-letters list --status all")
+    })
 }
 
 /// How the body is stored; `None` where it is in clear.

@@ -365,6 +365,7 @@ fn dead_letters(
             "let consumers publish receipts to a destination of their own",
         );
     }
+    let edit = section.switch("edit", false);
     let redrive = redrive(section.section("redrive"));
     let rules = rules(&mut section);
     let redact = section.sections("redact").into_iter().filter_map(redact).collect();
@@ -382,6 +383,7 @@ fn dead_letters(
         sources,
         receipts,
         lease_ttl,
+        edit,
         redrive,
         rules,
         redact,

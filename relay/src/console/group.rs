@@ -77,7 +77,7 @@ fn states(row: &GroupRow, group: &FilterQuery) -> Markup {
         part(open, LetterStatus::Open, state("open", "", "open")),
         part(redriving, LetterStatus::Redriving, state("run", "act", "redriving")),
         part(resolved, LetterStatus::Resolved, state("ok", "good", "resolved")),
-        part(superseded, LetterStatus::Superseded, state("bad", "bad", "failed again")),
+        part(superseded, LetterStatus::Superseded, state("bad", "bad", "failed again, or edited")),
         part(discarded, LetterStatus::Discarded, state("gone", "", "discarded")),
     ];
     sum("All letters that this group ever had", &whole, &parts)

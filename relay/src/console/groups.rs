@@ -117,7 +117,7 @@ pub(super) fn search(action: &str, query: &FilterQuery) -> Markup {
             label { span.lab { "State" } select name="status" {
                 option value="" selected[status.is_empty()] { "any" }
                 @for word in ["open", "redriving", "resolved", "discarded", "superseded"] {
-                    option value=(word) selected[status == word] { (if word == "superseded" { "failed again" } else { word }) }
+                    option value=(word) selected[status == word] { (if word == "superseded" { "failed again, or edited" } else { word }) }
                 }
             } }
             @for (name, label, value) in fields {

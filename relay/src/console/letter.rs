@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::{Path, State};
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse, Redirect, Response};
 use axum::{Extension, Form};
 use backstop_core::ledger::{Letter, LetterEvent, LetterStatus};
 use chrono::{TimeDelta, Utc};
@@ -17,11 +17,13 @@ use super::{forms, held};
 use crate::ask::Pending;
 use crate::desk::filter::FilterQuery;
 use crate::desk::{Body, Caller, Desk};
-use crate::encryption::{Keyring, size_of};
+use crate::encryption::size_of;
 use crate::secret::is_secret_name;
 
 /// Longest body that is shown, in bytes; the API gives all of it.
 const MAX_BODY: usize = 256 << 10;
+/// Longest body that can be edited in a form, in bytes: it comes back with up to three for each of them.
+const MAX_EDITED: usize = 16 << 10;
 /// Longest value of a header that is shown.
 const MAX_HEADER: usize = 1_000;
 
@@ -50,6 +52,26 @@ pub(super) async fn reveal(
     show(&desk, &who, &id, Some(body)).await
 }
 
+/// A body in place of the letter's, and why.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Edited {
+    body: String,
+    because: String,
+}
+
+pub(super) async fn edit(
+    State(desk): State<Arc<Desk>>,
+    Extension(who): Extension<Caller>,
+    Path(id): Path<String>,
+    Form(order): Form<Edited>,
+) -> Result<Response, Shown> {
+    // Browsers send each end of a line as two characters.
+    let body = order.body.replace("\r\n", "\n");
+    let copy = desk.edit(&who, &id, body.into(), &order.because).await?;
+    Ok(Redirect::to(&format!("/dead-letters/{copy}")).into_response())
+}
+
 async fn show(desk: &Desk, who: &Caller, id: &str, revealed: Option<Body>) -> Result<Response, Shown> {
     let (letter, history) = desk.letter(id).await?;
     let filter = FilterQuery { ids: Some(letter.id.clone()), ..FilterQuery::default() };
@@ -70,7 +92,7 @@ async fn show(desk: &Desk, who: &Caller, id: &str, revealed: Option<Body>) -> Re
             section aria-labelledby="h-why" { div.sh { h2 #h-why { "Why and where" } } (facts(&letter)) }
             section aria-labelledby="h-safe" { div.sh { h2 #h-safe { "Is it safe to send?" } } (safety(desk, &letter)) }
         }
-        section aria-labelledby="h-body" { div.sh { h2 #h-body { "Body" } } (self::body(who, &letter, &desk.keys, revealed)) }
+        section aria-labelledby="h-body" { div.sh { h2 #h-body { "Body" } } (self::body(who, &letter, desk, revealed)) }
         section aria-labelledby="h-head" { div.sh { h2 #h-head { "Headers" } p { "values of secret names are left out" } } (headers(&letter)) }
         section aria-labelledby="h-past" #history { div.sh { h2 #h-past { "History" } } (past(&history)) }
         (held::key(who, &letter, Pending::of(&history)))
@@ -121,15 +143,16 @@ fn safety(desk: &Desk, letter: &Letter) -> Markup {
     }
 }
 
-fn body(who: &Caller, letter: &Letter, keys: &Keyring, revealed: Option<Body>) -> Markup {
+fn body(who: &Caller, letter: &Letter, desk: &Desk, revealed: Option<Body>) -> Markup {
     let Some(size) = size_of(letter) else { return html! { p.more { "None: a tombstone." } } };
-    if let Some(locked) = keys.locked(letter) {
+    if let Some(locked) = desk.keys.locked(letter) {
         return html! { p.more { (size) " bytes, neither shown nor sent: " (locked.to_string()) "; " (locked.hint()) "." } };
     }
     match revealed {
         Some(Body { content_type, bytes }) => html! {
             p.more { (size) " bytes, " (known(content_type.as_deref())) ". That you looked is in the audit log." }
-            pre.shown tabindex="0" aria-label="Body" { (printed(&bytes.unwrap_or_default())) }
+            pre.shown tabindex="0" aria-label="Body" { (printed(bytes.as_deref().unwrap_or_default())) }
+            @if desk.editing.permits(letter).is_ok() { (editor(letter, bytes.as_deref().unwrap_or_default())) }
         },
         None if !who.operates() => html! { p.more { (size) " bytes. Bodies need the operator role." } },
         None => html! {
@@ -139,6 +162,30 @@ fn body(who: &Caller, letter: &Letter, keys: &Keyring, revealed: Option<Body>) -
                 span { "It may hold personal data. Who looks, and when, is recorded." }
             }
         },
+    }
+}
+
+/// What a form brings back as it was: text of a size that requests may have, each line of which ends with one character.
+fn editable(bytes: &[u8]) -> Option<&str> {
+    std::str::from_utf8(bytes).ok().filter(|text| text.len() <= MAX_EDITED && !text.contains(['\r', '\0']))
+}
+
+fn editor(letter: &Letter, bytes: &[u8]) -> Markup {
+    let Some(text) = editable(bytes) else {
+        return html! { p.more { "Too large, or no text that a form can hold: edit it with " code { "dead-letters edit" } "." } };
+    };
+    html! {
+        details.edit {
+            summary { "Edit it" }
+            form method="post" action={ "/dead-letters/" (letter.id) "/edit" } {
+                label { span.lab { "Body" }
+                    // Its first line end belongs to the tag.
+                    textarea name="body" rows="12" spellcheck="false" autocomplete="off" { "\n" (text) } }
+                label { span.lab { "Why" } input type="text" name="because" required autocomplete="off"; }
+                button.btn type="submit" { "Put a copy with this body in its place" }
+                p.more { "Headers stay as they are. This letter is kept as superseded, and the copy stands for it, under an id of its own." }
+            }
+        }
     }
 }
 

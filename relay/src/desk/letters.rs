@@ -14,7 +14,7 @@ const GROUPS: u32 = 1_000;
 /// Longest reason, in bytes.
 const MAX_REASON: usize = 500;
 /// Longest id of a letter, in bytes.
-const MAX_ID: usize = 128;
+pub(super) const MAX_ID: usize = 128;
 /// A group without a new letter for this long is quiet.
 const QUIET: TimeDelta = TimeDelta::minutes(5);
 

@@ -15,6 +15,7 @@ mod audit;
 mod changes;
 mod console;
 mod doubt;
+mod edit;
 mod encryption;
 mod held;
 mod scene;

@@ -79,6 +79,38 @@ fn what_is_exported_comes_back() {
     assert!(ran.code == 1 && ran.stderr.contains("odd.jsonl: line 1 is no letter"), "{}", ran.stderr);
 }
 
+/// The copy is redriven and the original is not.
+#[test]
+fn an_edited_copy_is_redriven_in_a_letters_place() {
+    let command = |letter: &str, more: &str| {
+        format!("dead-letters edit {letter} --body mended.txt --because INC-7 --yes {more}")
+    };
+    let (strict, _broker) = with_letters();
+    strict.write("mended.txt", "card, mended");
+    let ran = strict.run(&command("letter-1", ""));
+    assert!(ran.code == 1 && ran.stderr.contains("edit = true"), "off unless allowed: {}", ran.stderr);
+    let (relay, _broker) = with_letters_and("[dead_letters]\nedit = true\n");
+    relay.write("mended.txt", "card, mended");
+    let edit = |letter: &str, more: &str| relay.run(&command(letter, more));
+    let ran = edit("letter-1", "--output json");
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let copy = ran.json()["id"].as_str().expect("an id").to_owned();
+    let ran = edit("letter-1", "");
+    assert!(ran.code == 1 && ran.stderr.contains("superseded"), "{}", ran.stderr);
+    let ran = edit(&copy, "");
+    assert!(ran.code == 1 && ran.stderr.contains("body already"), "{}", ran.stderr);
+    let shown = relay.run(&format!("dead-letters show {copy} --reveal --output json")).json();
+    assert_eq!(shown["content"]["body"], "card, mended");
+    assert_eq!(shown["history"][1]["what"], "edit-of");
+    let ran = relay.run("dead-letters redrive --message-key /orders|1 --yes --output json");
+    assert_eq!((ran.code, &ran.json()["plan"]["to_send"]), (0, &json!(1)), "{}", ran.stdout);
+    let kept = relay.run("dead-letters show letter-1 --reveal --output json").json();
+    assert_eq!(
+        (&kept["letter"]["status"], &kept["content"]["body"]),
+        (&json!("superseded"), &json!("card 4111"))
+    );
+}
+
 /// Nothing that is under legal hold goes, and what goes is proven and can be had back.
 #[test]
 fn letters_whose_time_is_over_go_to_the_archive_and_come_back() {

@@ -11,7 +11,7 @@ use crate::failure::failed;
 use crate::{ledger_row, stranded, time};
 
 /// Whether the time of a letter `l` is over: $1 is the status, $2 the time before which nothing may have happened last.
-const OVER: &str = "l.status = $1 AND l.hold IS NULL AND l.seen_at < $2
+const OVER: &str = "l.status = $1 AND l.hold IS NULL AND l.seen_at < $2 AND l.collected_at < $2
     AND NOT EXISTS (SELECT FROM {event} AS e WHERE e.letter = l.n AND e.at >= $2)
     AND NOT EXISTS (SELECT FROM {cohort} AS c JOIN {redrive} AS r ON r.n = c.redrive
                     WHERE c.letter = l.n AND r.run IN ('running', 'paused'))";
@@ -21,8 +21,10 @@ const FIND: &str = "
     WHERE {over} AND ($3::text IS NULL OR l.n > (SELECT n FROM {letter} WHERE id = $3)) ORDER BY l.n LIMIT $4";
 
 const HISTORIES: &str = "
-    SELECT l.id, {at}, e.what, e.detail FROM {letter} AS l JOIN {event} AS e ON e.letter = l.n
-    WHERE l.id = ANY ($1) ORDER BY e.n";
+    SELECT l.id, {at}, e.what, e.detail FROM {letter} AS l CROSS JOIN LATERAL (
+        SELECT 0 AS n, l.collected_at AS at, 'collected' AS what, l.found_in AS detail
+        UNION ALL SELECT n, at, what, detail FROM {event} WHERE letter = l.n AND what <> 'collected'
+    ) AS e WHERE l.id = ANY ($1) ORDER BY e.n";
 
 /// Nobody is waited for, and nobody waits: letters that somebody is at are left for the next time.
 const LOCK: &str = "SELECT n FROM {letter} WHERE id = ANY ($1) FOR UPDATE SKIP LOCKED";

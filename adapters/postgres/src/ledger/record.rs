@@ -1,7 +1,10 @@
 //! Writing letters.
 
+use std::collections::HashMap;
+
 use backstop_core::ledger::{Letter, NewBody, Outcome, terms};
-use backstop_core::{AdapterError, header_column};
+use backstop_core::{AdapterError, FaultKind, header_column};
+use chrono::{DateTime, Utc};
 use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
 use sqlx::{PgConnection, Row};
@@ -17,42 +20,40 @@ const DIGEST: &str = "sha256(convert_to(jsonb_build_array(u.fingerprint, u.consu
 /// In the order of the digests, so that two that do the same wait for each other, and do not lock each other up.
 const GROUPS: &str = "
     INSERT INTO {group} AS g (digest, fingerprint, consumer, place, class, reason, error_type, error, first_seen, last_seen)
-    SELECT DISTINCT ON (digest) digest, fingerprint, consumer, place, class, reason, error_type, error,
-           min(seen_at) OVER w, max(seen_at) OVER w
-    FROM (SELECT u.*, {digest} AS digest, coalesce(u.dead_at, now()) AS seen_at
-          FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[])
-               WITH ORDINALITY AS u (fingerprint, consumer, place, class, reason, error_type, error, dead_at, place_in_batch)) AS d
-    WINDOW w AS (PARTITION BY digest)
-    ORDER BY digest, place_in_batch
+    SELECT {digest}, u.fingerprint, u.consumer, u.place, u.class, u.reason, u.error_type, u.error,
+           least(u.first, CASE WHEN u.undated THEN now() END), greatest(u.last, CASE WHEN u.undated THEN now() END)
+    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[],
+                $9::timestamptz[], $10::bool[])
+         AS u (fingerprint, consumer, place, class, reason, error_type, error, first, last, undated)
+    ORDER BY 1
     ON CONFLICT (digest) DO UPDATE
     SET first_seen = least(g.first_seen, excluded.first_seen), last_seen = greatest(g.last_seen, excluded.last_seen)
     WHERE excluded.first_seen < g.first_seen OR excluded.last_seen > g.last_seen";
 
+/// A statement of its own, which sees groups that somebody else wrote while the one before waited for them.
+const NUMBERS: &str = "
+    SELECT g.n FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
+                    WITH ORDINALITY AS u (fingerprint, consumer, place, class, reason, nth)
+    JOIN {group} AS g ON g.digest = {digest} ORDER BY u.nth";
+
 /// Returns the numbers of the letters that are new.
 const LETTERS: &str = "
-    WITH fresh AS (
-        INSERT INTO {letter} (id, message_key, consumer, place, found_in, door, reason, class, error_type, error,
-            fingerprint, attempts, generation, first_failed_at, dead_at, status, msg_key, headers, body, outcome, redrive,
-            hold, terms, seen_at, grp)
-        SELECT u.id, u.message_key, u.consumer, u.place, u.found_in, u.door, u.reason, u.class, u.error_type, u.error,
-            u.fingerprint, u.attempts, u.generation, u.first_failed_at, u.dead_at, u.status, u.msg_key, u.headers,
-            u.body, u.outcome, u.redrive, u.hold, ARRAY (SELECT jsonb_array_elements_text(u.terms::jsonb)),
-            coalesce(u.dead_at, now()), g.n
-        FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
-                    $9::text[], $10::text[], $11::text[], $12::bigint[], $13::bigint[], $14::timestamptz[],
-                    $15::timestamptz[], $16::text[], $17::bytea[], $18::bytea[], $19::bytea[], $20::text[], $21::text[],
-                    $22::text[], $23::text[]) WITH ORDINALITY
-             AS u (id, message_key, consumer, place, found_in, door, reason, class, error_type, error, fingerprint,
-                   attempts, generation, first_failed_at, dead_at, status, msg_key, headers, body, outcome, redrive, hold,
-                   terms, place_in_batch)
-        JOIN {group} AS g ON g.digest = {digest}
-        ORDER BY u.place_in_batch
-        ON CONFLICT (id) DO NOTHING
-        RETURNING n, found_in
-    ), told AS (
-        INSERT INTO {event} (letter, what, detail) SELECT n, 'collected', found_in FROM fresh
-    )
-    SELECT n FROM fresh";
+    INSERT INTO {letter} (id, message_key, consumer, place, found_in, door, reason, class, error_type, error,
+        fingerprint, attempts, generation, first_failed_at, dead_at, status, msg_key, headers, body, outcome, redrive,
+        hold, terms, seen_at, grp)
+    SELECT u.id, u.message_key, u.consumer, u.place, u.found_in, u.door, u.reason, u.class, u.error_type, u.error,
+        u.fingerprint, u.attempts, u.generation, u.first_failed_at, u.dead_at, u.status, u.msg_key, u.headers,
+        u.body, u.outcome, u.redrive, u.hold, u.terms::text[], coalesce(u.dead_at, now()), u.grp
+    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+                $9::text[], $10::text[], $11::text[], $12::bigint[], $13::bigint[], $14::timestamptz[],
+                $15::timestamptz[], $16::text[], $17::bytea[], $18::bytea[], $19::bytea[], $20::text[], $21::text[],
+                $22::text[], $23::text[], $24::bigint[]) WITH ORDINALITY
+         AS u (id, message_key, consumer, place, found_in, door, reason, class, error_type, error, fingerprint,
+               attempts, generation, first_failed_at, dead_at, status, msg_key, headers, body, outcome, redrive, hold,
+               terms, grp, place_in_batch)
+    ORDER BY u.place_in_batch
+    ON CONFLICT (id) DO NOTHING
+    RETURNING n";
 
 /// Closes the older letters of messages that were redriven and died again: from now on the new letter stands for them,
 /// so that as many letters are open as messages are dead. One may be open again because the confirmation of its redrive
@@ -98,13 +99,29 @@ impl PgLedger {
         }
         let doing = || failed("record dead letters");
         let mut tx = stranded::begin(&self.pool).await.map_err(doing())?;
-        self.record_groups(&mut tx, letters).await?;
-        let sql = self.sql(&LETTERS.replace("{digest}", DIGEST));
-        let rows = bind(sqlx::query(sql), letters)?.fetch_all(&mut *tx).await.map_err(doing())?;
+        let new = self.record_some(&mut tx, letters).await?;
+        tx.commit().await.map_err(doing())?;
+        Ok(new)
+    }
+
+    /// Writes those that are new, inside a transaction; returns how many.
+    pub(super) async fn record_some(
+        &self,
+        tx: &mut PgConnection,
+        letters: &[Letter],
+    ) -> Result<u64, AdapterError> {
+        let doing = || failed("record dead letters");
+        let Kinds { kinds, of } = Kinds::of(letters);
+        let numbers = self.record_groups(tx, &kinds).await?;
+        let groups = of.into_iter().map(|kind| numbers[kind]).collect();
+        let rows = bind(sqlx::query(self.sql(LETTERS)), letters, groups)?.fetch_all(&mut *tx).await;
+        let rows = rows.map_err(doing())?;
         let new: Result<Vec<i64>, _> = rows.iter().map(|row| row.try_get(0)).collect();
         let new = new.map_err(doing())?;
-        sqlx::query(self.sql(SUPERSEDE)).bind(&new).execute(&mut *tx).await.map_err(doing())?;
-        tx.commit().await.map_err(doing())?;
+        // There is nothing older than what was never redriven.
+        if letters.iter().any(|letter| letter.generation > 0) {
+            sqlx::query(self.sql(SUPERSEDE)).bind(&new).execute(tx).await.map_err(doing())?;
+        }
         Ok(new.len() as u64)
     }
 
@@ -122,36 +139,120 @@ impl PgLedger {
         Ok(u64::try_from(done).unwrap_or(0))
     }
 
-    async fn record_groups(&self, tx: &mut PgConnection, letters: &[Letter]) -> Result<(), AdapterError> {
-        let of = |field: fn(&Letter) -> Option<&str>| texts(letters, field);
-        sqlx::query(self.sql(&GROUPS.replace("{digest}", DIGEST)))
-            .bind(of(|letter| letter.fingerprint.as_deref()))
-            .bind(of(|letter| letter.consumer.as_deref()))
-            .bind(of(|letter| letter.place.as_deref()))
-            .bind(of(|letter| letter.class.as_deref()))
-            .bind(of(|letter| letter.reason.as_deref()))
-            .bind(of(|letter| letter.error_type.as_deref()))
-            .bind(of(|letter| letter.error.as_deref()))
-            .bind(letters.iter().map(|letter| letter.dead_at).collect::<Vec<_>>())
-            .execute(tx)
+    /// The numbers of the groups, which are written where they are not there yet.
+    async fn record_groups(&self, tx: &mut PgConnection, kinds: &[Kind]) -> Result<Vec<i64>, AdapterError> {
+        let doing = || failed("record groups of dead letters");
+        let of = |field: fn(&Kind) -> &Option<String>| -> Vec<Option<String>> {
+            kinds.iter().map(|kind| field(kind).clone()).collect()
+        };
+        let dates = |date: fn(&Kind) -> Option<DateTime<Utc>>| kinds.iter().map(date).collect::<Vec<_>>();
+        let named: [fn(&Kind) -> &Option<String>; 5] =
+            [|k| &k.common[0], |k| &k.common[1], |k| &k.common[2], |k| &k.common[3], |k| &k.common[4]];
+        let groups = named
+            .into_iter()
+            .fold(sqlx::query(self.sql(&GROUPS.replace("{digest}", DIGEST))), |query, field| {
+                query.bind(of(field))
+            });
+        groups
+            .bind(of(|kind| &kind.error_type))
+            .bind(of(|kind| &kind.error))
+            .bind(dates(|kind| kind.first))
+            .bind(dates(|kind| kind.last))
+            .bind(kinds.iter().map(|kind| kind.undated).collect::<Vec<_>>())
+            .execute(&mut *tx)
             .await
-            .map_err(failed("record groups of dead letters"))?;
-        Ok(())
+            .map_err(doing())?;
+        let numbers = named
+            .into_iter()
+            .fold(sqlx::query_scalar(self.sql(&NUMBERS.replace("{digest}", DIGEST))), |query, field| {
+                query.bind(of(field))
+            });
+        let numbers: Vec<i64> = numbers.fetch_all(tx).await.map_err(doing())?;
+        match numbers.len() == kinds.len() {
+            true => Ok(numbers),
+            false => {
+                Err(AdapterError::new(FaultKind::Conflict, "groups of dead letters were deleted meanwhile"))
+            }
+        }
     }
+}
+
+/// What some letters of a batch have in common, which makes them a group.
+struct Kind {
+    /// Fingerprint, consumer, place, class and reason.
+    common: [Option<String>; 5],
+    /// Of the first of them.
+    error_type: Option<String>,
+    error: Option<String>,
+    /// When the first and the last of them died.
+    first: Option<DateTime<Utc>>,
+    last: Option<DateTime<Utc>>,
+    /// Whether one of them does not say when it died.
+    undated: bool,
+}
+
+/// The groups of a batch, which are far fewer than its letters, and for each letter the place of its group.
+struct Kinds {
+    kinds: Vec<Kind>,
+    of: Vec<usize>,
+}
+
+impl Kinds {
+    fn of(letters: &[Letter]) -> Self {
+        let (mut kinds, mut known) = (Vec::<Kind>::new(), HashMap::new());
+        let of = letters.iter().map(|letter| {
+            let Letter { fingerprint, consumer, place, class, reason, .. } = letter;
+            // As they are stored: texts that are told apart only before that are one group.
+            let common = [fingerprint, consumer, place, class, reason].map(|text| stored(text.as_deref()));
+            let at = *known.entry(common.clone()).or_insert_with(|| {
+                kinds.push(Kind {
+                    common,
+                    error_type: stored(letter.error_type.as_deref()),
+                    error: stored(letter.error.as_deref()),
+                    first: None,
+                    last: None,
+                    undated: false,
+                });
+                kinds.len() - 1
+            });
+            let kind = &mut kinds[at];
+            kind.first = kind.first.into_iter().chain(letter.dead_at).min();
+            kind.last = kind.last.max(letter.dead_at);
+            kind.undated |= letter.dead_at.is_none();
+            at
+        });
+        let of = of.collect();
+        Self { kinds, of }
+    }
+}
+
+/// An array as PostgreSQL reads it.
+fn array(texts: impl IntoIterator<Item = String>) -> String {
+    let mut array = String::from("{");
+    for (nth, text) in texts.into_iter().enumerate() {
+        array.push_str(if nth == 0 { "\"" } else { ",\"" });
+        text.chars().for_each(|letter| {
+            if matches!(letter, '"' | '\\') {
+                array.push('\\');
+            }
+            array.push(letter);
+        });
+        array.push('"');
+    }
+    array.push('}');
+    array
 }
 
 fn texts(letters: &[Letter], field: fn(&Letter) -> Option<&str>) -> Vec<Option<String>> {
     letters.iter().map(|letter| stored(field(letter))).collect()
 }
 
-fn bind<'q>(query: Bound<'q>, letters: &[Letter]) -> Result<Bound<'q>, AdapterError> {
+fn bind<'q>(query: Bound<'q>, letters: &[Letter], groups: Vec<i64>) -> Result<Bound<'q>, AdapterError> {
     let of = |field: fn(&Letter) -> Option<&str>| texts(letters, field);
     let headers = letters.iter().map(|letter| header_column::encode(&letter.envelope.headers));
     let headers: Vec<Vec<u8>> = headers.collect::<Result<_, _>>()?;
-    let terms = letters.iter().map(|letter| {
-        let terms: Vec<String> = terms::of_letter(letter).iter().map(|term| storable(term)).collect();
-        serde_json::Value::from(terms).to_string()
-    });
+    let terms =
+        letters.iter().map(|letter| array(terms::of_letter(letter).iter().map(|term| storable(term))));
     let bytes = |field: fn(&Letter) -> Option<&[u8]>| -> Vec<Option<Vec<u8>>> {
         letters.iter().map(|letter| field(letter).map(<[u8]>::to_vec)).collect()
     };
@@ -178,5 +279,18 @@ fn bind<'q>(query: Bound<'q>, letters: &[Letter]) -> Result<Bound<'q>, AdapterEr
         .bind(of(|letter| letter.outcome.map(Outcome::as_str)))
         .bind(of(|letter| letter.redrive.as_deref()))
         .bind(of(|letter| letter.hold.as_deref()))
-        .bind(terms.collect::<Vec<_>>()))
+        .bind(terms.collect::<Vec<_>>())
+        .bind(groups))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_array_keeps_what_it_is_written_with() {
+        let texts = ["a", "", "NULL", "b,c", "d\"e", "f\\g", "{h}"].map(str::to_owned);
+        assert_eq!(array(texts), r#"{"a","","NULL","b,c","d\"e","f\\g","{h}"}"#);
+        assert_eq!(array([]), "{}");
+    }
 }

@@ -1,7 +1,7 @@
 //! Writing letters, and their history.
 
 use backstop_core::AdapterError;
-use backstop_core::ledger::{Letter, NewBody, terms};
+use backstop_core::ledger::{Edit, Letter, NewBody, terms};
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use super::SqliteLedger;
@@ -12,22 +12,55 @@ use crate::letter_row::{insert, seen_at};
 
 impl SqliteLedger {
     pub(super) async fn write_letters(&self, letters: &[Letter]) -> Result<u64, AdapterError> {
-        let failed = |error| adapter("cannot write dead letters", error);
-        let table = self.database.tables.letter();
         let mut new = 0;
         let mut tx = self.database.write("cannot write dead letters").await?;
         for letter in letters {
-            let group = self.group_of(&mut tx, letter).await?;
-            let row = insert(&table, letter, group).fetch_optional(&mut *tx).await.map_err(failed)?;
-            let Some(row) = row else { continue };
-            new += 1;
-            let n = sqlx::Row::get(&row, "n");
-            self.write_terms(&mut tx, n, letter).await?;
-            self.note(&mut tx, n, "collected", Some(&letter.found_in)).await?;
-            self.supersede(&mut tx, letter).await?;
+            new += u64::from(self.write_letter(&mut tx, letter).await?.is_some());
         }
         commit(tx).await.map_err(plain)?;
         Ok(new)
+    }
+
+    /// Writes a letter inside a transaction; its number, or `None` where it is there already.
+    async fn write_letter(
+        &self,
+        tx: &mut SqliteConnection,
+        letter: &Letter,
+    ) -> Result<Option<i64>, AdapterError> {
+        let group = self.group_of(&mut *tx, letter).await?;
+        let table = self.database.tables.letter();
+        let row = insert(&table, letter, group).fetch_optional(&mut *tx).await;
+        let Some(row) = row.map_err(|error| adapter("cannot write dead letters", error))? else {
+            return Ok(None);
+        };
+        let n = sqlx::Row::get(&row, "n");
+        self.write_terms(&mut *tx, n, letter).await?;
+        self.note(&mut *tx, n, "collected", Some(&letter.found_in)).await?;
+        self.supersede(tx, letter).await?;
+        Ok(Some(n))
+    }
+
+    /// Puts a copy in a letter's place.
+    pub(super) async fn put_in_place(&self, edit: &Edit) -> Result<bool, AdapterError> {
+        const DOING: &str = "cannot put an edited copy in a letter's place";
+        let Edit { id, copy, because } = edit;
+        let sql = format!(
+            "UPDATE {} SET status = 'superseded' WHERE id = ? AND status = 'open' AND hold IS NULL RETURNING n",
+            self.database.tables.letter()
+        );
+        let mut tx = self.database.write(DOING).await?;
+        let closed: Option<i64> = sqlx::query_scalar(AssertSqlSafe(sql))
+            .bind(id)
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(|error| adapter(DOING, error))?;
+        let Some(closed) = closed else { return Ok(false) };
+        // What is not committed is rolled back.
+        let Some(n) = self.write_letter(&mut tx, copy).await? else { return Ok(false) };
+        self.note(&mut tx, closed, "edited", Some(&format!("{}: {because}", copy.id))).await?;
+        self.note(&mut tx, n, "edit-of", Some(&format!("{id}: {because}"))).await?;
+        commit(tx).await.map_err(plain)?;
+        Ok(true)
     }
 
     pub(super) async fn write_bodies(&self, bodies: &[NewBody]) -> Result<u64, AdapterError> {

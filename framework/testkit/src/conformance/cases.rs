@@ -38,6 +38,7 @@ macro_rules! store_conformance {
                 receipts_resolve,
                 a_skip_spares_what_is_on_hold,
                 what_is_told_is_told_of_what_is_meant,
+                an_edited_copy_takes_a_letters_place,
                 the_latest_report_is_kept,
             ],
             expiry: [

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use backstop_core::ledger::{
-    COUNT_LIMIT, Change, Expired, Expiry, Ledger, Letter, LetterEvent, LetterFilter, LetterGone, LetterGroup,
-    LetterStatus, NewBody, Outcome, Step,
+    COUNT_LIMIT, Change, Edit, Expired, Expiry, Ledger, Letter, LetterEvent, LetterFilter, LetterGone,
+    LetterGroup, LetterStatus, NewBody, Outcome, Step,
 };
 use backstop_core::{AdapterError, ConsumerReport, Receipt, ReceiptOutcome};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -92,6 +92,23 @@ impl Data {
             self.tell(id, what, detail);
         }
         Ok(ids.len() as u64)
+    }
+
+    fn edit(&mut self, edit: &Edit) -> Result<bool, AdapterError> {
+        self.reachable()?;
+        let Edit { id, copy, because } = edit;
+        let is_meant = |letter: &&mut Letter| {
+            letter.id == *id && letter.status == LetterStatus::Open && letter.hold.is_none()
+        };
+        if self.letters.iter().any(|known| known.id == copy.id) {
+            return Ok(false);
+        }
+        let Some(letter) = self.letters.iter_mut().find(is_meant) else { return Ok(false) };
+        letter.status = LetterStatus::Superseded;
+        self.record(std::slice::from_ref(copy))?;
+        self.tell(id, "edited", Some(&format!("{}: {because}", copy.id)));
+        self.tell(&copy.id, "edit-of", Some(&format!("{id}: {because}")));
+        Ok(true)
     }
 
     fn replace_bodies(&mut self, bodies: &[NewBody]) -> Result<u64, AdapterError> {
@@ -346,6 +363,10 @@ impl Ledger for Store {
         limit: u32,
     ) -> BoxFuture<'a, Result<u64, AdapterError>> {
         now(self.shared.change(|data| data.change(filter, change, limit)))
+    }
+
+    fn edit<'a>(&'a self, edit: &'a Edit) -> BoxFuture<'a, Result<bool, AdapterError>> {
+        now(self.shared.change(|data| data.edit(edit)))
     }
 
     fn replace_bodies<'a>(&'a self, bodies: &'a [NewBody]) -> BoxFuture<'a, Result<u64, AdapterError>> {

@@ -84,6 +84,7 @@ async fn s27_a_viewer_sees_and_plans_and_changes_nothing() {
     let filter = json!({ "fingerprint": "f1" });
     for (path, body) in [
         ("/letters/letter-f1-004/reveal", json!({})),
+        ("/letters/letter-f1-004/edit", json!({ "text": "{}", "because": "x" })),
         ("/letters/letter-f1-004/end", json!({ "ending": "release", "because": "x" })),
         ("/letters/discard", json!({ "filter": filter, "because": "x" })),
         ("/letters/hold", json!({ "filter": filter, "because": "x" })),
@@ -99,7 +100,7 @@ async fn s27_a_viewer_sees_and_plans_and_changes_nothing() {
     }
     let (_, audit) = ask(&server, VIEWER, "GET", "/audit", None).await;
     let entries = audit["items"].as_array().expect("a list");
-    assert_eq!(entries.len(), 9);
+    assert_eq!(entries.len(), 10);
     assert!(entries.iter().all(|entry| entry["error"] == "this needs the operator role"), "{entries:?}");
     let (_, count) = ask(&server, VIEWER, "GET", "/letters/count?status=open", None).await;
     assert_eq!(count["letters"], 20);
@@ -202,7 +203,7 @@ async fn the_openapi_document_names_every_path_and_every_reference_resolves() {
     let (status, document) = ask(&server, VIEWER, "GET", "/openapi.json", None).await;
     assert_eq!(status, "200");
     let paths = document["paths"].as_object().expect("paths");
-    assert_eq!(paths.len(), 21, "{:?}", paths.keys());
+    assert_eq!(paths.len(), 22, "{:?}", paths.keys());
     for (path, item) in paths {
         for (method, operation) in item.as_object().expect("operations") {
             let problem = &operation["responses"]["4XX"]["content"]["application/problem+json"];

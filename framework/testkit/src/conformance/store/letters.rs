@@ -1,7 +1,7 @@
 //! Letters in numbers: filters, groups, changes by hand, and what consumers say.
 
 use backstop_core::ledger::{
-    Change, HeaderFilter, Ledger, Letter, LetterFilter, LetterStatus, Outcome, StatusCounts,
+    Change, Edit, HeaderFilter, Ledger, Letter, LetterFilter, LetterStatus, Outcome, StatusCounts,
 };
 use backstop_core::report_in::ConsumerState;
 use backstop_core::{ConsumerReport, FaultKind, MessageKey, Receipt, ReceiptOutcome};
@@ -298,6 +298,41 @@ pub async fn what_is_told_is_told_of_what_is_meant<H: StoreHarness>(harness: &H)
     let history = ledger.history("b").await.expect("it answers");
     assert_eq!(history[1].detail.as_deref(), Some("by ann"));
     assert_eq!(found(&*ledger, &with_status(LetterStatus::Open)).await, ["a", "b", "c"]);
+}
+
+/// Both or neither: the copy is written, and the letter is closed, if it is open and nobody holds it.
+pub async fn an_edited_copy_takes_a_letters_place<H: StoreHarness>(harness: &H) {
+    let ledger = harness.ledger();
+    record(&*ledger, &["a", "b", "c"].map(letter)).await;
+    let hold = Change::Hold { because: "case 7".to_owned() };
+    let of_b = LetterFilter::of_ids(&["b".to_owned()]);
+    assert_eq!(ledger.change(&of_b, &hold, 10).await.expect("it answers"), 1);
+    let edit = async |id: &str, copy: &str| {
+        let mut edited = letter(id);
+        edited.id = copy.to_owned();
+        edited.envelope.body = Some(Bytes::from_static(b"mended"));
+        let edit = Edit { id: id.to_owned(), copy: edited, because: "a wrong price (by ann)".to_owned() };
+        ledger.edit(&edit).await.expect("it answers")
+    };
+    assert!(!edit("b", "b2").await, "it is on hold");
+    assert!(!edit("nobody", "n2").await, "it is not there");
+    assert!(!edit("a", "c").await, "that letter is there already");
+    assert_eq!(found(&*ledger, &with_status(LetterStatus::Open)).await, ["a", "b", "c"], "nothing was done");
+    assert!(edit("a", "a2").await);
+    assert!(!edit("a", "a3").await, "it is not open any more");
+    assert_eq!(found(&*ledger, &with_status(LetterStatus::Open)).await, ["b", "c", "a2"]);
+    assert_eq!(found(&*ledger, &with_status(LetterStatus::Superseded)).await, ["a"]);
+    assert_eq!(whats(&*ledger, "a").await, ["collected", "edited"]);
+    assert_eq!(whats(&*ledger, "a2").await, ["collected", "edit-of"]);
+    let history = ledger.history("a2").await.expect("it answers");
+    assert_eq!(history[1].detail.as_deref(), Some("a: a wrong price (by ann)"));
+    let ids = LetterFilter::of_ids(&["a".to_owned(), "a2".to_owned()]);
+    let letters = ledger.list(&ids, None, 10).await.expect("it answers");
+    let bodies: Vec<_> = letters.iter().map(|letter| letter.envelope.body.as_deref()).collect();
+    let was = letter("a").envelope.body;
+    assert_eq!(bodies, [was.as_deref(), Some(b"mended".as_slice())], "the original stays as it was");
+    let groups = ledger.groups(&all(), 10).await.expect("it answers");
+    assert_eq!(groups.iter().map(|group| group.letters).sum::<u64>(), 4);
 }
 
 /// The latest report of each instance is kept, and what is not known stays so.
