@@ -187,7 +187,7 @@ pub struct OutboxConfig {
     /// `unsettled_rows`: rows published and not yet deleted; at most so many come twice when the relay is killed.
     /// Defaults to 4,000.
     pub unsettled_rows: u64,
-    /// `idle_poll`: the longest pause between two reads of an empty outbox. Defaults to 42 ms.
+    /// `idle_poll`: the longest pause between two reads of an empty outbox. Defaults to 44 ms.
     #[serde(serialize_with = "duration")]
     pub idle_poll: Duration,
     /// `on_unsendable`: what to do with a row that can never be sent. Defaults to `"dead"`.

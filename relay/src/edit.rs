@@ -4,11 +4,12 @@
 //! same trace and behind the same door; the original stays in the ledger as superseded. Off unless the configuration
 //! allows it.
 
-use backstop_core::ledger::{Edit, Letter, LetterStatus};
+use backstop_core::ledger::{Edit, Letter, LetterEvent, LetterStatus};
 use backstop_core::names;
 use bytes::Bytes;
 use uuid::Uuid;
 
+use crate::ask::Pending;
 use crate::config::DeadLettersConfig;
 use crate::encryption::{Keyring, Locked};
 use crate::redact::{Redaction, is_redacted};
@@ -28,6 +29,9 @@ pub(crate) enum Unedited {
     /// What it said is not known.
     #[error("the letter was redacted: its message is no longer what it was")]
     Redacted,
+    /// Somebody asked its consumer to end its wait.
+    #[error("its consumer was asked to {0} the message, and has not answered yet")]
+    Asked(&'static str),
     /// What it says cannot be read.
     #[error("{0}")]
     Locked(#[from] Locked),
@@ -46,6 +50,7 @@ impl Unedited {
             Self::Off => "set edit = true in [dead_letters], if your rules allow it",
             Self::Status(_) => "look at its history: another letter may stand for it",
             Self::Held => "end the hold first",
+            Self::Asked(_) => "wait for the answer, which is about the message as it was",
             Self::Redacted => "have its producer send the message again",
             Self::Locked(locked) => locked.hint(),
             Self::Same => "redrive it as it is",
@@ -77,11 +82,11 @@ impl Editing {
     pub(crate) fn edit(
         &self,
         keys: &Keyring,
-        letter: &Letter,
+        (letter, history): (&Letter, &[LetterEvent]),
         body: Bytes,
         because: String,
     ) -> Result<Edit, Unedited> {
-        self.permits(letter)?;
+        self.permits(letter, history)?;
         let mut copy = letter.clone();
         keys.open(&mut copy)?;
         if copy.envelope.body.as_ref() == Some(&body) {
@@ -89,6 +94,8 @@ impl Editing {
         }
         copy.id = Uuid::now_v7().to_string();
         (copy.outcome, copy.redrive) = (None, None);
+        // It died when the letter did.
+        copy.dead_at = Some(letter.seen_at());
         copy.envelope.body = Some(body);
         let headers = &mut copy.envelope.headers;
         headers.set(names::EDIT_OF, letter.id.clone());
@@ -108,7 +115,7 @@ impl Editing {
     ///
     /// # Errors
     /// Why not.
-    pub(crate) fn permits(&self, letter: &Letter) -> Result<(), Unedited> {
+    pub(crate) fn permits(&self, letter: &Letter, history: &[LetterEvent]) -> Result<(), Unedited> {
         if !self.allowed {
             Err(Unedited::Off)
         } else if letter.status != LetterStatus::Open {
@@ -117,10 +124,23 @@ impl Editing {
             Err(Unedited::Held)
         } else if is_redacted(&letter.envelope) {
             Err(Unedited::Redacted)
+        } else if let Some(pending) = Pending::of(history) {
+            Err(Unedited::Asked(pending.ending.as_str()))
         } else {
             Ok(())
         }
     }
+}
+
+/// What whoever edits this letter had better know before.
+pub(crate) fn notes(letter: &Letter) -> Vec<&'static str> {
+    let sent = letter.redrive.is_some().then_some(
+        "it was in a redrive before, and may have arrived: should it fail once more, a letter with the old body stands for it",
+    );
+    let keyed = letter.envelope.key.is_some().then_some(
+        "the copy goes to the end of its key: later letters of the key are sent before it, and redrives that run do not take it",
+    );
+    sent.into_iter().chain(keyed).collect()
 }
 
 #[cfg(test)]
@@ -141,7 +161,12 @@ mod tests {
     }
 
     fn edit(editing: &Editing, letter: &Letter, body: &'static str) -> Result<Edit, Unedited> {
-        editing.edit(&Keyring::default(), letter, Bytes::from_static(body.as_bytes()), "a test".to_owned())
+        editing.edit(
+            &Keyring::default(),
+            (letter, &[]),
+            Bytes::from_static(body.as_bytes()),
+            "a test".to_owned(),
+        )
     }
 
     fn on() -> Editing {
@@ -159,6 +184,16 @@ mod tests {
         assert_eq!(header(names::DEAD_LETTER_ID), Some(copy.id.as_str()), "receipts name the copy");
         assert_eq!(header(names::EDIT_OF), Some("a"));
         assert_eq!(header(names::TRACEPARENT), was.envelope.headers.get_str(names::TRACEPARENT));
+    }
+
+    #[test]
+    fn what_a_consumer_was_asked_about_stays_until_it_answers() {
+        let event = |what: &str| LetterEvent { at: chrono::Utc::now(), what: what.to_owned(), detail: None };
+        let permits = |whats: &[&str]| {
+            on().permits(&letter(), &whats.iter().map(|what| event(what)).collect::<Vec<_>>())
+        };
+        assert_eq!(permits(&["collected", "skip-asked"]), Err(Unedited::Asked("skip")));
+        assert_eq!(permits(&["collected", "skip-asked", "skip-not-sent"]), Ok(()));
     }
 
     #[test]

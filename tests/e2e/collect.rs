@@ -130,7 +130,6 @@ impl Scene {
         let expected: BTreeSet<String> = (0..letters).map(dead::id).collect();
         assert_eq!(BTreeSet::from_iter(ids), expected);
         let numbers = [
-            ("SELECT count(*) FROM backstop_letter_event WHERE what = 'collected'", letters),
             ("SELECT count(*) FROM backstop_letter_group", GROUPS),
             ("SELECT coalesce(sum(letters), 0)::bigint FROM backstop_letter_count", letters),
         ];

@@ -41,15 +41,6 @@ impl Numbers {
         }
     }
 
-    /// These numbers as a condition for rows that are locked. A range is read, and locked, up to the next row behind it,
-    /// which may be an open transaction's: so the last number of each is asked for by itself.
-    pub(crate) fn locking_condition(&self) -> String {
-        let ranges = self.0.iter().flat_map(|&(from, to)| [(from, to - i64::from(from < to)), (to, to)]);
-        let mut ranges: Vec<_> = ranges.collect();
-        ranges.dedup();
-        condition(&ranges)
-    }
-
     /// One by one, ascending.
     pub(crate) fn iter(&self) -> impl Iterator<Item = i64> {
         self.0.iter().flat_map(|(from, to)| *from..=*to)
@@ -71,15 +62,6 @@ impl Numbers {
             absent.push((next, end));
         }
         absent
-    }
-}
-
-impl FromIterator<i64> for Numbers {
-    /// Of numbers in any order; ranges are as long as they can be where they ascend.
-    fn from_iter<T: IntoIterator<Item = i64>>(each: T) -> Self {
-        let mut numbers = Self::default();
-        each.into_iter().for_each(|number| numbers.push(number));
-        numbers
     }
 }
 
@@ -128,7 +110,8 @@ mod tests {
 
     #[test]
     fn what_is_absent_is_neither_here_nor_there() {
-        let numbers: Numbers = [3, 4, 5, 9].into_iter().collect();
+        let mut numbers = Numbers::default();
+        [3, 4, 5, 9].into_iter().for_each(|number| numbers.push(number));
         assert_eq!(numbers.0, [(3, 5), (9, 9)]);
         assert_eq!(numbers.iter().collect::<Vec<_>>(), [3, 4, 5, 9]);
         let absent = numbers.absent([(0, 1), (6, 7)], 12);
@@ -138,11 +121,6 @@ mod tests {
 
     #[test]
     fn ranges_make_a_condition() {
-        let numbers: Numbers = [1, 3, 4, 5, 8, 9].into_iter().collect();
-        assert_eq!(
-            numbers.locking_condition(),
-            "(seq = 1 OR seq BETWEEN 3 AND 4 OR seq = 5 OR seq = 8 OR seq = 9)"
-        );
         assert_eq!(condition(&[(1, 1), (3, 5)]), "(seq = 1 OR seq BETWEEN 3 AND 5)");
     }
 }

@@ -168,6 +168,8 @@ pub(super) struct CopyView {
     id: String,
     /// The letter that it stands for, which is superseded.
     edit_of: String,
+    /// What had better be known of it.
+    notes: Vec<&'static str>,
 }
 
 /// Puts a copy with another body in the place of an open letter, whose headers the copy keeps. Needs the operator role,
@@ -180,8 +182,8 @@ pub(super) async fn edit(
     Path(edit_of): Path<String>,
     Given(order): Given<EditOrder>,
 ) -> Result<Json<CopyView>, Problem> {
-    let id = desk.edit(&who, &edit_of, order.body()?, &order.because).await?;
-    Ok(Json(CopyView { id, edit_of }))
+    let (id, notes) = desk.edit(&who, &edit_of, order.body()?, &order.because).await?;
+    Ok(Json(CopyView { id, edit_of, notes }))
 }
 
 /// Letters that are to be changed, and why.

@@ -11,7 +11,7 @@ use crate::audit::Action;
 use crate::cli::LetterEdit;
 use crate::commands::dead_letters::one;
 use crate::commands::{Context, confirm, database};
-use crate::edit::Editing;
+use crate::edit::{Editing, notes};
 use crate::encryption::size_of;
 use crate::exit::{Exit, Failure};
 use crate::output;
@@ -22,11 +22,16 @@ const MOST: u64 = 64 << 20;
 pub(super) async fn run(context: &Context, args: &LetterEdit) -> Result<(), Failure> {
     let ledger = context.ledger().await?;
     let letter = one(&*ledger, &args.id).await?;
+    let history = ledger.history(&args.id).await.map_err(database)?;
     let body = read(&args.body)?;
     let (was, is) = (size_of(&letter).unwrap_or(0), body.len());
     let edit = Editing::of(&context.config.dead_letters)
-        .edit(&context.keys(), &letter, body, args.because.clone())
+        .edit(&context.keys(), (&letter, &history), body, args.because.clone())
         .map_err(|why| Failure::new(Exit::Failed, why.to_string(), why.hint()))?;
+    let notes = notes(&letter);
+    if !context.is_json() {
+        notes.iter().try_for_each(|note| output::line(format!("note: {note}")))?;
+    }
     if !args.yes {
         let question = format!("put a copy with {is} bytes in place of {}, which has {was} bytes?", args.id);
         confirm(&question, "nothing was changed")?;
@@ -47,7 +52,7 @@ pub(super) async fn run(context: &Context, args: &LetterEdit) -> Result<(), Fail
     }
     let copy = &edit.copy.id;
     if context.is_json() {
-        return Ok(output::json(&json!({ "id": copy, "edit_of": args.id }))?);
+        return Ok(output::json(&json!({ "id": copy, "edit_of": args.id, "notes": notes }))?);
     }
     Ok(output::line(format!("{copy} stands for {} now: dead-letters redrive --id {copy}", args.id))?)
 }

@@ -17,13 +17,15 @@ use super::{forms, held};
 use crate::ask::Pending;
 use crate::desk::filter::FilterQuery;
 use crate::desk::{Body, Caller, Desk};
+use crate::edit::notes;
 use crate::encryption::size_of;
 use crate::secret::is_secret_name;
 
 /// Longest body that is shown, in bytes; the API gives all of it.
 const MAX_BODY: usize = 256 << 10;
-/// Longest body that can be edited in a form, in bytes: it comes back with up to three for each of them.
-const MAX_EDITED: usize = 16 << 10;
+/// Longest body that can be edited in a form, in bytes: it comes back with up to six for each of them, and requests end at
+/// 64 KiB.
+const MAX_EDITED: usize = 10 << 10;
 /// Longest value of a header that is shown.
 const MAX_HEADER: usize = 1_000;
 
@@ -68,7 +70,7 @@ pub(super) async fn edit(
 ) -> Result<Response, Shown> {
     // Browsers send each end of a line as two characters.
     let body = order.body.replace("\r\n", "\n");
-    let copy = desk.edit(&who, &id, body.into(), &order.because).await?;
+    let (copy, _) = desk.edit(&who, &id, body.into(), &order.because).await?;
     Ok(Redirect::to(&format!("/dead-letters/{copy}")).into_response())
 }
 
@@ -92,7 +94,7 @@ async fn show(desk: &Desk, who: &Caller, id: &str, revealed: Option<Body>) -> Re
             section aria-labelledby="h-why" { div.sh { h2 #h-why { "Why and where" } } (facts(&letter)) }
             section aria-labelledby="h-safe" { div.sh { h2 #h-safe { "Is it safe to send?" } } (safety(desk, &letter)) }
         }
-        section aria-labelledby="h-body" { div.sh { h2 #h-body { "Body" } } (self::body(who, &letter, desk, revealed)) }
+        section aria-labelledby="h-body" { div.sh { h2 #h-body { "Body" } } (self::body(who, (&letter, &history), desk, revealed)) }
         section aria-labelledby="h-head" { div.sh { h2 #h-head { "Headers" } p { "values of secret names are left out" } } (headers(&letter)) }
         section aria-labelledby="h-past" #history { div.sh { h2 #h-past { "History" } } (past(&history)) }
         (held::key(who, &letter, Pending::of(&history)))
@@ -143,7 +145,12 @@ fn safety(desk: &Desk, letter: &Letter) -> Markup {
     }
 }
 
-fn body(who: &Caller, letter: &Letter, desk: &Desk, revealed: Option<Body>) -> Markup {
+fn body(
+    who: &Caller,
+    (letter, history): (&Letter, &[LetterEvent]),
+    desk: &Desk,
+    revealed: Option<Body>,
+) -> Markup {
     let Some(size) = size_of(letter) else { return html! { p.more { "None: a tombstone." } } };
     if let Some(locked) = desk.keys.locked(letter) {
         return html! { p.more { (size) " bytes, neither shown nor sent: " (locked.to_string()) "; " (locked.hint()) "." } };
@@ -152,7 +159,7 @@ fn body(who: &Caller, letter: &Letter, desk: &Desk, revealed: Option<Body>) -> M
         Some(Body { content_type, bytes }) => html! {
             p.more { (size) " bytes, " (known(content_type.as_deref())) ". That you looked is in the audit log." }
             pre.shown tabindex="0" aria-label="Body" { (printed(bytes.as_deref().unwrap_or_default())) }
-            @if desk.editing.permits(letter).is_ok() { (editor(letter, bytes.as_deref().unwrap_or_default())) }
+            @if desk.editing.permits(letter, history).is_ok() { (editor(letter, bytes.as_deref().unwrap_or_default())) }
         },
         None if !who.operates() => html! { p.more { (size) " bytes. Bodies need the operator role." } },
         None => html! {
@@ -182,6 +189,7 @@ fn editor(letter: &Letter, bytes: &[u8]) -> Markup {
                     // Its first line end belongs to the tag.
                     textarea name="body" rows="12" spellcheck="false" autocomplete="off" { "\n" (text) } }
                 label { span.lab { "Why" } input type="text" name="because" required autocomplete="off"; }
+                @for note in notes(letter) { p.more { "Note: " (note) "." } }
                 button.btn type="submit" { "Put a copy with this body in its place" }
                 p.more { "Headers stay as they are. This letter is kept as superseded, and the copy stands for it, under an id of its own." }
             }

@@ -7,29 +7,30 @@ use bytes::Bytes;
 use super::letters::{MAX_ID, no_reason, reason};
 use super::trail::Deed;
 use super::{Caller, Desk, Kind, Trouble, in_time_or_unknown};
+use crate::edit::notes;
 
 /// What shows whether it was done.
 const LOOK: &str = "the history of this letter";
 
 impl Desk {
-    /// Puts a copy with this body in the letter's place; the id of the copy.
+    /// Puts a copy with this body in the letter's place; the id of the copy, and what to know of it.
     pub(crate) async fn edit(
         &self,
         who: &Caller,
         id: &str,
         body: Bytes,
         because: &str,
-    ) -> Result<String, Trouble> {
+    ) -> Result<(String, Vec<&'static str>), Trouble> {
         let because = reason(Some(because));
         let deed = Deed::new(who, "letters.edit", escaped(&cut(id, MAX_ID)), because.as_deref());
         let work = async {
             let because = because.as_ref().ok_or_else(no_reason)?;
-            let letter = self.letter_alone(id).await?;
+            let (letter, history) = self.letter(id).await?;
             let edit = self
                 .editing
-                .edit(&self.keys, &letter, body, format!("{because} (by {})", who.name))
+                .edit(&self.keys, (&letter, &history), body, format!("{because} (by {})", who.name))
                 .map_err(|why| Trouble::new(Kind::Conflict, why.to_string(), why.hint()))?;
-            self.put_in_place(edit).await
+            Ok((self.put_in_place(edit).await?, notes(&letter)))
         };
         self.recorded(&deed, work, |_| Some(1)).await
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use backstop_core::held_keys::{Ending, HeldFilter, HeldKey, HeldKeys, HeldState};
-use backstop_core::ledger::{Letter, LetterFilter};
+use backstop_core::ledger::{Letter, LetterFilter, LetterStatus};
 use backstop_core::report::{cut, escaped};
 use backstop_core::sink::PublishError;
 use futures_util::future::try_join_all;
@@ -124,7 +124,11 @@ impl Desk {
         };
         let letters = in_time(self.ledger().await?.list(&filter, None, LETTERS)).await?;
         let generation = i64::from(key.head.generation());
-        Ok(letters.into_iter().find(|letter| letter.generation == generation))
+        let mut of_this = letters.into_iter().filter(|letter| letter.generation == generation);
+        let first = of_this.next();
+        // One that was edited is kept; its copy stands for it.
+        let is_kept = first.as_ref().is_some_and(|letter| letter.status == LetterStatus::Superseded);
+        Ok(of_this.find(|letter| is_kept && letter.status != LetterStatus::Superseded).or(first))
     }
 
     async fn pending(&self, letter: &Letter) -> Result<Option<Pending>, Trouble> {

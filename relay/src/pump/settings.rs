@@ -46,7 +46,7 @@ pub struct PumpSettings {
     /// How soon to read again after a read that brought rows. Defaults to 1 ms.
     pub busy_poll: Duration,
     /// How soon to read again when nothing has come for a while; the way there doubles from `busy_poll`. Costs
-    /// latency of the first message after a silence. Defaults to 42 ms.
+    /// latency of the first message after a silence. Defaults to 44 ms.
     pub idle_poll: Duration,
     /// How often to look for scheduled rows whose time has come. Costs a query each time. Defaults to 1 s.
     pub promote_poll: Duration,
@@ -89,7 +89,7 @@ impl Default for PumpSettings {
             delete_linger: Duration::from_millis(20),
             deletes: 2,
             busy_poll: Duration::from_millis(1),
-            idle_poll: Duration::from_millis(42),
+            idle_poll: Duration::from_millis(44),
             promote_poll: Duration::from_secs(1),
             retry_min: Duration::from_millis(200),
             retry_max: Duration::from_secs(10),

@@ -24,14 +24,16 @@ impl PgLedger {
         let Edit { id, copy, because } = edit;
         let doing = || failed("put an edited copy in a letter's place");
         let mut tx = stranded::begin(&self.pool).await.map_err(doing())?;
+        // In the order in which the collector locks: groups, counts, letters.
+        let written = self.record_some(&mut tx, slice::from_ref(copy)).await?;
         let closed = sqlx::query(self.sql(CLOSE))
             .bind(stored_id(id))
             .bind(storable(&format!("{}: {because}", copy.id)))
             .execute(&mut *tx)
             .await
             .map_err(doing())?;
-        // What is not committed is rolled back.
-        if closed.rows_affected() == 0 || self.record_some(&mut tx, slice::from_ref(copy)).await? == 0 {
+        if written == 0 || closed.rows_affected() == 0 {
+            tx.rollback().await;
             return Ok(false);
         }
         sqlx::query(self.sql(TELL))

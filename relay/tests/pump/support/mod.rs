@@ -25,6 +25,7 @@ pub(crate) fn settings(owner: &str) -> PumpSettings {
         read_rows: 20,
         buffer_rows: 60,
         delete_rows: 10,
+        idle_poll: Duration::from_millis(42),
         ..PumpSettings::default()
     }
 }
