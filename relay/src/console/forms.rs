@@ -7,6 +7,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::{Extension, Form};
 use backstop_core::ledger::{COUNT_LIMIT, Change};
+use futures_util::future::try_join_all;
 use maud::{Markup, html};
 use serde::Deserialize;
 
@@ -205,10 +206,11 @@ pub(super) async fn changes(desk: &Desk, who: &Caller, filter: &FilterQuery) -> 
     let choice = Choice { filter: chosen, as_of: until, expected: None };
     let mut forms = Vec::new();
     if who.operates() {
-        for deed in [&HOLD, &RELEASE, &DISCARD] {
+        let applies = async |deed: &'static Deed| {
             let meant = desk.applies(&choice, &(deed.make)(String::new())).await?;
-            forms.push(form(deed, filter, &as_of, meant));
-        }
+            Ok::<_, Trouble>(form(deed, filter, &as_of, meant))
+        };
+        forms = try_join_all([&HOLD, &RELEASE, &DISCARD].map(applies)).await?;
     }
     Ok(html! {
         section.danger #changes aria-labelledby="h-changes" {

@@ -31,15 +31,17 @@ pub(super) async fn page(
     Asked(query): Asked<ListQuery>,
 ) -> Result<Response, Shown> {
     let filter = query.filter.filter()?;
-    let count = desk.count(&filter).await?;
     let after = query.after.as_deref().filter(|after| !after.is_empty());
-    let letters = desk.letters(&filter, after, ROWS).await?;
+    let changes = async {
+        match groups::is_all(&filter) {
+            true => Ok(html! {}),
+            false => forms::changes(&desk, &who, &query.filter).await,
+        }
+    };
+    let (count, letters, changes) =
+        tokio::try_join!(desk.count(&filter), desk.letters(&filter, after, ROWS), changes)?;
     let open = filter.status == Some(LetterStatus::Open) && count > 0;
     let address = query.filter.query();
-    let changes = match count > 0 && !groups::is_all(&filter) {
-        true => forms::changes(&desk, &who, &query.filter).await?,
-        false => html! {},
-    };
     let body = html! {
         div.head {
             div { p.crumbs { a href="/groups" { "Dead letters" } " / letters" } h1 { "Dead letters" }
@@ -48,7 +50,7 @@ pub(super) async fn page(
         }
         (groups::search("/dead-letters", &query.filter))
         (list(&letters, &format!("/dead-letters?{address}")))
-        (changes)
+        @if count > 0 { (changes) }
     };
     let (command, api) = ("dead-letters list".to_owned(), format!("/letters?{address}"));
     Ok(Page { place: Place::Letters, title: "Dead letters".into(), who: &who, command, api, body }

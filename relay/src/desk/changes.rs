@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use backstop_core::ledger::{COUNT_LIMIT, Change, LetterFilter, LetterStatus};
 use chrono::{DateTime, Utc};
+use futures_util::future::try_join_all;
 
 use super::filter::FilterQuery;
 use super::letters::{no_reason, reason};
@@ -61,9 +62,11 @@ impl Desk {
         if choice.filter.on_hold.is_some_and(|asked| asked != held) {
             return Ok(sum);
         }
-        for status in statuses(change, choice.filter.status) {
+        let parts = statuses(change, choice.filter.status).into_iter().map(async |status| {
             let filter = LetterFilter { status, on_hold: None, ..choice.filter.clone() };
-            let part = self.count_held(&Choice { filter, ..choice.clone() }, held).await?;
+            self.count_held(&Choice { filter, ..choice.clone() }, held).await
+        });
+        for part in try_join_all(parts).await? {
             sum = Meant { letters: sum.letters + part.letters, exact: sum.exact && part.exact };
         }
         Ok(sum)
@@ -73,17 +76,19 @@ impl Desk {
     async fn count_held(&self, choice: &Choice, held: bool) -> Result<Meant, Trouble> {
         let within = choice.within();
         let of = |held| LetterFilter { on_hold: Some(held), ..within.clone() };
-        let letters = self.count(&of(held)).await?;
-        if letters <= COUNT_LIMIT || held || !choice.filter.is_by_group() {
-            return Ok(Meant { letters, exact: letters <= COUNT_LIMIT });
+        if !held && choice.filter.is_by_group() {
+            // All letters of a group are counted at once whatever their number, so that those which are not meant are
+            // taken off: few, mostly.
+            let late = LetterFilter { since: choice.as_of, ..choice.filter.clone() };
+            let late = if choice.as_of.is_some() { self.count(&late).await? } else { 0 };
+            let kept = self.count(&of(true)).await?;
+            if late <= COUNT_LIMIT && kept <= COUNT_LIMIT {
+                let all = self.count(&choice.filter).await?;
+                return Ok(Meant { letters: all.saturating_sub(late).saturating_sub(kept), exact: true });
+            }
         }
-        // All letters of a group are counted whatever their number, so that those which are not meant are taken off.
-        let late = LetterFilter { since: choice.as_of, ..choice.filter.clone() };
-        let late = if choice.as_of.is_some() { self.count(&late).await? } else { 0 };
-        let kept = self.count(&of(true)).await?;
-        let all = self.count(&choice.filter).await?;
-        let exact = late <= COUNT_LIMIT && kept <= COUNT_LIMIT;
-        Ok(Meant { letters: all.saturating_sub(late).saturating_sub(kept), exact })
+        let letters = self.count(&of(held)).await?;
+        Ok(Meant { letters, exact: letters <= COUNT_LIMIT })
     }
 
     /// Gives letters up, or puts them under legal hold, or ends that.

@@ -5,7 +5,7 @@ use backstop_core::{AdapterError, BoxError, FaultKind};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
-use super::choice::begin;
+use super::choice::{self, begin};
 use super::{PgLedger, stored};
 use crate::failure::failed;
 use crate::storable::storable;
@@ -60,7 +60,8 @@ impl PgLedger {
             sql.push(" AND a.redrive = ").push_bind(storable(redrive));
         }
         sql.push(" ORDER BY a.n DESC LIMIT ").push_bind(i64::from(limit));
-        let rows = sql.build().fetch_all(&self.pool).await.map_err(failed("read the audit log"))?;
+        let rows =
+            choice::query(&mut sql).fetch_all(&self.pool).await.map_err(failed("read the audit log"))?;
         rows.iter().map(read).collect::<Result<_, BoxError>>().map_err(|error| {
             AdapterError::new(FaultKind::Invalid, "an entry of the audit log cannot be read")
                 .with_hint("use at least the version of Backstop that wrote it")

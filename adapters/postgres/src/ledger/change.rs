@@ -27,7 +27,7 @@ impl PgLedger {
         sql.push(" FROM picked) SELECT count(*) FROM picked");
         let doing = || failed("tell of dead letters");
         let mut tx = stranded::begin(&self.pool).await.map_err(doing())?;
-        let row = sql.build().fetch_one(&mut *tx).await;
+        let row = choice::query(&mut sql).fetch_one(&mut *tx).await;
         let told: i64 = row.and_then(|row| row.try_get(0)).map_err(doing())?;
         tx.commit().await.map_err(doing())?;
         Ok(u64::try_from(told).unwrap_or(0))
@@ -68,7 +68,7 @@ impl PgLedger {
         sql.push(" FROM done) SELECT count(*) FROM done");
         let doing = || failed("change dead letters");
         let mut tx = stranded::begin(&self.pool).await.map_err(doing())?;
-        let row = sql.build().fetch_one(&mut *tx).await;
+        let row = choice::query(&mut sql).fetch_one(&mut *tx).await;
         let done: i64 = row.and_then(|row| row.try_get(0)).map_err(doing())?;
         tx.commit().await.map_err(doing())?;
         Ok(u64::try_from(done).unwrap_or(0))

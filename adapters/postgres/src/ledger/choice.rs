@@ -1,6 +1,8 @@
 //! A filter as SQL.
 
 use backstop_core::ledger::{LetterFilter, LetterStatus, Outcome};
+use sqlx::postgres::PgArguments;
+use sqlx::query::Query;
 use sqlx::{Postgres, QueryBuilder};
 
 use super::{stored, stored_id};
@@ -8,6 +10,12 @@ use crate::storable::storable;
 use crate::tables::PgTables;
 
 pub(super) type Builder = QueryBuilder<Postgres>;
+
+/// The statement, planned each time for the values that it has. One that is prepared is planned for any value after a few
+/// times, and then takes a word that every letter has for a rare one.
+pub(super) fn query(sql: &mut Builder) -> Query<'_, Postgres, PgArguments> {
+    sql.build().persistent(false)
+}
 
 /// A statement that begins so, with the names of tables filled in.
 pub(super) fn begin(tables: &PgTables, sql: &str) -> Builder {
@@ -70,10 +78,11 @@ pub(super) fn is_selective(filter: &LetterFilter) -> bool {
         || texts.into_iter().any(Option::is_some)
         || filter.header.is_some()
         || filter.outcome.is_some()
-        || filter.on_hold.is_some()
+        || filter.on_hold == Some(true)
 }
 
-fn selective(sql: &mut Builder, filter: &LetterFilter) {
+/// Conditions on a letter `l` that are not on its group, status and time.
+pub(super) fn selective(sql: &mut Builder, filter: &LetterFilter) {
     if !filter.ids.is_empty() {
         let ids: Vec<String> = filter.ids.iter().map(|id| stored_id(id)).collect();
         sql.push(" AND l.id = ANY (").push_bind(ids).push(")");

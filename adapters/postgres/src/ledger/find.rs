@@ -33,7 +33,8 @@ impl PgLedger {
         limit: u32,
     ) -> Result<Vec<Letter>, AdapterError> {
         let mut sql = list_sql(&self.tables, filter, after, limit);
-        let rows = sql.build().fetch_all(&self.pool).await.map_err(failed("list dead letters"))?;
+        let rows =
+            choice::query(&mut sql).fetch_all(&self.pool).await.map_err(failed("list dead letters"))?;
         // Nothing comes after a letter that is gone, which would look like the end.
         if let Some(id) = after.filter(|_| rows.is_empty()) {
             self.is_there(id).await?;
@@ -51,7 +52,7 @@ impl PgLedger {
 
     pub(super) async fn count_some(&self, filter: &LetterFilter) -> Result<u64, AdapterError> {
         let mut sql = count_sql(&self.tables, filter);
-        let row = sql.build().fetch_one(&self.pool).await;
+        let row = choice::query(&mut sql).fetch_one(&self.pool).await;
         row.and_then(|row| number(&row, 0)).map_err(failed("count dead letters"))
     }
 
@@ -61,7 +62,7 @@ impl PgLedger {
         limit: u32,
     ) -> Result<Vec<LetterGroup>, AdapterError> {
         let mut sql = groups_sql(&self.tables, filter, limit);
-        let rows = sql.build().fetch_all(&self.pool).await;
+        let rows = choice::query(&mut sql).fetch_all(&self.pool).await;
         let groups = rows.and_then(|rows| rows.iter().map(group).collect());
         groups.map_err(failed("group dead letters"))
     }
@@ -70,23 +71,14 @@ impl PgLedger {
 /// One page. Without a selective condition it is merged from ranges of one index, a range for each group and status, so
 /// that a page costs the same wherever it is and whatever is combined.
 pub(super) fn list_sql(tables: &PgTables, filter: &LetterFilter, after: Option<&str>, limit: u32) -> Builder {
-    let by_range =
-        !choice::is_selective(filter) && (choice::asks_for_groups(filter) || filter.status.is_some());
     let columns = ledger_row::columns("l");
     let mut sql = begin(tables, &format!("SELECT {columns} FROM "));
-    if by_range {
-        sql.push(tables.fill(
-            "(SELECT r.n FROM {count} AS c JOIN {group} AS g ON g.n = c.grp CROSS JOIN LATERAL \
-             (SELECT l.seen_at, l.n FROM {letter} AS l WHERE l.grp = c.grp AND l.status = c.status",
-        ));
-        choice::in_time(&mut sql, filter);
-        behind(&mut sql, tables, after);
-        sql.push(" ORDER BY l.seen_at, l.n LIMIT ").push_bind(i64::from(limit));
-        sql.push(") AS r WHERE c.letters > 0");
-        choice::of_groups(&mut sql, filter);
-        if let Some(status) = choice::status(filter) {
-            sql.push(" AND c.status = ").push_bind(status);
-        }
+    if is_by_range(filter) {
+        sql.push("(SELECT r.n");
+        in_each_range(&mut sql, tables, filter, |sql| {
+            behind(sql, tables, after);
+            sql.push(" ORDER BY l.seen_at, l.n LIMIT ").push_bind(i64::from(limit));
+        });
         sql.push(" ORDER BY r.seen_at, r.n LIMIT ").push_bind(i64::from(limit));
         sql.push(tables.fill(") AS page JOIN {letter} AS l ON l.n = page.n ORDER BY l.seen_at, l.n"));
     } else {
@@ -96,6 +88,48 @@ pub(super) fn list_sql(tables: &PgTables, filter: &LetterFilter, after: Option<&
         sql.push(" ORDER BY l.seen_at, l.n LIMIT ").push_bind(i64::from(limit));
     }
     sql
+}
+
+/// Whether letters are looked for in ranges of one index, a range for each group and status.
+fn is_by_range(filter: &LetterFilter) -> bool {
+    !choice::is_selective(filter) && (choice::asks_for_groups(filter) || filter.status.is_some())
+}
+
+/// Letters that are meant as rows `r` of each range `c`, as far as `part` goes. Whoever wants a number of them reads
+/// no more ranges than it takes.
+fn in_each_range(
+    sql: &mut Builder,
+    tables: &PgTables,
+    filter: &LetterFilter,
+    part: impl FnOnce(&mut Builder),
+) {
+    sql.push(tables.fill(
+        " FROM {count} AS c JOIN {group} AS g ON g.n = c.grp CROSS JOIN LATERAL \
+         (SELECT l.seen_at, l.n FROM {letter} AS l WHERE l.grp = c.grp AND l.status = c.status",
+    ));
+    choice::in_time(sql, filter);
+    choice::selective(sql, filter);
+    part(sql);
+    sql.push(") AS r WHERE c.letters > 0");
+    choice::of_groups(sql, filter);
+    if let Some(status) = choice::status(filter) {
+        sql.push(" AND c.status = ").push_bind(status);
+    }
+}
+
+/// The first letters that are found, of which the statement before it names columns.
+fn found(sql: &mut Builder, tables: &PgTables, filter: &LetterFilter) {
+    if is_by_range(filter) {
+        // Otherwise the ranges would be planned as one join.
+        in_each_range(sql, tables, filter, |sql| {
+            sql.push(" OFFSET 0");
+        });
+    } else {
+        sql.push(tables.fill(" FROM (SELECT l.grp, l.status FROM {letter} AS l WHERE true"));
+        choice::meant(sql, tables, filter);
+        sql.push(") AS c");
+    }
+    sql.push(format!(" LIMIT {}", COUNT_LIMIT + 1));
 }
 
 /// The condition that a letter comes after another.
@@ -120,9 +154,9 @@ pub(super) fn count_sql(tables: &PgTables, filter: &LetterFilter) -> Builder {
         }
         return sql;
     }
-    let mut sql = begin(tables, "SELECT count(*) FROM (SELECT 1 FROM {letter} AS l WHERE true");
-    choice::meant(&mut sql, tables, filter);
-    sql.push(format!(" LIMIT {}) AS found", COUNT_LIMIT + 1));
+    let mut sql = begin(tables, "SELECT count(*) FROM (SELECT 1");
+    found(&mut sql, tables, filter);
+    sql.push(") AS found");
     sql
 }
 
@@ -139,10 +173,9 @@ pub(super) fn groups_sql(tables: &PgTables, filter: &LetterFilter, limit: u32) -
         sql.push(")").push(tables.fill(&groups));
         choice::of_groups(&mut sql, filter);
     } else {
-        sql = begin(tables, "WITH found AS (SELECT l.grp, l.status FROM {letter} AS l WHERE true");
-        choice::meant(&mut sql, tables, filter);
-        sql.push(format!(" LIMIT {}), ", COUNT_LIMIT + 1));
-        sql.push("c AS (SELECT grp, status, count(*) AS letters FROM found GROUP BY grp, status)");
+        sql = begin(tables, "WITH found AS (SELECT c.grp, c.status");
+        found(&mut sql, tables, filter);
+        sql.push("), c AS (SELECT grp, status, count(*) AS letters FROM found GROUP BY grp, status)");
         sql.push(tables.fill(&groups));
     }
     sql.push(" GROUP BY g.n ORDER BY letters DESC, g.last_seen DESC, g.n LIMIT ").push_bind(i64::from(limit));

@@ -145,7 +145,8 @@ impl PgLedger {
         )));
         choice::meant(&mut sql, &self.tables, filter);
         sql.push(") AS judged GROUP BY 1, 2, 3, 4, 5");
-        let rows = sql.build().fetch_all(&self.pool).await.map_err(failed("plan a redrive"))?;
+        let rows = choice::query(&mut sql).fetch_all(&self.pool).await;
+        let rows = rows.map_err(failed("plan a redrive"))?;
         let mut groups: Vec<PlanGroup> = rows.iter().map(plan_group).collect::<Result<_, _>>()?;
         groups.sort_by(|a, b| {
             (a.verdict, &a.consumer, &a.reason, &a.target).cmp(&(
@@ -196,7 +197,7 @@ impl PgLedger {
         choice::meant(&mut sql, &self.tables, &new.filter);
         sql.push(" ORDER BY l.n LIMIT ");
         sql.push_bind(new.limit.map(|limit| i64::try_from(limit).unwrap_or(i64::MAX))).push(") AS chosen");
-        sql.build().execute(tx).await.map_err(failed("freeze the letters of a redrive"))?;
+        choice::query(&mut sql).execute(tx).await.map_err(failed("freeze the letters of a redrive"))?;
         Ok(())
     }
 
