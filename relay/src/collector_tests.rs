@@ -159,8 +159,13 @@ impl AuditLog for Memory {
 }
 
 impl Redrives for Memory {
-    fn plan_redrive<'a>(&'a self, filter: &'a LetterFilter, guard: &'a Guard) -> Answer<'a, Vec<PlanGroup>> {
-        self.rest.plan_redrive(filter, guard)
+    fn plan_redrive<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
+        guard: &'a Guard,
+        most: u64,
+    ) -> Answer<'a, Vec<PlanGroup>> {
+        self.rest.plan_redrive(filter, guard, most)
     }
 
     fn create_redrive<'a>(&'a self, new: &'a NewRedrive) -> Answer<'a, Redrive> {

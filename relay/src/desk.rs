@@ -44,6 +44,8 @@ pub(crate) use trouble::{Done, Kind, Trouble};
 
 /// How long the ledger's database may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Letters that are judged for a plan; each takes some 1.5 µs.
+const JUDGED: u64 = 50_000;
 /// How long each of several databases may take that are on one page: the rest of the page must fit into the time of the
 /// answer, too.
 const GLANCE: Duration = Duration::from_secs(4);
@@ -66,6 +68,8 @@ pub(crate) struct Rules {
     pub(crate) inbox_retention: Option<Duration>,
     /// How long an outcome may take before a letter counts as silent.
     pub(crate) silent_after: Duration,
+    /// Letters that are judged for a plan at most: as many as fit into the time of an answer.
+    pub(crate) judged: u64,
 }
 
 impl Rules {
@@ -105,6 +109,7 @@ impl Desk {
             max_generation: i64::from(redrive.max_generation),
             inbox_retention: redrive.inbox_retention,
             silent_after: redrive.silent_after,
+            judged: JUDGED,
         };
         let open = move || -> BoxFuture<'static, _> {
             let database = database.clone();
@@ -132,6 +137,13 @@ impl Desk {
     #[cfg(test)]
     pub(crate) fn with_doors(mut self, doors: impl Doors + 'static) -> Self {
         self.doors = OnceLock::from(Box::new(doors) as Box<dyn Doors>);
+        self
+    }
+
+    /// The same with plans of at most so many letters.
+    #[cfg(test)]
+    pub(crate) fn judging(mut self, letters: u64) -> Self {
+        self.rules.judged = letters;
         self
     }
 

@@ -179,8 +179,13 @@ impl AuditLog for Gated {
 }
 
 impl Redrives for Gated {
-    fn plan_redrive<'a>(&'a self, filter: &'a LetterFilter, guard: &'a Guard) -> Answer<'a, Vec<PlanGroup>> {
-        self.pass("plan_redrive", move || self.rest.plan_redrive(filter, guard))
+    fn plan_redrive<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
+        guard: &'a Guard,
+        most: u64,
+    ) -> Answer<'a, Vec<PlanGroup>> {
+        self.pass("plan_redrive", move || self.rest.plan_redrive(filter, guard, most))
     }
 
     fn create_redrive<'a>(&'a self, new: &'a NewRedrive) -> Answer<'a, Redrive> {

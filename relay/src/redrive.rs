@@ -65,7 +65,7 @@ impl Plan {
         guard: &Guard,
         keys: &Keyring,
     ) -> Result<Self, AdapterError> {
-        let groups = ledger.plan_redrive(filter, guard).await?;
+        let groups = ledger.plan_redrive(filter, guard, u64::MAX).await?;
         let of =
             |verdict| groups.iter().filter(|group| group.verdict == verdict).map(|group| group.letters).sum();
         let some = ledger.list(filter, None, SAMPLE_FROM).await?;

@@ -237,8 +237,9 @@ impl Redrives for PgLedger {
         &'a self,
         filter: &'a LetterFilter,
         guard: &'a Guard,
+        most: u64,
     ) -> BoxFuture<'a, Result<Vec<PlanGroup>, AdapterError>> {
-        Box::pin(self.plan_one(filter, guard))
+        Box::pin(self.plan_one(filter, guard, most))
     }
 
     fn create_redrive<'a>(&'a self, new: &'a NewRedrive) -> BoxFuture<'a, Result<Redrive, AdapterError>> {

@@ -231,8 +231,9 @@ impl Redrives for SqliteLedger {
         &'a self,
         filter: &'a LetterFilter,
         guard: &'a Guard,
+        most: u64,
     ) -> BoxFuture<'a, Result<Vec<PlanGroup>, AdapterError>> {
-        Box::pin(self.plan(filter, guard))
+        Box::pin(self.plan(filter, guard, most))
     }
 
     fn create_redrive<'a>(&'a self, new: &'a NewRedrive) -> BoxFuture<'a, Result<Redrive, AdapterError>> {

@@ -215,8 +215,10 @@ impl From<Changed> for ChangedView {
 /// A dry run.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct PlanView {
-    /// All letters that match: the sum of the five below.
+    /// All letters that match, or the first 50,000 of them: the sum of the five below.
     matched: u64,
+    /// Whether more match, which a redrive of this plan leaves alone.
+    more: bool,
     would_send: u64,
     /// Sendable, but over `limit`.
     over_limit: u64,
@@ -257,6 +259,7 @@ impl From<&Plan> for PlanView {
         };
         Self {
             matched: plan.matched(),
+            more: plan.more,
             would_send: plan.to_send(),
             over_limit: plan.over_limit(),
             too_old: plan.of(Verdict::TooOld),

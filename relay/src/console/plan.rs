@@ -182,7 +182,8 @@ fn ledger(plan: &Plan, address: &str) -> Markup {
     let all = letters_of(&(&plan.filter).into());
     html! {
         table.ledger data-sum=(plan.matched()) { tbody {
-            tr { td {} td { (counted(plan.matched(), &all)) } th scope="row" { "match" } }
+            @if plan.more { tr { td {} td { (grouped(plan.matched())) } th scope="row" { "match, and more do" } } }
+            @else { tr { td {} td { (counted(plan.matched(), &all)) } th scope="row" { "match" } } }
             @for verdict in [Verdict::NoTarget, Verdict::Looped, Verdict::TooOld] {
                 @if plan.of(verdict) > 0 { tr data-term=(plan.of(verdict)) { td { "−" } td { (term(verdict)) } th scope="row" { (said(verdict)) } } }
             }
@@ -200,6 +201,9 @@ fn warnings(plan: &Plan) -> Markup {
     let Terms { with_old, with_looped, .. } = Terms::of(plan);
     let away = plan.targets().keys().any(|(_, foreign)| *foreign);
     html! {
+        @if plan.more {
+            div.note.warn { (icon("warn")) p { strong { "More letters match" } ": these are the first " (grouped(plan.matched())) " that the ledger took, and a redrive takes no others. Plan the rest when these are resolved." } }
+        }
         @if plan.of(Verdict::TooOld) > 0 || with_old {
             (choice("with_old", with_old, "Some are older than what their consumer remembers.",
                 "If one of them took effect after all, sending it applies it twice.",

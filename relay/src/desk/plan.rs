@@ -136,12 +136,14 @@ pub(crate) struct Plan {
     pub(crate) filter: LetterFilter,
     pub(crate) guard: Guard,
     pub(crate) terms: Terms,
-    /// All letters that match, by what would become of them.
+    /// All letters that match, by what would become of them; where they are more than are judged, the first.
     pub(crate) groups: Vec<PlanGroup>,
+    /// Whether more letters match than were judged: they are left alone.
+    pub(crate) more: bool,
 }
 
 impl Plan {
-    /// All letters that match.
+    /// All letters that match, or the first of them.
     pub(crate) fn matched(&self) -> u64 {
         self.groups.iter().map(|group| group.letters).sum()
     }
@@ -187,7 +189,8 @@ impl Plan {
             id: id.to_string(),
             filter: self.filter.clone(),
             guard: self.guard.clone(),
-            limit: self.terms.limit,
+            // Of those that were judged the redrive takes all that can be sent, and no other.
+            limit: if self.more { Some(self.to_send()) } else { self.terms.limit },
             canary: self.terms.canary,
             rate: Some(self.terms.rate),
             brake: self.terms.brake / 100.0,
@@ -216,8 +219,11 @@ impl Desk {
         filter.status = Some(LetterStatus::Open);
         let terms = order.terms()?;
         let guard = self.guard(&terms);
-        let groups = in_time(self.ledger().await?.plan_redrive(&filter, &guard)).await?;
-        Ok(Plan { filter, guard, terms, groups })
+        let ledger = self.ledger().await?;
+        let groups = in_time(ledger.plan_redrive(&filter, &guard, self.rules.judged)).await?;
+        let judged: u64 = groups.iter().map(|group| group.letters).sum();
+        let more = judged == self.rules.judged && self.count(&filter).await? != judged;
+        Ok(Plan { filter, guard, terms, groups, more })
     }
 
     /// Letters of a plan with this verdict. A page looks at 5,000 letters at most, so that it may be short and yet not the
@@ -275,6 +281,7 @@ mod tests {
             guard: Guard::default(),
             terms: order.terms().expect("sound"),
             groups,
+            more: false,
         };
         let left_out = plan.of(Verdict::TooOld) + plan.of(Verdict::Looped) + plan.of(Verdict::NoTarget);
         assert_eq!(plan.matched(), 50);

@@ -44,6 +44,11 @@ async fn serve(more: &str) -> Running {
 
 /// The same over a database that may be there already.
 async fn serve_from(file: PathBuf, more: &str) -> Running {
+    serve_with(file, more, |desk| desk).await
+}
+
+/// The same with another desk.
+async fn serve_with(file: PathBuf, more: &str, change: impl FnOnce(Desk) -> Desk) -> Running {
     let text = format!(
         "[database]\nurl = \"sqlite:{}?mode=rwc\"\n[http]\n{}{more}",
         file.display(),
@@ -56,7 +61,7 @@ async fn serve_from(file: PathBuf, more: &str) -> Running {
     let jobs = Jobs::new(["outbox".to_owned()]);
     jobs.started("outbox", database.outbox.clone(), receiver, Arc::default());
     let broker = Broker::new();
-    let desk = Desk::of(&config, jobs.clone()).with_doors(broker.sink());
+    let desk = change(Desk::of(&config, jobs.clone()).with_doors(broker.sink()));
     let server = Server::bind(config.http.as_ref().expect("given"), jobs, desk).await.expect("listens");
     let (address, stop) = (server.address().expect("an address"), CancellationToken::new());
     tokio::spawn(server.run(stop.clone()));

@@ -83,7 +83,7 @@ fn guard(letters: &DeadLettersConfig, rule: &RuleConfig, scene: &Scene<'_>) -> G
 
 /// How many letters a redrive would send.
 pub(super) async fn takes(ledger: &dyn Ledger, new: &NewRedrive) -> Result<u64, AdapterError> {
-    let groups = ledger.plan_redrive(&new.filter, &new.guard).await?;
+    let groups = ledger.plan_redrive(&new.filter, &new.guard, u64::MAX).await?;
     let sent = groups.iter().filter(|group| group.verdict == Verdict::Send);
     Ok(sent.map(|group| group.letters).sum::<u64>().min(new.limit.unwrap_or(u64::MAX)))
 }

@@ -133,6 +133,7 @@ impl PgLedger {
         &self,
         filter: &LetterFilter,
         guard: &Guard,
+        most: u64,
     ) -> Result<Vec<PlanGroup>, AdapterError> {
         let foreign: Vec<String> = guard.foreign.iter().map(|name| storable(name)).collect();
         let mut sql =
@@ -141,10 +142,13 @@ impl PgLedger {
         sql.push(format!(" AS verdict, l.consumer, l.reason, coalesce({DOOR}, CASE WHEN l.place = ANY ("));
         sql.push_bind(foreign);
         sql.push(self.tables.fill(&format!(
-            ") THEN l.place END) AS target, ({DOOR}) IS NULL AS away FROM {{letter}} AS l WHERE true"
+            ") THEN l.place END) AS target, ({DOOR}) IS NULL AS away FROM (SELECT l.* FROM {{letter}} AS l WHERE true"
         )));
         choice::meant(&mut sql, &self.tables, filter);
-        sql.push(") AS judged GROUP BY 1, 2, 3, 4, 5");
+        if let Ok(most) = i64::try_from(most) {
+            sql.push(" ORDER BY l.n LIMIT ").push_bind(most);
+        }
+        sql.push(") AS l) AS judged GROUP BY 1, 2, 3, 4, 5");
         let rows = choice::query(&mut sql).fetch_all(&self.pool).await;
         let rows = rows.map_err(failed("plan a redrive"))?;
         let mut groups: Vec<PlanGroup> = rows.iter().map(plan_group).collect::<Result<_, _>>()?;

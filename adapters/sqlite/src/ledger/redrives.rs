@@ -38,6 +38,7 @@ impl SqliteLedger {
         &self,
         filter: &LetterFilter,
         guard: &Guard,
+        most: u64,
     ) -> Result<Vec<PlanGroup>, AdapterError> {
         let tables = &self.database.tables;
         let foreign = serde_json::json!(guard.foreign).to_string();
@@ -49,11 +50,14 @@ impl SqliteLedger {
         ));
         sql.push_bind(foreign);
         sql.push(format!(
-            ")) THEN l.place END) AS target, ({DOOR}) IS NULL AS away FROM {} AS l WHERE 1",
+            ")) THEN l.place END) AS target, ({DOOR}) IS NULL AS away FROM (SELECT l.* FROM {} AS l WHERE 1",
             tables.letter()
         ));
         choice::meant(&mut sql, tables, filter);
-        sql.push(") GROUP BY 1, 2, 3, 4, 5");
+        if let Ok(most) = i64::try_from(most) {
+            sql.push(" ORDER BY l.n LIMIT ").push_bind(most);
+        }
+        sql.push(") AS l) GROUP BY 1, 2, 3, 4, 5");
         let mut connection = self.database.connection().await?;
         let rows = sql.build().fetch_all(&mut *connection).await;
         let groups = rows.and_then(|rows| rows.iter().map(plan_group).collect());

@@ -380,7 +380,8 @@ pub enum Sent {
 
 /// Redrives. Object-safe, like the [`Ledger`](super::Ledger) to which they belong.
 pub trait Redrives: Send + Sync {
-    /// What a redrive would do: the letters that are meant, each in one group.
+    /// What a redrive would do: the letters that are meant, each in one group. Each is judged by itself, which takes its
+    /// time: no more than `most` are, the first in the order in which the ledger took them.
     ///
     /// # Errors
     /// When the database cannot be asked.
@@ -388,6 +389,7 @@ pub trait Redrives: Send + Sync {
         &'a self,
         filter: &'a LetterFilter,
         guard: &'a Guard,
+        most: u64,
     ) -> BoxFuture<'a, Result<Vec<PlanGroup>, AdapterError>>;
 
     /// Makes a redrive and freezes its letters: those that are meant now and that the guard lets pass, in the order in

@@ -70,9 +70,10 @@ impl Data {
         going_on.any(|row| row.letters.iter().any(|letter| letter.id == id))
     }
 
-    fn plan(&self, filter: &LetterFilter, guard: &Guard) -> Vec<PlanGroup> {
+    fn plan(&self, filter: &LetterFilter, guard: &Guard, most: u64) -> Vec<PlanGroup> {
         let mut groups = BTreeMap::<_, u64>::new();
-        for letter in self.letters.iter().filter(|letter| filter.matches(letter)) {
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        for letter in self.letters.iter().filter(|letter| filter.matches(letter)).take(most) {
             let target = guard.target(letter).map(str::to_owned);
             let foreign = target.is_some() && letter.sound_door().is_none();
             let key =
@@ -302,10 +303,11 @@ impl Redrives for Store {
         &'a self,
         filter: &'a LetterFilter,
         guard: &'a Guard,
+        most: u64,
     ) -> BoxFuture<'a, Result<Vec<PlanGroup>, AdapterError>> {
         now(self.shared.look(|data| {
             data.reachable()?;
-            Ok(data.plan(filter, guard))
+            Ok(data.plan(filter, guard, most))
         }))
     }
 

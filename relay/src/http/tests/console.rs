@@ -149,6 +149,23 @@ async fn a_plan_that_no_longer_fits_comes_back_with_the_new_sum() {
     assert_eq!(status(&post(&server, "/redrives", &confirmed("f2", &answer)).await), "303");
 }
 
+/// A plan of very many letters is one of the first of them, and so is its redrive.
+#[tokio::test]
+async fn a_plan_of_too_many_letters_takes_the_first_and_says_so() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = serve_with(folder.path().join("x.db"), "", |desk| desk.judging(3)).await;
+    scene::fill(&server).await;
+    let group = page(&server, "/groups/f2").await;
+    assert!(group.contains("More letters match"), "{group}");
+    assert_eq!(sums(&group).last(), Some(&(3, 3)));
+    let form = confirmed("f2", &group);
+    let answer = post(&server, "/redrives", &form).await;
+    assert_eq!(status(&answer), "303", "{answer}");
+    assert_eq!(status(&post(&server, "/redrives", &form).await), "303", "pressed again");
+    let redrives = server.ledger.redrives(None, 9).await.expect("read");
+    assert_eq!((redrives.len(), redrives[0].letters().sum()), (1, 3), "those of the dry run and no others");
+}
+
 /// The form of a plan, as its button sends it.
 fn confirmed(fingerprint: &str, page: &str) -> String {
     let of = |name: &str| field(page, name);

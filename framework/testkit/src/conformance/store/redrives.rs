@@ -105,7 +105,7 @@ pub async fn a_plan_adds_up<H: StoreHarness>(harness: &H) {
         ..Guard::default()
     };
     let filter = with_status(LetterStatus::Open);
-    let groups = ledger.plan_redrive(&filter, &guard).await.expect("the database answers");
+    let groups = ledger.plan_redrive(&filter, &guard, u64::MAX).await.expect("the database answers");
     let of = |verdict| -> u64 {
         groups.iter().filter(|group| group.verdict == verdict).map(|group| group.letters).sum()
     };
@@ -115,6 +115,8 @@ pub async fn a_plan_adds_up<H: StoreHarness>(harness: &H) {
         [4, 2, 1, 1],
         "{groups:?}"
     );
+    let first = ledger.plan_redrive(&filter, &guard, 3).await.expect("the database answers");
+    assert_eq!(first.iter().map(|group| group.letters).sum::<u64>(), 3, "no more are judged: {first:?}");
     let foreign: Vec<_> = groups.iter().filter(|group| group.foreign).collect();
     assert_eq!(foreign.len(), 1);
     assert_eq!((foreign[0].target.as_deref(), foreign[0].letters), (Some("invoices"), 1));
