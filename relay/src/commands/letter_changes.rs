@@ -1,6 +1,6 @@
 //! `dead-letters discard` and `dead-letters hold`
 
-use backstop_core::ledger::{Change, Ledger, LetterFilter, LetterStatus};
+use backstop_core::ledger::{COUNT_LIMIT, Change, Ledger, LetterFilter, LetterStatus};
 use serde_json::json;
 
 use crate::audit::Action;
@@ -60,19 +60,34 @@ async fn carry_out(
     let choice = args.filter.to_string();
     let action = Action::on_letters(&ledger, what, &choice, Some(change.because()));
     action.begins(meant).await?;
-    let mut changed = 0;
-    loop {
-        match ledger.change(&filter, change, AT_ONCE).await {
+    let counted = (meant <= COUNT_LIMIT || applicable.is_by_group()).then_some(meant);
+    let changed = change_all(&*ledger, &filter, change, counted, &action).await?;
+    action.ended(changed).await;
+    report(context, &applicable, meant, Some(changed), kept, done)
+}
+
+/// Changes no more letters than were counted: they go in the order in which the ledger took them, so that those which come
+/// in meanwhile are left.
+async fn change_all(
+    ledger: &dyn Ledger,
+    filter: &LetterFilter,
+    change: &Change,
+    counted: Option<u64>,
+    action: &Action<'_>,
+) -> Result<u64, Failure> {
+    let (mut changed, mut left) = (0, counted.unwrap_or(u64::MAX));
+    while left > 0 {
+        let chunk = u32::try_from(left).map_or(AT_ONCE, |left| left.min(AT_ONCE));
+        match ledger.change(filter, change, chunk).await {
             Ok(0) => break,
-            Ok(more) => changed += more,
+            Ok(more) => (changed, left) = (changed + more, left.saturating_sub(more)),
             Err(error) => {
                 action.failed(changed, &error.to_string()).await;
                 return Err(Failure::database(&error));
             }
         }
     }
-    action.ended(changed).await;
-    report(context, &applicable, meant, Some(changed), kept, done)
+    Ok(changed)
 }
 
 /// How many letters stay as they are because somebody holds them.
