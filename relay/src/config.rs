@@ -180,7 +180,7 @@ pub struct OutboxConfig {
     /// `lease_ttl`: after which time another relay takes over from one that died. Defaults to 10 s.
     #[serde(serialize_with = "duration")]
     pub lease_ttl: Duration,
-    /// `batch_rows`: rows in one read. Defaults to 5,000.
+    /// `batch_rows`: rows in one read. Defaults to 2,500.
     pub batch_rows: u64,
     /// `batch_bytes`: bytes in one read. Defaults to 8 MiB.
     pub batch_bytes: u64,

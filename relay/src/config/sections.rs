@@ -254,7 +254,7 @@ fn outbox(mut section: Section<'_>, database: Option<&DatabaseConfig>) -> Outbox
         enabled: section.switch("enabled", true),
         name: lease_name(&mut section, "outbox"),
         lease_ttl: lease_ttl(&mut section),
-        batch_rows: section.number("batch_rows", 5_000, 1..10_001),
+        batch_rows: section.number("batch_rows", 2_500, 1..10_001),
         batch_bytes: section.number("batch_bytes", 8 << 20, 1024..(1 << 30) + 1),
         unsettled_rows: section.number("unsettled_rows", 4_000, 1..1_000_001),
         idle_poll: section.duration("idle_poll", millis(44), millis(1)..millis(60_000)),

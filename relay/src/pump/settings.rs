@@ -23,11 +23,11 @@ pub struct PumpSettings {
     pub owner: OwnerSettings,
     /// What becomes of a row that can never be sent. Defaults to [`OnUnsendable::Dead`].
     pub on_unsendable: OnUnsendable,
-    /// Rows asked for at once. Defaults to 5,000.
+    /// Rows asked for at once. Defaults to 2,500.
     pub read_rows: usize,
     /// Bytes asked for at once. Defaults to 8 MiB.
     pub read_bytes: usize,
-    /// Rows read ahead; reading waits above it. Defaults to 20,000.
+    /// Rows read ahead; reading waits above it. Defaults to 10,000.
     pub buffer_rows: usize,
     /// Bytes read ahead; reading waits above it. Defaults to 32 MiB.
     pub buffer_bytes: usize,
@@ -79,9 +79,9 @@ impl Default for PumpSettings {
         Self {
             owner: OwnerSettings::default(),
             on_unsendable: OnUnsendable::default(),
-            read_rows: 5_000,
+            read_rows: 2_500,
             read_bytes: 8 << 20,
-            buffer_rows: 20_000,
+            buffer_rows: 10_000,
             buffer_bytes: 32 << 20,
             in_flight_bytes: 64 << 20,
             unsettled_rows: 4_000,
