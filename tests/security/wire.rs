@@ -5,8 +5,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Once;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use backstop_core::outbox::{OutboxReader, OutboxStore};
@@ -70,7 +69,8 @@ trait Peer {
     async fn work(&self, client: &mut Self::Client) -> Result<(), AdapterError>;
 }
 
-static PANICS: AtomicUsize = AtomicUsize::new(0);
+/// Where something panicked that is not known to.
+static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// Where sqlx is known to panic: it indexes into an answer without looking at its length. A relay's job that panics is
 /// replaced, or ends the process with an exit code.
@@ -90,9 +90,10 @@ fn count_panics() {
     ONCE.call_once(|| {
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            let place = panic.location().map_or("", |place| place.file());
-            if !KNOWN.iter().any(|known| place.ends_with(known)) {
-                PANICS.fetch_add(1, Ordering::SeqCst);
+            let place = panic.location().map_or_else(String::new, ToString::to_string);
+            let file = panic.location().map_or("", |place| place.file());
+            if !KNOWN.iter().any(|known| file.ends_with(known)) {
+                PANICS.lock().unwrap_or_else(PoisonError::into_inner).push(place);
             }
             usual(panic);
         }));
@@ -144,7 +145,8 @@ async fn survives<P: Peer + fmt::Debug>(peer: P) {
     stream::iter(connecting).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
     let working = damages.iter().map(|damage| at_work(&peer, *damage));
     stream::iter(working).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
-    assert_eq!(PANICS.load(Ordering::SeqCst), 0, "{peer:?}: something panicked");
+    let panics = PANICS.lock().unwrap_or_else(PoisonError::into_inner);
+    assert!(panics.is_empty(), "{peer:?}: something panicked: {panics:?}");
 }
 
 /// The server and the rest of a URL such as `mysql://user:password@server/rest`.
