@@ -71,8 +71,8 @@ impl KafkaSource {
             out_of_range: OutOfRange::default(),
             protocol: RebalanceProtocol::default(),
             id_header: None,
-            partition_window: Window { messages: 4_000, bytes: 16 << 20 },
-            total_window: Window { messages: 40_000, bytes: 64 << 20 },
+            partition_window: Window { messages: 2_000, bytes: 16 << 20 },
+            total_window: Window { messages: 20_000, bytes: 64 << 20 },
             commit_interval: Duration::from_secs(1),
             revoke_wait: Duration::from_secs(10),
             door: true,
@@ -139,14 +139,14 @@ impl KafkaSource {
     }
 
     /// Bounds what one partition may have under way: handed over and neither settled nor dropped. At the bound it is
-    /// paused, at half it resumes. Defaults to 4,000 messages and 16 MiB; zero counts as one.
+    /// paused, at half it resumes. Defaults to 2,000 messages and 16 MiB; zero counts as one.
     #[must_use]
     pub fn window(mut self, messages: usize, bytes: usize) -> Self {
         self.options.partition_window = Window { messages: messages.max(1), bytes: bytes.max(1) };
         self
     }
 
-    /// Bounds what all partitions together may have under way. Defaults to 40,000 messages and 64 MiB; zero counts
+    /// Bounds what all partitions together may have under way. Defaults to 20,000 messages and 64 MiB; zero counts
     /// as one.
     #[must_use]
     pub fn total_window(mut self, messages: usize, bytes: usize) -> Self {
