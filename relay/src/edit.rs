@@ -14,6 +14,9 @@ use crate::config::DeadLettersConfig;
 use crate::encryption::{Keyring, Locked};
 use crate::redact::{Redaction, is_redacted};
 
+/// What is told where the letter was changed between the look at it and the edit.
+pub(crate) const TOO_LATE: &str = "somebody was quicker: the letter is not open any more, or on hold";
+
 /// Why a letter cannot be edited.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unedited {

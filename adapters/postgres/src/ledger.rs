@@ -40,12 +40,13 @@ const MARK: &str = "
     )
     SELECT id FROM moved ORDER BY n";
 
-/// What a letter's history begins with is in its own row.
-const HISTORY: &str = "
-    SELECT {at}, e.what, e.detail FROM {letter} AS l CROSS JOIN LATERAL (
+/// The events `e` of letters `l`. What a history begins with is in the letter's own row.
+const EVENTS: &str = "{letter} AS l CROSS JOIN LATERAL (
         SELECT 0 AS n, l.collected_at AS at, 'collected' AS what, l.found_in AS detail
         UNION ALL SELECT n, at, what, detail FROM {event} WHERE letter = l.n AND what <> 'collected'
-    ) AS e WHERE l.id = $1 ORDER BY e.n";
+    ) AS e";
+
+const HISTORY: &str = "SELECT {at}, e.what, e.detail FROM {events} WHERE l.id = $1 ORDER BY e.n";
 
 /// Dead letters in `backstop_letter`, with their history in `backstop_letter_event`.
 ///
@@ -63,6 +64,11 @@ impl PgLedger {
     /// The ledger among those tables.
     pub fn new(pool: PgPool, tables: PgTables) -> Self {
         Self { pool, seat: Seat::default(), tables }
+    }
+
+    /// A statement that reads histories.
+    fn history_sql(&self, statement: &str) -> AssertSqlSafe<String> {
+        self.sql(&statement.replace("{events}", EVENTS).replace("{at}", &time::clamped("e.at")))
     }
 
     fn sql(&self, statement: &str) -> AssertSqlSafe<String> {
@@ -130,12 +136,11 @@ impl Ledger for PgLedger {
 
     fn history<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Vec<LetterEvent>, AdapterError>> {
         Box::pin(async move {
-            let events: Vec<(_, String, Option<String>)> =
-                sqlx::query_as(self.sql(&HISTORY.replace("{at}", &time::clamped("e.at"))))
-                    .bind(stored_id(id))
-                    .fetch_all(&self.pool)
-                    .await
-                    .map_err(failed("read the history of a dead letter"))?;
+            let events: Vec<(_, String, Option<String>)> = sqlx::query_as(self.history_sql(HISTORY))
+                .bind(stored_id(id))
+                .fetch_all(&self.pool)
+                .await
+                .map_err(failed("read the history of a dead letter"))?;
             Ok(events.into_iter().map(|(at, what, detail)| LetterEvent { at, what, detail }).collect())
         })
     }

@@ -11,7 +11,7 @@ use crate::audit::Action;
 use crate::cli::LetterEdit;
 use crate::commands::dead_letters::one;
 use crate::commands::{Context, confirm, database};
-use crate::edit::{Editing, notes};
+use crate::edit::{Editing, TOO_LATE, notes};
 use crate::encryption::size_of;
 use crate::exit::{Exit, Failure};
 use crate::output;
@@ -41,9 +41,8 @@ pub(super) async fn run(context: &Context, args: &LetterEdit) -> Result<(), Fail
     match ledger.edit(&edit).await {
         Ok(true) => action.ended(1).await,
         Ok(false) => {
-            let what = "somebody was quicker: the letter is not open any more, or on hold";
-            action.failed(0, what).await;
-            return Err(Failure::new(Exit::Failed, what, "look at its history with dead-letters show"));
+            action.failed(0, TOO_LATE).await;
+            return Err(Failure::new(Exit::Failed, TOO_LATE, "look at its history with dead-letters show"));
         }
         Err(error) => {
             action.failed(0, &error.to_string()).await;

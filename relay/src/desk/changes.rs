@@ -76,14 +76,14 @@ impl Desk {
     async fn count_held(&self, choice: &Choice, held: bool) -> Result<Meant, Trouble> {
         let within = choice.within();
         let of = |held| LetterFilter { on_hold: Some(held), ..within.clone() };
-        if !held && choice.filter.is_by_group() {
-            // All letters of a group are counted at once whatever their number, so that those which are not meant are
-            // taken off: few, mostly.
+        // All letters of a group are counted at once whatever their number. Where they are too many to be counted one by
+        // one, those which are not meant are taken off.
+        let all = if !held && choice.filter.is_by_group() { self.count(&choice.filter).await? } else { 0 };
+        if all > COUNT_LIMIT {
             let late = LetterFilter { since: choice.as_of, ..choice.filter.clone() };
             let late = if choice.as_of.is_some() { self.count(&late).await? } else { 0 };
             let kept = self.count(&of(true)).await?;
             if late <= COUNT_LIMIT && kept <= COUNT_LIMIT {
-                let all = self.count(&choice.filter).await?;
                 return Ok(Meant { letters: all.saturating_sub(late).saturating_sub(kept), exact: true });
             }
         }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::letters::{MAX_ID, no_reason, reason};
 use super::trail::Deed;
 use super::{Caller, Desk, Kind, Trouble, in_time_or_unknown};
-use crate::edit::notes;
+use crate::edit::{TOO_LATE, notes};
 
 /// What shows whether it was done.
 const LOOK: &str = "the history of this letter";
@@ -38,11 +38,7 @@ impl Desk {
     async fn put_in_place(&self, edit: Edit) -> Result<String, Trouble> {
         match in_time_or_unknown(LOOK, self.ledger().await?.edit(&edit)).await? {
             true => Ok(edit.copy.id),
-            false => Err(Trouble::new(
-                Kind::Conflict,
-                "somebody was quicker: the letter is not open any more, or on hold",
-                "look at its history",
-            )),
+            false => Err(Trouble::new(Kind::Conflict, TOO_LATE, "look at its history")),
         }
     }
 }

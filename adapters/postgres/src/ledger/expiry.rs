@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 
 use super::{PgLedger, stored_id};
 use crate::failure::failed;
-use crate::{ledger_row, stranded, time};
+use crate::{ledger_row, stranded};
 
 /// Whether the time of a letter `l` is over: $1 is the status, $2 the time before which nothing may have happened last.
 const OVER: &str = "l.status = $1 AND l.hold IS NULL AND l.seen_at < $2 AND l.collected_at < $2
@@ -20,11 +20,8 @@ const FIND: &str = "
     SELECT {columns} FROM {letter} AS l
     WHERE {over} AND ($3::text IS NULL OR l.n > (SELECT n FROM {letter} WHERE id = $3)) ORDER BY l.n LIMIT $4";
 
-const HISTORIES: &str = "
-    SELECT l.id, {at}, e.what, e.detail FROM {letter} AS l CROSS JOIN LATERAL (
-        SELECT 0 AS n, l.collected_at AS at, 'collected' AS what, l.found_in AS detail
-        UNION ALL SELECT n, at, what, detail FROM {event} WHERE letter = l.n AND what <> 'collected'
-    ) AS e WHERE l.id = ANY ($1) ORDER BY e.n";
+const HISTORIES: &str =
+    "SELECT l.id, {at}, e.what, e.detail FROM {events} WHERE l.id = ANY ($1) ORDER BY e.n";
 
 /// Nobody is waited for, and nobody waits: letters that somebody is at are left for the next time.
 const LOCK: &str = "SELECT n FROM {letter} WHERE id = ANY ($1) FOR UPDATE SKIP LOCKED";
@@ -70,7 +67,7 @@ impl PgLedger {
 
     async fn histories(&self, ids: &[&str]) -> Result<HashMap<String, Vec<LetterEvent>>, AdapterError> {
         type Row = (String, DateTime<Utc>, String, Option<String>);
-        let rows: Vec<Row> = sqlx::query_as(self.sql(&HISTORIES.replace("{at}", &time::clamped("e.at"))))
+        let rows: Vec<Row> = sqlx::query_as(self.history_sql(HISTORIES))
             .bind(ids)
             .fetch_all(&self.pool)
             .await
