@@ -128,7 +128,12 @@ fn renamed(url: &str, database: &str) -> Option<String> {
 }
 
 async fn connect(options: PgConnectOptions, connections: u32) -> Outcome<PgPool> {
+    let port = options.get_port();
     let pool = PgPoolOptions::new().max_connections(connections).acquire_timeout(Duration::from_secs(30));
+    let pool = pool.after_connect(move |_, _| {
+        backstop_postgres::set_nodelay(port);
+        Box::pin(async { Ok(()) })
+    });
     Ok(pool.connect_with(options).await?)
 }
 

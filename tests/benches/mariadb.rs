@@ -6,7 +6,7 @@ use std::time::Duration;
 use backstop::schema::Schema as _;
 use backstop_core::outbox::OutboxStore;
 use backstop_mysql::{MySqlOutboxStore, MySqlSchema, MySqlTables};
-use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
+use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions, MySqlSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, MySql, MySqlPool, QueryBuilder};
 
 use crate::outbox::{Backlog, INSERT, Outbox, in_chunks};
@@ -24,10 +24,16 @@ pub(crate) struct MariaDb {
 impl MariaDb {
     /// Makes a database with Backstop's tables.
     pub(crate) async fn fresh(servers: &Servers) -> Outcome<Self> {
-        let server: MySqlConnectOptions = servers.mariadb.parse()?;
+        // As PostgreSQL is measured.
+        let server = servers.mariadb.parse::<MySqlConnectOptions>()?.ssl_mode(MySqlSslMode::Disabled);
         let name = unique("drained");
         execute(&server, format!("CREATE DATABASE `{name}`")).await?;
+        let port = server.get_port();
         let pool = MySqlPoolOptions::new().max_connections(24).acquire_timeout(Duration::from_secs(30));
+        let pool = pool.after_connect(move |_, _| {
+            backstop_mysql::set_nodelay(port);
+            Box::pin(async { Ok(()) })
+        });
         let pool = pool.connect_with(server.clone().database(&name)).await?;
         MySqlSchema::new(pool.clone(), MySqlTables::default()).migrate().await?;
         Ok(Self { name, server, pool })

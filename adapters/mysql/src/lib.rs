@@ -56,6 +56,7 @@ mod time;
 mod transaction;
 mod witness;
 
+pub use backstop_nodelay::set as set_nodelay;
 pub use inbox::MySqlInbox;
 pub use open::open;
 pub use outbox::MySqlOutbox;

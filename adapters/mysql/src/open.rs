@@ -18,7 +18,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Opens a pool of up to 24 connections, enough for one consumer with its defaults, to the server of a `mysql://` (or
 /// `mariadb://`) URL, after one connection has shown that the server takes them.
 ///
-/// Applications use a pool of their own: nothing here rests on its settings.
+/// Applications use a pool of their own: nothing here rests on its settings. One setting of this pool is worth having
+/// all the same, where sqlx is 0.9.0: `TCP_NODELAY` on Linux, without which statements of more than 16 KiB wait up to
+/// 40 ms under TLS. A pool of one's own gets it by [`set_nodelay`](crate::set_nodelay) in `after_connect`.
 ///
 /// # Errors
 /// When the URL is malformed or names no database, the server cannot be reached within 10 s, or refuses. No text
@@ -45,8 +47,13 @@ pub async fn open(url: &str) -> Result<MySqlPool, AdapterError> {
     })?;
     let connection = connection.map_err(failed(&format!("connect to {place}")))?;
     connection.close().await.map_err(failed(&format!("talk to {place}")))?;
+    let port = options.get_port();
     Ok(MySqlPoolOptions::new()
         .max_connections(CONNECTIONS)
         .acquire_timeout(PATIENCE)
+        .after_connect(move |_, _| {
+            backstop_nodelay::set(port);
+            Box::pin(async { Ok(()) })
+        })
         .connect_lazy_with(options))
 }

@@ -36,6 +36,7 @@ mod lease;
 mod ledger;
 mod ledger_row;
 mod limits;
+mod literal;
 #[cfg(test)]
 mod model;
 mod open;
@@ -57,6 +58,7 @@ mod tables;
 mod time;
 mod transaction;
 
+pub use backstop_nodelay::set as set_nodelay;
 pub use debezium::{AdditionalField, DebeziumOutbox, Placement};
 pub use debezium_schema::DebeziumSchema;
 pub use inbox::PgInbox;

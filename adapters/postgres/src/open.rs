@@ -19,7 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// URL, after one connection has shown that the server takes them. The connections are named `backstop` unless the URL
 /// says otherwise.
 ///
-/// Applications use a pool of their own: nothing here rests on its settings.
+/// Applications use a pool of their own: nothing here rests on its settings. One setting of this pool is worth having
+/// all the same, where sqlx is 0.9.0: `TCP_NODELAY` on Linux, without which statements of more than 16 KiB wait up to
+/// 40 ms under TLS. A pool of one's own gets it by [`set_nodelay`](crate::set_nodelay) in `after_connect`.
 ///
 /// # Errors
 /// When the URL is malformed, the server cannot be reached within 10 s, or refuses. No text repeats the URL.
@@ -44,5 +46,13 @@ pub async fn open(url: &str) -> Result<PgPool, AdapterError> {
     })?;
     let connection = connection.map_err(failed(&format!("connect to {place}")))?;
     connection.close().await.map_err(failed(&format!("talk to {place}")))?;
-    Ok(PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(PATIENCE).connect_lazy_with(options))
+    let port = options.get_port();
+    Ok(PgPoolOptions::new()
+        .max_connections(CONNECTIONS)
+        .acquire_timeout(PATIENCE)
+        .after_connect(move |_, _| {
+            backstop_nodelay::set(port);
+            Box::pin(async { Ok(()) })
+        })
+        .connect_lazy_with(options))
 }

@@ -1,5 +1,6 @@
 //! The outbox as the relay uses it.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,8 +16,8 @@ use sqlx::{AssertSqlSafe, Executor, PgPool};
 use crate::dead_rows::Place;
 use crate::debezium::DebeziumOutbox;
 use crate::failure::{failed, failed_or_denied};
-use crate::hex::hex;
 use crate::layout::Layout;
+use crate::literal::{array, quoted};
 use crate::reader::{PgOutboxReader, ReaderSql};
 use crate::seat::Seat;
 use crate::storable::storable;
@@ -143,10 +144,14 @@ impl PgOutboxStore {
 /// while the table was empty would scan it. Nor do its statistics matter, which may be of that time too: what is left
 /// to the planner is a walk over the index of the key, and a hash or merge join.
 fn deletion(Layout { table, id: id_of, .. }: &Layout, rows: &[RowId]) -> String {
-    let numbers = rows.iter().map(|row| row.seq.to_string()).collect::<Vec<_>>().join(",");
-    // As bytes in hexadecimal, because any writer may choose them: there is nothing of theirs to escape.
-    let id = |row: &RowId| format!(r#""\\\\x{}""#, hex(row.id.as_bytes()));
-    let ids = rows.iter().map(id).collect::<Vec<_>>().join(",");
+    let mut numbers = String::with_capacity(10 * rows.len());
+    for row in rows {
+        let comma = if numbers.is_empty() { "" } else { "," };
+        // Writing to a string cannot fail.
+        let _ = write!(numbers, "{comma}{}", row.seq);
+    }
+    // Any writer may choose them.
+    let ids = quoted(&array(rows.iter().map(|row| &row.id)));
     let first = rows.iter().map(|row| row.seq).min().unwrap_or_default();
     let last = rows.iter().map(|row| row.seq).max().unwrap_or_default();
     // Numbers that lie close together, as almost always, are found by one walk rather than by a search for each.
@@ -158,8 +163,8 @@ fn deletion(Layout { table, id: id_of, .. }: &Layout, rows: &[RowId]) -> String 
     format!(
         "{LIMITS}; \
          SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_nestloop = off; \
-         DELETE FROM {table} AS o USING unnest('{{{numbers}}}'::bigint[], E'{{{ids}}}'::bytea[]) AS w (seq, id) \
-         WHERE o.seq {place} AND o.seq = w.seq AND convert_to({id_of}, 'UTF8') = w.id"
+         DELETE FROM {table} AS o USING unnest('{{{numbers}}}'::bigint[], {ids}::text[]) AS w (seq, id) \
+         WHERE o.seq {place} AND o.seq = w.seq AND ({id_of}) COLLATE \"C\" = w.id"
     )
 }
 

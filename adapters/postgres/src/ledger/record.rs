@@ -11,6 +11,7 @@ use sqlx::{PgConnection, Row};
 
 use super::{PgLedger, stored, stored_id};
 use crate::failure::failed;
+use crate::literal;
 use crate::storable::storable;
 use crate::stranded;
 
@@ -226,23 +227,6 @@ impl Kinds {
     }
 }
 
-/// An array as PostgreSQL reads it.
-fn array(texts: impl IntoIterator<Item = String>) -> String {
-    let mut array = String::from("{");
-    for (nth, text) in texts.into_iter().enumerate() {
-        array.push_str(if nth == 0 { "\"" } else { ",\"" });
-        text.chars().for_each(|letter| {
-            if matches!(letter, '"' | '\\') {
-                array.push('\\');
-            }
-            array.push(letter);
-        });
-        array.push('"');
-    }
-    array.push('}');
-    array
-}
-
 fn texts(letters: &[Letter], field: fn(&Letter) -> Option<&str>) -> Vec<Option<String>> {
     letters.iter().map(|letter| stored(field(letter))).collect()
 }
@@ -251,8 +235,9 @@ fn bind<'q>(query: Bound<'q>, letters: &[Letter], groups: Vec<i64>) -> Result<Bo
     let of = |field: fn(&Letter) -> Option<&str>| texts(letters, field);
     let headers = letters.iter().map(|letter| header_column::encode(&letter.envelope.headers));
     let headers: Vec<Vec<u8>> = headers.collect::<Result<_, _>>()?;
-    let terms =
-        letters.iter().map(|letter| array(terms::of_letter(letter).iter().map(|term| storable(term))));
+    let terms = letters
+        .iter()
+        .map(|letter| literal::array(terms::of_letter(letter).iter().map(|term| storable(term))));
     let bytes = |field: fn(&Letter) -> Option<&[u8]>| -> Vec<Option<Vec<u8>>> {
         letters.iter().map(|letter| field(letter).map(<[u8]>::to_vec)).collect()
     };
@@ -281,16 +266,4 @@ fn bind<'q>(query: Bound<'q>, letters: &[Letter], groups: Vec<i64>) -> Result<Bo
         .bind(of(|letter| letter.hold.as_deref()))
         .bind(terms.collect::<Vec<_>>())
         .bind(groups))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_array_keeps_what_it_is_written_with() {
-        let texts = ["a", "", "NULL", "b,c", "d\"e", "f\\g", "{h}"].map(str::to_owned);
-        assert_eq!(array(texts), r#"{"a","","NULL","b,c","d\"e","f\\g","{h}"}"#);
-        assert_eq!(array([]), "{}");
-    }
 }

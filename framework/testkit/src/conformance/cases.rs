@@ -212,6 +212,7 @@ macro_rules! store_conformance {
                 a_row_committed_late_is_not_lost,
                 many_writers_lose_nothing,
                 deleted_rows_are_gone,
+                rows_of_any_id_are_deleted,
                 reads_keep_to_their_rows,
                 reads_keep_to_their_bytes,
                 a_destination_is_read_again,

@@ -197,6 +197,22 @@ pub async fn deleted_rows_are_gone<H: StoreHarness>(harness: &H) {
     assert_eq!(outbox.status().await.expect("the database answers").pending, 1);
 }
 
+/// Ids are whatever a writer likes, and rows are deleted by them.
+pub async fn rows_of_any_id_are_deleted<H: StoreHarness>(harness: &H) {
+    const IDS: [&str; 12] =
+        ["it's", "\"", "\\", "\\'", "a,b", "{}", "NULL", "$1?", "--", "ü🍵", " ", "line\nline"];
+    for id in IDS {
+        enqueue(harness, outgoing("orders", "tea", id)).await;
+    }
+    let outbox = harness.outbox();
+    let rows = read_rows(&mut *outbox.reader(), IDS.len()).await;
+    assert_eq!(ids(&rows), IDS);
+    let but_one: Vec<RowId> = rows[..IDS.len() - 1].iter().map(OutboxRow::row_id).collect();
+    outbox.delete(&but_one).await.expect("deleted");
+    assert_eq!(ids(&read_rows(&mut *harness.outbox().reader(), 1).await), ["line\nline"]);
+    assert_eq!(outbox.status().await.expect("the database answers").pending, 1);
+}
+
 /// A read brings no more rows than asked for, says that more is there, and goes on behind them.
 pub async fn reads_keep_to_their_rows<H: StoreHarness>(harness: &H) {
     let mut reader = harness.outbox().reader();
