@@ -62,6 +62,7 @@ mod edit;
 #[cfg(test)]
 mod gated;
 mod patience;
+mod portion;
 mod rules;
 
 pub use cli::start;

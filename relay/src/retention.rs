@@ -23,6 +23,7 @@ use crate::config::RetentionConfig;
 use crate::exit::{Exit, Failure};
 use crate::owner::{Owner, OwnerSettings};
 use crate::patience::{answer, is_silence};
+use crate::portion::Portion;
 
 /// From one pass to the next.
 const EVERY: Duration = Duration::from_secs(600);
@@ -128,18 +129,21 @@ impl Retention {
         expiry: &Expiry,
         stop: &CancellationToken,
     ) -> Result<(Vec<String>, Option<Manifest>), Failure> {
-        let (mut ids, mut archive, mut batch) = (Vec::<String>::new(), None, BATCH);
+        let (mut ids, mut archive, mut most) = (Vec::<String>::new(), None, BATCH);
+        let portion = Portion::of(BATCH);
         while ids.len() < IN_ONE_FILE {
             let after = ids.last().map(String::as_str);
+            let batch = portion.next().min(most);
             let page = match answer(stop, self.ledger.expired(expiry, after, batch)).await {
                 // Letters may be so large that as many of them do not come in time.
                 Err(error) if is_silence(&error) && batch > 1 && !stop.is_cancelled() => {
-                    batch /= 2;
+                    most = batch / 2;
                     continue;
                 }
                 page => page.map_err(|error| Failure::database(&error))?,
             };
             let is_last = page.len() < batch as usize;
+            portion.came(page.iter().map(|expired| &expired.letter));
             ids.extend(page.iter().map(|expired| expired.letter.id.clone()));
             if !page.is_empty()
                 && let Some(folder) = &self.config.archive

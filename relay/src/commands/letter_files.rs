@@ -17,6 +17,7 @@ use crate::encryption::Locked;
 use crate::exit::{Exit, Failure};
 use crate::letter_file::{Line, NoLetter};
 use crate::output::{self, counted};
+use crate::portion::Portion;
 use crate::redact::Redaction;
 use crate::retention::Retention;
 
@@ -33,9 +34,11 @@ pub(super) async fn export(context: &Context, filter: &Filter, to: Option<&Path>
     action.begins(meant).await?;
     let keys = context.keys();
     let (mut after, mut written, mut locked) = (None, 0, Vec::new());
+    let portion = Portion::of(PAGE);
     loop {
-        let page = ledger.list(&filter, after.as_deref(), PAGE).await.map_err(database)?;
+        let page = ledger.list(&filter, after.as_deref(), portion.next()).await.map_err(database)?;
         let Some(last) = page.last() else { break };
+        portion.came(page.iter());
         after = Some(last.id.clone());
         written += page.len() as u64;
         for mut letter in page {

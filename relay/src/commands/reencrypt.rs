@@ -12,6 +12,7 @@ use crate::commands::{Context, database};
 use crate::encryption::{KeyId, Keyring, Locked, key_of};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, counted};
+use crate::portion::Portion;
 
 /// Letters that are read, and whose bodies are replaced, together: few, because whole bodies are in memory several times.
 const PAGE: u32 = 50;
@@ -87,9 +88,14 @@ async fn look(
     bar: &ProgressBar,
 ) -> Result<(), Failure> {
     let mut after = None;
+    let portion = Portion::of(PAGE);
     loop {
-        let page = ledger.list(&LetterFilter::default(), after.as_deref(), PAGE).await.map_err(database)?;
+        let page = ledger
+            .list(&LetterFilter::default(), after.as_deref(), portion.next())
+            .await
+            .map_err(database)?;
         let Some(last) = page.last() else { return Ok(()) };
+        portion.came(page.iter());
         after = Some(last.id.clone());
         let (mut bodies, letters) = (Vec::new(), page.len() as u64);
         for letter in page {

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::filter::FilterQuery;
 use super::letters::reason;
 use super::{Caller, Desk, Page, Trouble, in_time};
+use crate::portion::Portion;
 
 /// Letters that are read at once while those of a verdict are looked for.
 const SCAN: u32 = 200;
@@ -237,9 +238,13 @@ impl Desk {
     ) -> Result<Page, Trouble> {
         let mut letters: Vec<Letter> = Vec::new();
         let mut at = after.map(str::to_owned);
-        for _ in 0..SCANNED / SCAN {
-            let read = in_time(self.ledger().await?.list(&plan.filter, at.as_deref(), SCAN)).await?;
-            let last = read.len() < SCAN as usize;
+        let (portion, mut looked_at) = (Portion::of(SCAN), 0);
+        while looked_at < SCANNED {
+            let most = portion.next();
+            let read = in_time(self.ledger().await?.list(&plan.filter, at.as_deref(), most)).await?;
+            let last = read.len() < most as usize;
+            portion.came(read.iter());
+            looked_at += most;
             for letter in read {
                 if letters.len() == limit {
                     return Ok(Page { letters, next: at });

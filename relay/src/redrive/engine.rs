@@ -27,6 +27,7 @@ use crate::encryption::Keyring;
 use crate::exit::with_cause;
 use crate::owner::{Owner, OwnerSettings};
 use crate::patience::answer;
+use crate::portion::Portion;
 
 /// Letters that are taken and sent together, and so the most that a crash sends twice.
 const CHUNK: u32 = 200;
@@ -62,6 +63,7 @@ pub struct Engine<S> {
     keys: Keyring,
     owner: OwnerSettings,
     only: Option<String>,
+    portion: Portion,
     trouble: watch::Sender<Option<Arc<Trouble>>>,
 }
 
@@ -81,7 +83,15 @@ enum Batch {
 impl<S: Sink> Engine<S> {
     /// An engine that works while it holds the lease of `owner`.
     pub fn new(ledger: Arc<dyn Ledger>, sink: S, owner: OwnerSettings) -> Self {
-        Self { ledger, sink, keys: Keyring::default(), owner, only: None, trouble: watch::Sender::new(None) }
+        Self {
+            ledger,
+            sink,
+            keys: Keyring::default(),
+            owner,
+            only: None,
+            portion: Portion::of(CHUNK),
+            trouble: watch::Sender::new(None),
+        }
     }
 
     /// Opens bodies with these keys; those that none of them opens are refused.
@@ -279,10 +289,11 @@ impl<S: Sink> Engine<S> {
     ) -> Result<Batch, Trouble> {
         let most = tokio::select! {
             () = term.cancelled() => return Ok(Batch::Empty),
-            most = bucket.take(redrive.plan.rate, CHUNK) => most,
+            most = bucket.take(redrive.plan.rate, self.portion.next()) => most,
         };
         let claim = self.ledger.claim_letters(lease, &redrive.plan.id, most);
         let Some(letters) = answer(term, claim).await? else { return Ok(Batch::LeaseLost) };
+        self.portion.came(letters.iter());
         let claimed = u32::try_from(letters.len()).unwrap_or(most);
         if redrive.plan.rate.is_some() {
             bucket.give_back(most.saturating_sub(claimed));
