@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use backstop_core::AdapterError;
@@ -27,6 +28,8 @@ use crate::token::TokenFile;
 const LOOKUP: Duration = Duration::from_secs(5);
 /// The time from one question to the next.
 const LOOKUP_PAUSE: Duration = Duration::from_millis(200);
+/// How long a member that is leaving is given to have left.
+const TO_HAVE_LEFT: Duration = Duration::from_secs(2);
 
 /// A consumer of ours.
 pub(crate) type Member = BaseConsumer<Group>;
@@ -44,6 +47,8 @@ pub(crate) struct Group {
     pub(crate) exchange: Option<Arc<Exchange>>,
     failure: Mutex<Option<AdapterError>>,
     joined: AtomicBool,
+    /// Whether a rebalance was answered while the member leaves.
+    answered: AtomicBool,
 }
 
 /// The partitions that are ours now.
@@ -117,6 +122,7 @@ impl Group {
             doors,
             failure: Mutex::new(None),
             joined: AtomicBool::new(false),
+            answered: AtomicBool::new(false),
         }
     }
 
@@ -268,8 +274,21 @@ impl Group {
         }
     }
 
+    /// Whether a rebalance is an old one that the member found in its queue when it had left: librdkafka never answers
+    /// what is asked about it. Of a leaving member it needs one answer, after which it may have left at any moment: what
+    /// comes then waits for that, and is answered only if it stays away.
+    fn has_left(&self, member: &Member) -> bool {
+        if self.flow.is_closing() && self.answered.swap(true, Ordering::Relaxed) {
+            let until = Instant::now() + TO_HAVE_LEFT;
+            while !member.closed() && Instant::now() < until {
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+        member.closed()
+    }
+
     fn assign(&self, member: &Member, partitions: &TopicPartitionList) {
-        if member.closed() {
+        if self.has_left(member) {
             return;
         }
         self.joined.store(true, Ordering::Relaxed);
@@ -400,8 +419,7 @@ impl Group {
             };
             partitions.to_topic_map().into_keys().filter_map(take).collect()
         };
-        // A member that has left may still find an old rebalance in its queue. librdkafka would not answer it.
-        if member.closed() {
+        if self.has_left(member) {
             return leaving.iter().for_each(|(_, _, assigned)| assigned.leave());
         }
         if let Err(error) = self.settle(member, &leaving) {
