@@ -1,7 +1,5 @@
 //! How many letters are read at once, so that large ones take no more memory than small ones.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use backstop_core::ledger::Letter;
 
 /// What a portion should weigh in bytes at most. One letter alone may weigh more.
@@ -14,28 +12,26 @@ const UNSEEN: usize = 256 << 10;
 #[derive(Debug)]
 pub(crate) struct Portion {
     most: u32,
-    each: AtomicUsize,
+    each: usize,
 }
 
 impl Portion {
     /// Of at most so many letters.
-    pub(crate) const fn of(most: u32) -> Self {
-        Self { most, each: AtomicUsize::new(UNSEEN) }
+    pub(crate) fn of(most: u32) -> Self {
+        Self { most, each: UNSEEN }
     }
 
     /// How many letters to read next.
     pub(crate) fn next(&self) -> u32 {
-        let letters = BYTES / self.each.load(Ordering::Relaxed);
-        u32::try_from(letters).unwrap_or(self.most).clamp(1, self.most)
+        u32::try_from(BYTES / self.each).unwrap_or(self.most).clamp(1, self.most)
     }
 
     /// Portions grow slowly and shrink at once.
-    pub(crate) fn came<'a>(&self, letters: impl ExactSizeIterator<Item = &'a Letter>) {
+    pub(crate) fn came<'a>(&mut self, letters: impl ExactSizeIterator<Item = &'a Letter>) {
         let count = letters.len();
         let bytes: usize = letters.map(|letter| letter.envelope.size()).sum();
         if let Some(mean) = bytes.checked_div(count) {
-            let before = self.each.load(Ordering::Relaxed);
-            self.each.store(mean.max(before / 2).max(1), Ordering::Relaxed);
+            self.each = mean.max(self.each / 2).max(1);
         }
     }
 }
@@ -53,7 +49,7 @@ mod tests {
 
     #[test]
     fn many_small_letters_come_at_once_and_large_ones_alone() {
-        let portion = Portion::of(200);
+        let mut portion = Portion::of(200);
         assert_eq!(portion.next(), 32);
         for expected in [64, 128, 200, 200] {
             portion.came(letters(3, 100).iter());

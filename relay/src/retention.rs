@@ -130,7 +130,7 @@ impl Retention {
         stop: &CancellationToken,
     ) -> Result<(Vec<String>, Option<Manifest>), Failure> {
         let (mut ids, mut archive, mut most) = (Vec::<String>::new(), None, BATCH);
-        let portion = Portion::of(BATCH);
+        let mut portion = Portion::of(BATCH);
         while ids.len() < IN_ONE_FILE {
             let after = ids.last().map(String::as_str);
             let batch = portion.next().min(most);

@@ -28,8 +28,8 @@ use crate::token::TokenFile;
 const LOOKUP: Duration = Duration::from_secs(5);
 /// The time from one question to the next.
 const LOOKUP_PAUSE: Duration = Duration::from_millis(200);
-/// How long a member that is leaving is given to have left.
-const TO_HAVE_LEFT: Duration = Duration::from_secs(2);
+/// How long a member that is leaving is given to have left: before a rebalance is answered, and before a second one is.
+const TO_HAVE_LEFT: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(2)];
 
 /// A consumer of ours.
 pub(crate) type Member = BaseConsumer<Group>;
@@ -47,7 +47,9 @@ pub(crate) struct Group {
     pub(crate) exchange: Option<Arc<Exchange>>,
     failure: Mutex<Option<AdapterError>>,
     joined: AtomicBool,
-    /// Whether a rebalance was answered while the member leaves.
+    /// The member leaves: nothing more is taken.
+    leaving: AtomicBool,
+    /// Whether a rebalance was answered since.
     answered: AtomicBool,
 }
 
@@ -122,6 +124,7 @@ impl Group {
             doors,
             failure: Mutex::new(None),
             joined: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             answered: AtomicBool::new(false),
         }
     }
@@ -274,12 +277,18 @@ impl Group {
         }
     }
 
+    /// The member is about to leave.
+    pub(crate) fn leaves(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
     /// Whether a rebalance is an old one that the member found in its queue when it had left: librdkafka never answers
-    /// what is asked about it. Of a leaving member it needs one answer, after which it may have left at any moment: what
-    /// comes then waits for that, and is answered only if it stays away.
+    /// what is asked about it, and may leave at the same moment. It leaves by itself where it needs no answer, mostly at
+    /// once, and after the one that it may need: so a rebalance waits for that, and is answered only if it stays.
     fn has_left(&self, member: &Member) -> bool {
-        if self.flow.is_closing() && self.answered.swap(true, Ordering::Relaxed) {
-            let until = Instant::now() + TO_HAVE_LEFT;
+        if self.leaving.load(Ordering::Relaxed) {
+            let answered = self.answered.swap(true, Ordering::Relaxed);
+            let until = Instant::now() + TO_HAVE_LEFT[usize::from(answered)];
             while !member.closed() && Instant::now() < until {
                 thread::sleep(Duration::from_millis(5));
             }

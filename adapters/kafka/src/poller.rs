@@ -92,6 +92,7 @@ impl Poller {
         let settled = context.settle_all(&self.member);
         // Leaving may take its time, and transactions have nothing to wait for any more.
         context.exchange.iter().for_each(|exchange| exchange.end());
+        context.leaves();
         settled
     }
 

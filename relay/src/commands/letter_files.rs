@@ -34,7 +34,7 @@ pub(super) async fn export(context: &Context, filter: &Filter, to: Option<&Path>
     action.begins(meant).await?;
     let keys = context.keys();
     let (mut after, mut written, mut locked) = (None, 0, Vec::new());
-    let portion = Portion::of(PAGE);
+    let mut portion = Portion::of(PAGE);
     loop {
         let page = ledger.list(&filter, after.as_deref(), portion.next()).await.map_err(database)?;
         let Some(last) = page.last() else { break };

@@ -88,7 +88,7 @@ async fn look(
     bar: &ProgressBar,
 ) -> Result<(), Failure> {
     let mut after = None;
-    let portion = Portion::of(PAGE);
+    let mut portion = Portion::of(PAGE);
     loop {
         let page = ledger
             .list(&LetterFilter::default(), after.as_deref(), portion.next())

@@ -16,8 +16,8 @@ use crate::portion::Portion;
 
 /// Letters that are read at once while those of a verdict are looked for.
 const SCAN: u32 = 200;
-/// Letters that are looked at for one page of those of a verdict.
-const SCANNED: u32 = 5_000;
+/// Reads for one page of those of a verdict: some 5,000 letters, fewer where they are large.
+const SCANS: u32 = 27;
 /// The highest generation that any guard lets pass.
 const ANY_GENERATION: i64 = i64::MAX;
 
@@ -227,7 +227,7 @@ impl Desk {
         Ok(Plan { filter, guard, terms, groups, more })
     }
 
-    /// Letters of a plan with this verdict. A page looks at 5,000 letters at most, so that it may be short and yet not the
+    /// Letters of a plan with this verdict. A page looks at some 5,000 letters, so that it may be short and yet not the
     /// last.
     pub(crate) async fn letters_of_plan(
         &self,
@@ -238,13 +238,12 @@ impl Desk {
     ) -> Result<Page, Trouble> {
         let mut letters: Vec<Letter> = Vec::new();
         let mut at = after.map(str::to_owned);
-        let (portion, mut looked_at) = (Portion::of(SCAN), 0);
-        while looked_at < SCANNED {
+        let mut portion = Portion::of(SCAN);
+        for _ in 0..SCANS {
             let most = portion.next();
             let read = in_time(self.ledger().await?.list(&plan.filter, at.as_deref(), most)).await?;
             let last = read.len() < most as usize;
             portion.came(read.iter());
-            looked_at += most;
             for letter in read {
                 if letters.len() == limit {
                     return Ok(Page { letters, next: at });

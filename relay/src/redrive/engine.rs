@@ -63,7 +63,6 @@ pub struct Engine<S> {
     keys: Keyring,
     owner: OwnerSettings,
     only: Option<String>,
-    portion: Portion,
     trouble: watch::Sender<Option<Arc<Trouble>>>,
 }
 
@@ -71,6 +70,12 @@ impl<S> std::fmt::Debug for Engine<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Engine").field("owner", &self.owner).field("only", &self.only).finish_non_exhaustive()
     }
+}
+
+/// How many letters of one redrive are sent at once.
+struct Pace {
+    bucket: Bucket,
+    portion: Portion,
 }
 
 /// What ended the sending of one batch.
@@ -83,15 +88,7 @@ enum Batch {
 impl<S: Sink> Engine<S> {
     /// An engine that works while it holds the lease of `owner`.
     pub fn new(ledger: Arc<dyn Ledger>, sink: S, owner: OwnerSettings) -> Self {
-        Self {
-            ledger,
-            sink,
-            keys: Keyring::default(),
-            owner,
-            only: None,
-            portion: Portion::of(CHUNK),
-            trouble: watch::Sender::new(None),
-        }
+        Self { ledger, sink, keys: Keyring::default(), owner, only: None, trouble: watch::Sender::new(None) }
     }
 
     /// Opens bodies with these keys; those that none of them opens are refused.
@@ -200,7 +197,7 @@ impl<S: Sink> Engine<S> {
     }
 
     async fn carry_out(&self, lease: &Lease, id: &str, term: &CancellationToken) -> Result<(), Trouble> {
-        let mut bucket = Bucket::new();
+        let mut pace = Pace { bucket: Bucket::new(), portion: Portion::of(CHUNK) };
         let mut resumed = false;
         while !term.is_cancelled() {
             let Some(redrive) = answer(term, self.ledger.redrive(id)).await? else { return Ok(()) };
@@ -222,7 +219,7 @@ impl<S: Sink> Engine<S> {
                     self.send(&redrive, left, term).await?;
                     resumed = true;
                 }
-                Next::Send => match self.send_for_a_while(lease, &redrive, &mut bucket, term).await? {
+                Next::Send => match self.send_for_a_while(lease, &redrive, &mut pace, term).await? {
                     Batch::Sent => {}
                     Batch::LeaseLost => return Ok(()),
                     Batch::Empty => {
@@ -267,12 +264,12 @@ impl<S: Sink> Engine<S> {
         &self,
         lease: &Lease,
         redrive: &Redrive,
-        bucket: &mut Bucket,
+        pace: &mut Pace,
         term: &CancellationToken,
     ) -> Result<Batch, Trouble> {
         let until = Instant::now() + LOOK_EVERY;
         while Instant::now() < until && !term.is_cancelled() {
-            match self.send_batch(lease, redrive, bucket, term).await? {
+            match self.send_batch(lease, redrive, pace, term).await? {
                 Batch::Sent => {}
                 last => return Ok(last),
             }
@@ -284,19 +281,19 @@ impl<S: Sink> Engine<S> {
         &self,
         lease: &Lease,
         redrive: &Redrive,
-        bucket: &mut Bucket,
+        pace: &mut Pace,
         term: &CancellationToken,
     ) -> Result<Batch, Trouble> {
         let most = tokio::select! {
             () = term.cancelled() => return Ok(Batch::Empty),
-            most = bucket.take(redrive.plan.rate, self.portion.next()) => most,
+            most = pace.bucket.take(redrive.plan.rate, pace.portion.next()) => most,
         };
         let claim = self.ledger.claim_letters(lease, &redrive.plan.id, most);
         let Some(letters) = answer(term, claim).await? else { return Ok(Batch::LeaseLost) };
-        self.portion.came(letters.iter());
+        pace.portion.came(letters.iter());
         let claimed = u32::try_from(letters.len()).unwrap_or(most);
         if redrive.plan.rate.is_some() {
-            bucket.give_back(most.saturating_sub(claimed));
+            pace.bucket.give_back(most.saturating_sub(claimed));
         }
         if letters.is_empty() {
             return Ok(Batch::Empty);
