@@ -143,12 +143,13 @@ async fn report(settings: RabbitSettings, events: impl futures_util::Stream<Item
     }
 }
 
-/// Waits between attempts: from 100 ms, doubling, to 5 s, jittered, for ever.
+/// Waits between attempts: from 100 ms, doubling, to 5 s, each between the half and the whole, for ever.
 pub(crate) fn backoff() -> impl Iterator<Item = Duration> + Send {
     ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(100))
-        .with_max_delay(Duration::from_secs(5))
+        .with_min_delay(Duration::from_millis(50))
+        .with_max_delay(Duration::from_millis(2_500))
         .with_factor(2.0)
+        // Which adds up to as much again.
         .with_jitter()
         .without_max_times()
         .build()

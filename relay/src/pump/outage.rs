@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use crate::exit::with_cause;
 
-/// Delays that double from `min` to `max`, with jitter, for ever.
+/// Delays that double from `min` to `max` for ever, each of them somewhere between the half and the whole.
 #[derive(Debug)]
 pub(super) struct Delays {
     builder: ExponentialBuilder,
@@ -19,9 +19,10 @@ pub(super) struct Delays {
 
 impl Delays {
     pub(super) fn new(min: Duration, max: Duration) -> Self {
+        // `backon` adds up to as much again: nobody waits for longer than the `max` that was asked for.
         let builder = ExponentialBuilder::default()
-            .with_min_delay(min)
-            .with_max_delay(max)
+            .with_min_delay(min / 2)
+            .with_max_delay(max / 2)
             .without_max_times()
             .with_jitter();
         Self { builder, delays: builder.build(), max }
@@ -82,6 +83,25 @@ impl Outage {
         if let Some((since, _)) = self.down.take() {
             self.delays.reset();
             info!(of = self.what, seconds = since.elapsed().as_secs_f64(), "outage over");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_delay_is_longer_than_asked_nor_shorter_than_half() {
+        let (min, max) = (Duration::from_millis(200), Duration::from_secs(10));
+        for _ in 0..100 {
+            let mut delays = Delays::new(min, max);
+            let mut whole = min;
+            for _ in 0..12 {
+                let delay = delays.next();
+                assert!(delay >= whole / 2 && delay <= whole, "{delay:?} of {whole:?}");
+                whole = (whole * 2).min(max);
+            }
         }
     }
 }

@@ -50,11 +50,12 @@ pub struct PumpSettings {
     pub idle_poll: Duration,
     /// How often to look for scheduled rows whose time has come. Costs a query each time. Defaults to 1 s.
     pub promote_poll: Duration,
-    /// First wait after the broker or the database failed; it doubles, with jitter. Defaults to 200 ms.
+    /// First wait after the broker or the database failed; it doubles. As with the waits below, between half of it
+    /// and the whole is waited. Defaults to 200 ms.
     pub retry_min: Duration,
     /// Longest wait after the broker or the database failed. Defaults to 10 s.
     pub retry_max: Duration,
-    /// First wait of a paused destination; it doubles, with jitter. Defaults to 1 s.
+    /// First wait of a paused destination; it doubles. Defaults to 1 s.
     pub pause_min: Duration,
     /// Longest wait of a paused destination. Defaults to 30 s.
     pub pause_max: Duration,
