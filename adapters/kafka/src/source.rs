@@ -169,7 +169,8 @@ impl KafkaSource {
         self
     }
 
-    /// Sets whether the doors of the topics are read too. Defaults to yes.
+    /// Sets whether the doors of the topics are read too. Those that are missing are made, with one partition. Defaults
+    /// to yes.
     #[must_use]
     pub fn door(mut self, door: bool) -> Self {
         self.options.door = door;

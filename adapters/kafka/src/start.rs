@@ -21,6 +21,9 @@ use crate::topics::{EVENTS, Presence, Steward, Wanted, check_name, presence};
 
 /// One question for a topic.
 pub(crate) const QUESTION: Duration = Duration::from_secs(1);
+/// Groups share out partitions by their number, those of doors among them: with as many as the topic has, one instance
+/// could be given all of the topic, and another one all of the door.
+const DOOR_PARTITIONS: i32 = 1;
 /// How long a door may take to be made and seen.
 const DOOR: Duration = Duration::from_secs(5);
 
@@ -41,13 +44,11 @@ pub(crate) fn start(
         .consumer_config()?
         .create_with_context(group)
         .map_err(|error| fault("the Kafka consumer could not be made", &error))?;
-    let Some(partitions) = await_topics(&member, options, flow)? else { return Ok(None) };
-    let mut topics: Vec<&str> = options.topics.iter().map(String::as_str).collect();
-    for (door, partitions) in doors.iter().zip(partitions) {
-        if open_door(&member, options, door, partitions) {
-            topics.push(door);
-        }
+    if !await_topics(&member, options, flow)? {
+        return Ok(None);
     }
+    let mut topics: Vec<&str> = options.topics.iter().map(String::as_str).collect();
+    topics.extend(doors.iter().map(String::as_str).filter(|door| open_door(&member, options, door)));
     member.subscribe(&topics).map_err(|error| fault("the topics could not be subscribed to", &error))?;
     Ok(Some(member))
 }
@@ -71,22 +72,18 @@ fn door_names(options: &Options) -> Result<Vec<String>, AdapterError> {
     Ok(doors)
 }
 
-/// Waits until every named topic is there; their partition counts. `None` when the source is closing. Only for a
-/// member that has not subscribed yet: it polls.
+/// Waits until every named topic is there; `false` when the source is closing. Only for a member that has not
+/// subscribed yet: it polls.
 ///
 /// Brokers that do not answer are waited for without end; an answer that a topic is missing is believed when it is
 /// the same for [`PATIENCE`].
-fn await_topics(member: &Member, options: &Options, flow: &Flow) -> Result<Option<Vec<i32>>, AdapterError> {
-    let mut counts = Vec::new();
+fn await_topics(member: &Member, options: &Options, flow: &Flow) -> Result<bool, AdapterError> {
     for topic in options.named_topics() {
         let mut missing_since = None;
         loop {
             refusals(member)?;
             match presence(member.client(), topic, QUESTION) {
-                Ok(Presence::Here(count)) => {
-                    counts.push(count);
-                    break;
-                }
+                Ok(Presence::Here(_)) => break,
                 Ok(Presence::Denied) => return Err(unreadable(topic)),
                 Ok(Presence::Missing) => {
                     let since = *missing_since.get_or_insert_with(Instant::now);
@@ -97,12 +94,12 @@ fn await_topics(member: &Member, options: &Options, flow: &Flow) -> Result<Optio
                 Err(error) => member.context().voice.warn("waiting for the brokers", &error.to_string()),
             }
             if flow.is_closing() {
-                return Ok(None);
+                return Ok(false);
             }
             flow.wait(Duration::from_millis(50));
         }
     }
-    Ok(Some(counts))
+    Ok(true)
 }
 
 /// Refusals show up only among the events, while a question for a topic just times out; and a token is asked for there.
@@ -141,7 +138,7 @@ pub(crate) fn ended(member: &Member, error: &KafkaError, code: Code) -> AdapterE
 }
 
 /// Makes sure that a door is there; `false` when the source has to go on without it.
-fn open_door(member: &Member, options: &Options, door: &str, partitions: i32) -> bool {
+fn open_door(member: &Member, options: &Options, door: &str) -> bool {
     match presence(member.client(), door, QUESTION) {
         Ok(Presence::Here(_)) => return true,
         Ok(Presence::Denied) => {
@@ -153,7 +150,7 @@ fn open_door(member: &Member, options: &Options, door: &str, partitions: i32) ->
         }
         Ok(Presence::Missing) | Err(_) => {}
     }
-    let wanted = Wanted { name: door, partitions, config: Vec::new() };
+    let wanted = Wanted { name: door, partitions: DOOR_PARTITIONS, config: Vec::new() };
     let made = Steward::new(&options.settings)
         .map(|steward| steward.create(&wanted).map(|()| steward.await_presence(door, DOOR)));
     match made {

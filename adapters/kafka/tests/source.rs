@@ -182,7 +182,7 @@ async fn the_door_is_made_and_read_from_its_beginning_with_the_original_origin()
     let mut first = subscribe();
     let poll = tokio::time::timeout(Duration::from_millis(1), first.next()).await;
     assert!(poll.is_err());
-    until("the door", || partitions(&door) == 3).await;
+    until("the door", || partitions(&door) == 1).await;
     within("close", first.close()).await.expect("closed");
 
     let sink = KafkaSink::new(settings());
