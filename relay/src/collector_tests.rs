@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use backstop_core::lease::{Holder, Lease};
 use backstop_core::ledger::{
     AuditEntry, AuditFilter, AuditLog, Change, Edit, Expired, Expiry, Guard, LetterEvent, LetterFilter,
-    LetterGroup, LetterStatus, NewAuditEntry, NewBody, NewRedrive, PlanGroup, Redrive, Redrives, Sent,
-    Standing,
+    LetterGroup, LetterMinute, LetterStatus, NewAuditEntry, NewBody, NewRedrive, PlanGroup, Redrive,
+    Redrives, Sent, Standing,
 };
 use backstop_core::source::SourceInfo;
 use backstop_core::{ConsumerReport, FaultKind, Identity, Message, Origin, Receipt, Via};
@@ -80,6 +80,10 @@ impl Ledger for Memory {
 
     fn groups<'a>(&'a self, filter: &'a LetterFilter, limit: u32) -> Answer<'a, Vec<LetterGroup>> {
         self.rest.groups(filter, limit)
+    }
+
+    fn minutes<'a>(&'a self, fingerprint: Option<&'a str>) -> Answer<'a, Vec<LetterMinute>> {
+        self.rest.minutes(fingerprint)
     }
 
     fn history<'a>(&'a self, id: &'a str) -> Answer<'a, Vec<LetterEvent>> {

@@ -16,6 +16,7 @@ mod parts;
 mod plan;
 mod redrive;
 mod redrives;
+mod trend;
 
 use std::sync::Arc;
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use backstop_core::lease::{Holder, Lease, Leases};
 use backstop_core::ledger::{
     AuditEntry, AuditFilter, AuditLog, Change, Edit, Expired, Expiry, Guard, Ledger, Letter, LetterEvent,
-    LetterFilter, LetterGroup, LetterStatus, NewAuditEntry, NewBody, NewRedrive, PlanGroup, Redrive,
-    Redrives, Sent, Standing,
+    LetterFilter, LetterGroup, LetterMinute, LetterStatus, NewAuditEntry, NewBody, NewRedrive, PlanGroup,
+    Redrive, Redrives, Sent, Standing,
 };
 use backstop_core::{AdapterError, ConsumerReport, Receipt};
 use chrono::{DateTime, Utc};
@@ -100,6 +100,10 @@ impl Ledger for Gated {
 
     fn groups<'a>(&'a self, filter: &'a LetterFilter, limit: u32) -> Answer<'a, Vec<LetterGroup>> {
         self.pass("groups", move || self.rest.groups(filter, limit))
+    }
+
+    fn minutes<'a>(&'a self, fingerprint: Option<&'a str>) -> Answer<'a, Vec<LetterMinute>> {
+        self.pass("minutes", move || self.rest.minutes(fingerprint))
     }
 
     fn history<'a>(&'a self, id: &'a str) -> Answer<'a, Vec<LetterEvent>> {

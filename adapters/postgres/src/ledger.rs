@@ -17,8 +17,8 @@ use std::time::Duration;
 use backstop_core::lease::{Holder, Lease, Leases};
 use backstop_core::ledger::{
     AuditEntry, AuditFilter, AuditLog, Change, Edit, Expired, Expiry, Guard, Ledger, Letter, LetterEvent,
-    LetterFilter, LetterGroup, LetterStatus, NewAuditEntry, NewBody, NewRedrive, PlanGroup, Redrive,
-    Redrives, Sent, Standing,
+    LetterFilter, LetterGroup, LetterMinute, LetterStatus, NewAuditEntry, NewBody, NewRedrive, PlanGroup,
+    Redrive, Redrives, Sent, Standing,
 };
 use backstop_core::{AdapterError, ConsumerReport, FaultKind, Receipt, identity};
 use chrono::{DateTime, Utc};
@@ -132,6 +132,13 @@ impl Ledger for PgLedger {
         limit: u32,
     ) -> BoxFuture<'a, Result<Vec<LetterGroup>, AdapterError>> {
         Box::pin(self.group_some(filter, limit))
+    }
+
+    fn minutes<'a>(
+        &'a self,
+        fingerprint: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Vec<LetterMinute>, AdapterError>> {
+        Box::pin(self.recent_minutes(fingerprint))
     }
 
     fn history<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Vec<LetterEvent>, AdapterError>> {

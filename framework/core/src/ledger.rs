@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use audit::{AuditEntry, AuditFilter, AuditLog, AuditStep, NewAuditEntry};
 pub use expiry::{Expired, Expiry};
 pub use filter::{HeaderFilter, LetterFilter};
-pub use group::{LetterGroup, StatusCounts};
+pub use group::{LetterGroup, LetterMinute, StatusCounts};
 pub use job::{
     Guard, NewRedrive, Phase, PlanGroup, Redrive, Redrives, Run, Sent, Standing, Step, Tally, Verdict,
 };
@@ -351,6 +351,17 @@ pub trait Ledger: Leases + Redrives + AuditLog {
         filter: &'a LetterFilter,
         limit: u32,
     ) -> BoxFuture<'a, Result<Vec<LetterGroup>, AdapterError>>;
+
+    /// In which minutes of the last two hours, by the database's clock, letters of that fingerprint died, or letters of any,
+    /// and how many; oldest first, minutes without letters left out. Letters that were collected more than an hour after
+    /// they died are not counted, and those that are purged since are.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    fn minutes<'a>(
+        &'a self,
+        fingerprint: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Vec<LetterMinute>, AdapterError>>;
 
     /// What happened to a letter, oldest first.
     ///

@@ -14,7 +14,7 @@ use super::Asked;
 use super::icons::state;
 use super::page::{Page, Place, Shown};
 use super::parts::{Term, ago, at, counted, failing, known, letters_of, name, safe, sum};
-use super::{forms, groups, letters, plan};
+use super::{forms, groups, letters, plan, trend};
 use crate::desk::filter::FilterQuery;
 use crate::desk::{Caller, Desk, GroupRow};
 
@@ -29,6 +29,7 @@ pub(super) async fn page(
 ) -> Result<Response, Shown> {
     let row = desk.group(&fingerprint).await?;
     let filter = FilterQuery { fingerprint: Some(fingerprint.clone()), ..asked.filter };
+    let minutes = desk.minutes(Some(&fingerprint)).await?;
     let open = row.by_status.open;
     let planned =
         if open > 0 { Some(desk.plan(&plan::until_now(&filter), &asked.order).await?) } else { None };
@@ -51,6 +52,10 @@ pub(super) async fn page(
             section aria-labelledby="h-aff" { div.sh { h2 #h-aff { "Affected" } p { "open letters" } }
                 (affected("Consumer", &row.consumers, |name| FilterQuery { consumer: name, ..group.clone() }))
                 (affected("Topic or queue", &row.places, |name| FilterQuery { place: name, ..group.clone() })) }
+        }
+        section aria-labelledby="h-new" {
+            div.sh { h2 #h-new { "New letters" } p { "of any status, by five minutes; what was collected within an hour" } }
+            div data-live="trend" { (trend::plot(&minutes)) }
         }
         @if let Some(planned) = &planned { (plan::section(&who, planned, &filter, &asked.order, None)) }
         section #letters aria-labelledby="h-let" {

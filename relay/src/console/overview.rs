@@ -11,7 +11,7 @@ use maud::{Markup, html};
 use super::icons::icon;
 use super::page::{Page, Place, Shown};
 use super::parts::{counted, group_of, letters_of, safe, span_of};
-use super::{groups, outboxes, redrives};
+use super::{groups, outboxes, redrives, trend};
 use crate::desk::filter::FilterQuery;
 use crate::desk::{Caller, Desk, GroupRow, OutboxLook, State as Failing};
 
@@ -30,7 +30,7 @@ pub(super) async fn page(
     let (rows, redriving) = (desk.groups(&open).await?, desk.count(&of(LetterStatus::Redriving)).await?);
     let silent = LetterFilter { outcome: Some(Outcome::Silent), ..LetterFilter::default() };
     let (silent, (jobs, _)) = (desk.count(&silent).await?, desk.redrives(None, REDRIVES).await?);
-    let looks = desk.outboxes().await;
+    let (looks, minutes) = (desk.outboxes().await, desk.minutes(None).await?);
     let needs = needs(&rows, &jobs, &looks);
     let body = html! {
         h1.vh { "Overview" }
@@ -40,6 +40,10 @@ pub(super) async fn page(
             @if !needs.is_empty() { ul.need { @for need in &needs { (need.show()) } } }
         }
         (totals(&rows, redriving, silent, &looks))
+        section aria-labelledby="h-new" {
+            div.sh { h2 #h-new { "New letters" } p { "of all groups, by five minutes; what was collected within an hour" } }
+            div data-live="trend" { (trend::plot(&minutes)) }
+        }
         section aria-labelledby="h-groups" {
             div.sh { h2 #h-groups { "Dead letters by group" } p { "most open letters first" }
                 span.end { a href="/groups" { "Search and filter" } } }

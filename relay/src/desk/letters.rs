@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use backstop_core::ledger::{Letter, LetterEvent, LetterFilter, LetterGroup, LetterStatus, StatusCounts};
+use backstop_core::ledger::{
+    Letter, LetterEvent, LetterFilter, LetterGroup, LetterMinute, LetterStatus, StatusCounts,
+};
 use backstop_core::report::{cut, escaped};
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -126,6 +128,11 @@ impl Desk {
         let mut rows = self.groups(&filter).await?;
         let none = || Trouble::missing(format!("there is no group {:?}", escaped(&cut(fingerprint, 64))));
         rows.pop().ok_or_else(none)
+    }
+
+    /// When letters of a group died of late, or letters of any.
+    pub(crate) async fn minutes(&self, fingerprint: Option<&str>) -> Result<Vec<LetterMinute>, Trouble> {
+        in_time(self.ledger().await?.minutes(fingerprint)).await
     }
 
     /// How many letters are meant; more than 10,000 come as 10,001 unless only groups are asked for.

@@ -1,7 +1,9 @@
 //! Lists, counts and groups.
 
 use backstop_core::AdapterError;
-use backstop_core::ledger::{COUNT_LIMIT, Letter, LetterFilter, LetterGone, LetterGroup, StatusCounts};
+use backstop_core::ledger::{
+    COUNT_LIMIT, Letter, LetterFilter, LetterGone, LetterGroup, LetterMinute, StatusCounts,
+};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
@@ -24,6 +26,13 @@ const GROUPS: &str = "
            (SELECT coalesce(sum(m.letters), 0)::bigint FROM {minute} AS m
             WHERE m.grp = g.n AND m.minute > now() - interval '60 minutes')
     FROM c JOIN {group} AS g ON g.n = c.grp WHERE true";
+
+/// Rows that are older stay until another letter of their group comes.
+const MINUTES: &str = "
+    SELECT m.minute, sum(m.letters)::bigint FROM {minute} AS m
+    WHERE m.minute > now() - interval '2 hours'
+      AND ($1 IS NULL OR m.grp IN (SELECT g.n FROM {group} AS g WHERE g.fingerprint = $1))
+    GROUP BY m.minute ORDER BY m.minute";
 
 impl PgLedger {
     pub(super) async fn list_some(
@@ -65,6 +74,16 @@ impl PgLedger {
         let rows = choice::query(&mut sql).fetch_all(&self.pool).await;
         let groups = rows.and_then(|rows| rows.iter().map(group).collect());
         groups.map_err(failed("group dead letters"))
+    }
+
+    pub(super) async fn recent_minutes(
+        &self,
+        fingerprint: Option<&str>,
+    ) -> Result<Vec<LetterMinute>, AdapterError> {
+        let minutes = sqlx::query(self.sql(MINUTES)).bind(fingerprint).fetch_all(&self.pool).await;
+        let read = |row: &PgRow| Ok(LetterMinute { at: row.try_get(0)?, letters: number(row, 1)? });
+        let minutes = minutes.and_then(|rows| rows.iter().map(read).collect());
+        minutes.map_err(failed("count dead letters by the minute"))
     }
 }
 

@@ -1,7 +1,9 @@
 //! Lists, counts and groups.
 
 use backstop_core::AdapterError;
-use backstop_core::ledger::{COUNT_LIMIT, Letter, LetterFilter, LetterGone, LetterGroup, StatusCounts};
+use backstop_core::ledger::{
+    COUNT_LIMIT, Letter, LetterFilter, LetterGone, LetterGroup, LetterMinute, StatusCounts,
+};
 use chrono::DateTime;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, Row, SqliteConnection};
@@ -60,6 +62,25 @@ impl SqliteLedger {
         let rows = sql.build().fetch_all(&mut *connection).await;
         let groups = rows.and_then(|rows| rows.iter().map(group).collect());
         groups.map_err(|error| adapter("cannot group dead letters", error))
+    }
+
+    pub(super) async fn recent_minutes(
+        &self,
+        fingerprint: Option<&str>,
+    ) -> Result<Vec<LetterMinute>, AdapterError> {
+        let tables = &self.database.tables;
+        // Rows that are older stay until another letter of their group comes.
+        let sql = format!(
+            "SELECT m.minute, sum(m.letters) FROM {} AS m WHERE m.minute > unixepoch() / 60 - 120 \
+             AND (?1 IS NULL OR m.grp IN (SELECT g.n FROM {} AS g WHERE g.fingerprint = ?1)) \
+             GROUP BY m.minute ORDER BY m.minute",
+            tables.letter_minute(),
+            tables.letter_group()
+        );
+        let mut connection = self.database.connection().await?;
+        let rows = sqlx::query(AssertSqlSafe(sql)).bind(fingerprint).fetch_all(&mut *connection).await;
+        let minutes = rows.and_then(|rows| rows.iter().map(minute).collect());
+        minutes.map_err(|error| adapter("cannot count dead letters by the minute", error))
     }
 }
 
@@ -159,6 +180,11 @@ pub(super) fn groups_sql(tables: &SqliteTables, filter: &LetterFilter, limit: u3
     }
     sql.push(" GROUP BY g.n ORDER BY letters DESC, g.last_seen DESC, g.n LIMIT ").push_bind(limit);
     sql
+}
+
+fn minute(row: &SqliteRow) -> Result<LetterMinute, sqlx::Error> {
+    let at = DateTime::from_timestamp_secs(row.try_get::<i64, _>(0)?.saturating_mul(60)).unwrap_or_default();
+    Ok(LetterMinute { at, letters: number(row, 1)? })
 }
 
 fn group(row: &SqliteRow) -> Result<LetterGroup, sqlx::Error> {

@@ -34,6 +34,15 @@ pub struct LetterGroup {
     pub last_hour: u64,
 }
 
+/// How many letters died in a minute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct LetterMinute {
+    /// The minute's beginning.
+    pub at: DateTime<Utc>,
+    /// Letters of any status.
+    pub letters: u64,
+}
+
 /// How many letters have which status.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct StatusCounts {

@@ -33,6 +33,7 @@ macro_rules! store_conformance {
                 pages_are_in_the_order_of_death,
                 a_page_after_a_letter_that_is_gone_is_an_error,
                 groups_add_up,
+                minutes_count_what_died_of_late,
                 a_hold_forbids_to_discard,
                 changes_are_made_in_batches,
                 receipts_resolve,

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use backstop_core::ledger::{
     COUNT_LIMIT, Change, Edit, Expired, Expiry, Ledger, Letter, LetterEvent, LetterFilter, LetterGone,
-    LetterGroup, LetterStatus, NewBody, Outcome, Step,
+    LetterGroup, LetterMinute, LetterStatus, NewBody, Outcome, Step,
 };
 use backstop_core::{AdapterError, ConsumerReport, Receipt, ReceiptOutcome};
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, DurationRound as _, TimeDelta, Utc};
 use futures_core::future::BoxFuture;
 
 use super::data::Data;
@@ -154,6 +154,22 @@ impl Data {
         groups.sort_by_key(|group| std::cmp::Reverse((group.letters, group.last_seen)));
         groups.truncate(limit as usize);
         groups
+    }
+
+    fn minutes(&self, fingerprint: Option<&str>) -> Vec<LetterMinute> {
+        let since = Utc::now() - TimeDelta::hours(2);
+        let is_meant = |letter: &&Letter| {
+            let at = letter.seen_at();
+            at > since
+                && letter.collected_at - at < TimeDelta::hours(1)
+                && fingerprint.is_none_or(|fingerprint| letter.fingerprint.as_deref() == Some(fingerprint))
+        };
+        let mut minutes = BTreeMap::new();
+        for letter in self.letters.iter().filter(is_meant) {
+            let at = letter.seen_at().duration_trunc(TimeDelta::minutes(1)).unwrap_or_default();
+            *minutes.entry(at).or_insert(0) += 1;
+        }
+        minutes.into_iter().map(|(at, letters)| LetterMinute { at, letters }).collect()
     }
 
     fn describe(&self, of: &Dimensions, counts: LetterGroup) -> LetterGroup {
@@ -326,6 +342,16 @@ impl Ledger for Store {
         now(self.shared.look(|data| {
             data.reachable()?;
             Ok(data.groups(filter, limit))
+        }))
+    }
+
+    fn minutes<'a>(
+        &'a self,
+        fingerprint: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Vec<LetterMinute>, AdapterError>> {
+        now(self.shared.look(|data| {
+            data.reachable()?;
+            Ok(data.minutes(fingerprint))
         }))
     }
 

@@ -179,6 +179,31 @@ pub async fn groups_add_up<H: StoreHarness>(harness: &H) {
     assert!(group.last_seen > past && group.error.as_deref() == Some("error 1"));
 }
 
+/// Minutes count what has died of late, of one fingerprint or of all.
+pub async fn minutes_count_what_died_of_late<H: StoreHarness>(harness: &H) {
+    let ledger = harness.ledger();
+    assert_eq!(ledger.minutes(None).await.expect("it answers"), []);
+    let mut letters: Vec<Letter> = ["1", "2", "3", "4", "5"].map(letter).into();
+    let now = Utc::now();
+    let times = [0, 0, 20, 20, 90].map(|minutes| now - TimeDelta::minutes(minutes));
+    for (letter, at) in letters.iter_mut().zip(times) {
+        (letter.dead_at, letter.fingerprint) = (Some(at), text("f1"));
+    }
+    letters[3].fingerprint = text("f2");
+    record(&*ledger, &letters).await;
+    let ids = vec!["1".to_owned()];
+    ledger.mark(&ids, LetterStatus::Open, LetterStatus::Redriving, "x", None).await.expect("it answers");
+    let minute = |at: DateTime<Utc>| at.timestamp() / 60;
+    for (fingerprint, expected) in [(None, [2, 2]), (Some("f1"), [1, 2])] {
+        let minutes = ledger.minutes(fingerprint).await.expect("it answers");
+        let found: Vec<_> = minutes.iter().map(|found| (found.at, found.letters)).collect();
+        let expected: Vec<_> = [times[2], times[0]].into_iter().map(minute).zip(expected).collect();
+        let found: Vec<_> = found.into_iter().map(|(at, letters)| (minute(at), letters)).collect();
+        assert_eq!(found, expected, "{fingerprint:?}: the one that died 90 minutes ago came too late");
+    }
+    assert_eq!(ledger.minutes(Some("f3")).await.expect("it answers"), []);
+}
+
 /// Letters on hold cannot be discarded; everything is told with its reason.
 pub async fn a_hold_forbids_to_discard<H: StoreHarness>(harness: &H) {
     let ledger = harness.ledger();
