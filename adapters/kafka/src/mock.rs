@@ -10,6 +10,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::mocking::MockCluster;
 
 use crate::fault::fault;
+use crate::start::DOOR_PARTITIONS;
 
 /// A Kafka broker inside this process, reachable at a port of 127.0.0.1 until it is dropped.
 ///
@@ -82,13 +83,13 @@ impl MockBroker {
             .map_err(|error| fault(format!("topic {topic} could not be made on the mock broker"), &error))
     }
 
-    /// Makes what the consumer of a topic owns: its dead-letter topic and its door.
+    /// Makes what the consumer of a topic owns: its dead-letter topic with so many partitions, and its door with one.
     ///
     /// # Errors
     /// As [`create_topic`](MockBroker::create_topic).
     pub fn create_owned_topics(&self, topic: &str, group: &str, partitions: i32) -> Result<(), AdapterError> {
         self.create_topic(&kafka_letters(topic, group), partitions)?;
-        self.create_topic(&kafka_door(topic, group), partitions)
+        self.create_topic(&kafka_door(topic, group), DOOR_PARTITIONS)
     }
 }
 

@@ -18,8 +18,8 @@ const REDACTED: &str = "(redacted)";
 /// Properties are librdkafka's own, such as `security.protocol`, `sasl.username` or `ssl.ca.location`, and win over
 /// Backstop's defaults. One is Backstop's: for the mechanism OAUTHBEARER, `backstop.oauthbearer.token.location` names
 /// a file with the token. It is read at every start and again well before the token ends, so that something else, such
-/// as a sidecar, can keep it fresh. A client with such a file cannot make topics: dead-letter topics and doors must be
-/// there already. `Debug` never shows a secret.
+/// as a sidecar, can keep it fresh. A client with such a file cannot make topics: dead-letter topics, and doors of one
+/// partition, must be there already. `Debug` never shows a secret.
 ///
 /// ```
 /// use backstop_kafka::KafkaSettings;

@@ -23,7 +23,7 @@ use crate::topics::{EVENTS, Presence, Steward, Wanted, check_name, presence};
 pub(crate) const QUESTION: Duration = Duration::from_secs(1);
 /// Groups share out partitions by their number, those of doors among them: with as many as the topic has, one instance
 /// could be given all of the topic, and another one all of the door.
-const DOOR_PARTITIONS: i32 = 1;
+pub(crate) const DOOR_PARTITIONS: i32 = 1;
 /// How long a door may take to be made and seen.
 const DOOR: Duration = Duration::from_secs(5);
 
@@ -158,7 +158,7 @@ fn open_door(member: &Member, options: &Options, door: &str) -> bool {
         Ok(Err(code)) => tracing::warn!(
             door,
             error = %code,
-            "kafka: the door is missing and could not be made: redriven messages come in once it exists; create it, or grant CREATE"
+            "kafka: the door is missing and could not be made: redriven messages come in once it exists; create it with one partition, or grant CREATE"
         ),
         Err(error) => tracing::warn!(door, %error, "kafka: the door could not be looked for"),
     }

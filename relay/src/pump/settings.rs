@@ -50,16 +50,16 @@ pub struct PumpSettings {
     pub idle_poll: Duration,
     /// How often to look for scheduled rows whose time has come. Costs a query each time. Defaults to 1 s.
     pub promote_poll: Duration,
-    /// First wait after the broker or the database failed; it doubles. As with the waits below, between half of it
-    /// and the whole is waited. Defaults to 200 ms.
+    /// First wait after the broker or the database failed; it doubles. At least half of each wait is waited, and never
+    /// more than it, so that relays do not come back together. Defaults to 200 ms.
     pub retry_min: Duration,
     /// Longest wait after the broker or the database failed. Defaults to 10 s.
     pub retry_max: Duration,
-    /// First wait of a paused destination; it doubles. Defaults to 1 s.
+    /// First wait of a paused destination; it doubles, and at least half of it is waited. Defaults to 1 s.
     pub pause_min: Duration,
     /// Longest wait of a paused destination. Defaults to 30 s.
     pub pause_max: Duration,
-    /// How long a blocked key waits before its row is tried again. Defaults to 60 s.
+    /// How long a blocked key waits at most before its row is tried again; at least half of it. Defaults to 60 s.
     pub blocked_retry: Duration,
     /// How many destinations may be paused, and how many keys blocked, before the whole pump waits (for keys: their
     /// destination). Bounds memory. Defaults to 10,000.
