@@ -37,6 +37,7 @@ pub(crate) fn routes() -> Router<Arc<Desk>> {
         .route("/groups", get(letters::groups))
         .route("/letters", get(letters::list))
         .route("/letters/count", get(letters::count))
+        .route("/letters/minutes", get(letters::minutes))
         .route("/letters/discard", post(letters::discard))
         .route("/letters/hold", post(letters::hold))
         .route("/letters/release", post(letters::release))

@@ -353,8 +353,9 @@ pub trait Ledger: Leases + Redrives + AuditLog {
     ) -> BoxFuture<'a, Result<Vec<LetterGroup>, AdapterError>>;
 
     /// In which minutes of the last two hours, by the database's clock, letters of that fingerprint died, or letters of any,
-    /// and how many; oldest first, minutes without letters left out. Letters that were collected more than an hour after
-    /// they died are not counted, and those that are purged since are.
+    /// and how many; oldest first, minutes without letters left out. A copy that was edited counts beside its original.
+    /// Letters that were collected more than an hour after they died are not counted, nor those dated more than five
+    /// minutes ahead.
     ///
     /// # Errors
     /// When the database cannot be asked.

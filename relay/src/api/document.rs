@@ -14,7 +14,7 @@ use super::{audit, held, letters, outboxes, redrives};
     info(title = "Backstop relay", description = "Dead letters, redrives and outboxes of a relay.", license(name = "MIT OR Apache-2.0")),
     servers((url = "/api/v1")),
     paths(
-        letters::groups, letters::list, letters::count, letters::show, letters::reveal, letters::edit,
+        letters::groups, letters::list, letters::count, letters::minutes, letters::show, letters::reveal, letters::edit,
         letters::discard, letters::hold, letters::release, redrives::plan, redrives::list, redrives::create, redrives::show,
         redrives::pause, redrives::resume, redrives::cancel, redrives::rate, outboxes::list, outboxes::dead,
         outboxes::consumers, held::list, held::end, audit::list,

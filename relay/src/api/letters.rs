@@ -11,7 +11,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::views::{ChangedView, GroupView, LetterStory, LetterView, PageView};
+use super::views::{ChangedView, GroupView, LetterStory, LetterView, MinuteView, PageView};
 use super::{Asked, Given, Problem, page_size};
 use crate::desk::filter::{FilterQuery, strict};
 use crate::desk::{Caller, Choice, Desk, Trouble};
@@ -76,6 +76,28 @@ pub(super) struct CountView {
     letters: u64,
     /// Whether that is exact; otherwise there are at least so many.
     exact: bool,
+}
+
+/// Whose minutes are asked for.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct MinutesQuery {
+    /// Of this group; of all unless given.
+    fingerprint: Option<String>,
+}
+
+/// In which minutes of the last two hours letters died, and how many; the oldest first, others left out. What was
+/// collected more than an hour after it died is not counted.
+#[utoipa::path(get, path = "/letters/minutes", tag = "letters", params(MinutesQuery),
+    responses((status = 200, body = PageView<MinuteView>)))]
+pub(super) async fn minutes(
+    State(desk): State<Arc<Desk>>,
+    Asked(MinutesQuery { fingerprint }): Asked<MinutesQuery>,
+) -> Result<Json<PageView<MinuteView>>, Problem> {
+    let filter = FilterQuery { fingerprint, ..FilterQuery::default() }.filter()?;
+    let minutes = desk.minutes(filter.fingerprint.as_deref()).await?;
+    Ok(Json(PageView { items: minutes.iter().map(MinuteView::from).collect(), next: None }))
 }
 
 /// How many letters are meant: exact up to 10,000, and for filters by group and status.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use backstop_core::ledger::{Letter, LetterEvent, PlanGroup, Redrive, StatusCounts, Tally, Verdict};
+use backstop_core::ledger::{
+    Letter, LetterEvent, LetterMinute, PlanGroup, Redrive, StatusCounts, Tally, Verdict,
+};
 use backstop_core::report::escaped;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -36,6 +38,22 @@ impl From<&StatusCounts> for StatusView {
     fn from(counts: &StatusCounts) -> Self {
         let StatusCounts { open, redriving, resolved, discarded, superseded } = *counts;
         Self { open, redriving, resolved, discarded, superseded }
+    }
+}
+
+/// How many letters died in a minute.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct MinuteView {
+    /// The minute's beginning.
+    at: DateTime<Utc>,
+    /// Letters of any status.
+    letters: u64,
+}
+
+impl From<&LetterMinute> for MinuteView {
+    fn from(minute: &LetterMinute) -> Self {
+        let LetterMinute { at, letters } = *minute;
+        Self { at, letters }
     }
 }
 

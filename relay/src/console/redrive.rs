@@ -11,7 +11,7 @@ use maud::{Markup, html};
 
 use super::icons::state;
 use super::page::{Page, Place, Shown};
-use super::parts::{Term, at, grouped, letters_of, safe, span_of, sum};
+use super::parts::{Term, at, grouped, letters_in_words, letters_of, safe, span_of, sum};
 use super::redrives::{outcome, standing, title};
 use crate::desk::filter::FilterQuery;
 use crate::desk::{Caller, Desk};
@@ -29,17 +29,18 @@ pub(super) async fn page(
             div { p.crumbs { a href="/redrives" { "Redrives" } " / " span.id { (id) } }
                 h1 { "Redrive: " (title(&redrive)) }
                 p.sub data-live="state" { (standing(&redrive)) @if let Some(why) = &redrive.standing.why { " · " (safe(why, 300)) } (left(&redrive, &letters)) } }
-            @if who.operates() && !over { div.acts { (switch(&redrive)) a.btn href="#pace" { "Change rate…" } span.seg { a href="#cancel" { "Cancel…" } } } }
+            @if who.operates() { div data-live="acts" { @if !over { div.acts { (switch(&redrive)) a.btn href="#pace" { "Change rate…" } span.seg { a href="#cancel" { "Cancel…" } } } } } }
         }
         div data-live="progress" { (bar(&letters)) (terms(&redrive)) }
-        section aria-labelledby="h-how" #pace { div.sh { h2 #h-how { "As planned" } span.end { a href={ "/audit?redrive=" (id) } { "Who did what with it" } } } (facts(&redrive))
-            @if who.operates() && !over {
+        section aria-labelledby="h-how" #pace { div.sh { h2 #h-how { "As planned" } span.end { a href={ "/audit?redrive=" (id) } { "Who did what with it" } } }
+            div data-live="facts" { (facts(&redrive)) }
+            @if who.operates() { div data-live="rate" { @if !over {
                 form method="post" action={ "/redrives/" (id) "/rate" } { p.inline {
                     label for="rate" { "At most" } input.num #rate type="text" name="rate" value=(redrive.plan.rate.map(|rate| rate.to_string()).unwrap_or_default()) inputmode="decimal"; " letters a second "
                     button type="submit" { "Set rate" } } }
-            }
+            } } }
         }
-        @if who.operates() && !over { (cancel(&id, &letters)) }
+        @if who.operates() { div data-live="cancel" { @if !over { (cancel(&id, &letters)) } } }
     };
     let done = letters.sum() - letters.unsent();
     let title = format!("{done} of {} sent, redrive", letters.sum());
@@ -125,7 +126,7 @@ fn facts(redrive: &Redrive) -> Markup {
         dl.facts {
             dt { "Filter" } dd { (title(redrive)) "; " a href=(letters_of(&filter)) { "letters that match it now" } }
             dt { "Frozen" } dd { (at(redrive.created_at)) ", by " b { (safe(&plan.created_by, 64)) } }
-            dt { "Canary" } dd { @if plan.canary == 0 { "none" } @else { (grouped(plan.canary)) " letters: " (grouped(redrive.canary_letters.resolved)) " resolved, " (grouped(redrive.canary_letters.failed_again)) " failed again" } }
+            dt { "Canary" } dd { @if plan.canary == 0 { "none" } @else { (letters_in_words(plan.canary)) ": " (grouped(redrive.canary_letters.resolved)) " resolved, " (grouped(redrive.canary_letters.failed_again)) " failed again" } }
             dt { "Rate" } dd { @match plan.rate { Some(rate) => { (rate) " a second at most" }, None => "no limit" } }
             dt { "Brake" } dd { "pauses above " (format!("{:.1}", plan.brake * 100.0)) " % failed again" }
             dt { "Silent" } dd { "after " (span_of(TimeDelta::from_std(plan.silent_after).unwrap_or(TimeDelta::MAX))) " without an outcome; a late one still counts" }
@@ -139,7 +140,7 @@ fn cancel(id: &str, letters: &Tally) -> Markup {
         section.danger #cancel aria-labelledby="h-cancel" {
             div.sh { h2 #h-cancel { "Cancel" } }
             p { "What was sent cannot be called back; its outcomes still count. Letters that were not sent are open, as before; those that are being sent wait for their outcome. A cancelled redrive cannot be resumed: pause it if you only want to look." }
-            details { summary.btn.no { "Cancel: leave about " (grouped(letters.pending)) " letters unsent…" }
+            details { summary.btn.no { "Cancel: leave about " (letters_in_words(letters.pending)) " unsent…" }
                 form method="post" action={ "/redrives/" (id) "/cancel" } { div.fields {
                     label { span.lab { "Reason (required, kept in the audit log)" } textarea name="because" rows="2" required {} }
                     div.acts { button.no type="submit" { "Cancel this redrive" } a.btn href="#cancel" { "Keep sending" } } } } }

@@ -4,7 +4,7 @@ use backstop_core::ledger::LetterMinute;
 use chrono::{DateTime, DurationRound as _, TimeDelta, Utc};
 use maud::{Markup, html};
 
-use super::parts::grouped;
+use super::parts::{grouped, letters_in_words};
 
 /// Minutes of one bar.
 const WIDTH: i64 = 5;
@@ -24,7 +24,7 @@ impl Bars {
         let begin = last - width * (BARS as i32 - 1);
         let mut letters = [0; BARS];
         for minute in minutes {
-            // A clock may be ahead: what died in the future died just now.
+            // Another clock may be ahead by some minutes: what died in the future died just now.
             let bar = ((minute.at - begin).num_minutes().div_euclid(WIDTH)).min(BARS as i64 - 1);
             if let Ok(bar) = usize::try_from(bar) {
                 letters[bar] += minute.letters;
@@ -40,15 +40,16 @@ impl Bars {
 
     /// The same in words, for those who do not see it.
     fn said(&self) -> String {
-        let sum = self.letters.iter().sum();
+        let sum: u64 = self.letters.iter().sum();
         let most = (0..BARS).max_by_key(|bar| (self.letters[*bar], std::cmp::Reverse(*bar))).unwrap_or(0);
         let last = self.letters.iter().rposition(|letters| *letters > 0).unwrap_or(0);
-        let end = match last + 1 == BARS {
+        // The last bar has hardly begun after a border.
+        let end = match last + 2 >= BARS {
             true => "still coming".to_owned(),
-            false => format!("none since {} UTC", self.at(last + 1)),
+            false => format!("the last before {} UTC", self.at(last + 1)),
         };
-        let (sum, most, at) = (grouped(sum), grouped(self.letters[most]), self.at(most));
-        format!("{sum} new letters in two hours, most of them from {at} UTC on: {most}; {end}")
+        let (new, most, at) = (letters_in_words(sum), grouped(self.letters[most]), self.at(most));
+        format!("{new} in two hours, at most {most} in five minutes (from {at} UTC); {end}")
     }
 }
 
@@ -59,12 +60,11 @@ pub(super) fn plot(minutes: &[LetterMinute]) -> Markup {
     if most == 0 {
         return html! { p.more { "No new letters in the last two hours." } };
     }
-    let said = bars.said();
     let filled = || bars.letters.iter().enumerate().filter(|(_, letters)| **letters > 0);
     html! {
         figure.trend {
-            p.top { "most in five minutes: " (grouped(most)) }
-            svg viewBox="0 0 240 48" preserveAspectRatio="none" role="img" aria-label=(said) {
+            p.most aria-hidden="true" { "most in five minutes: " (grouped(most)) }
+            svg viewBox="0 0 240 48" preserveAspectRatio="none" aria-hidden="true" {
                 @for y in [0, 24, 48] { line class="grid" x1="0" x2="240" y1=(y) y2=(y) {} }
                 @for (bar, letters) in filled() {
                     // Whatever is there is to be seen.
@@ -72,8 +72,8 @@ pub(super) fn plot(minutes: &[LetterMinute]) -> Markup {
                     rect x=(bar * 10 + 1) y=(format!("{:.2}", 48.0 - height)) width="8" height=(format!("{height:.2}")) {}
                 }
             }
-            figcaption { span { (bars.at(0)) " UTC" } span { (bars.at(BARS / 2)) } span { "now" } }
-            p.small { (said) "." }
+            div.axis aria-hidden="true" { span { (bars.at(0)) " UTC" } span { (bars.at(BARS / 2)) } span { "now" } }
+            figcaption { (bars.said()) "." }
             details { summary { "Show as a table" }
                 table.aff { thead { tr { th scope="col" { "Five minutes from (UTC)" } th.r scope="col" { "New letters" } } }
                     tbody { @for (bar, letters) in filled() { tr { th scope="row" { (bars.at(bar)) } td.r { (grouped(*letters)) } } } } } }
@@ -114,14 +114,16 @@ mod tests {
     #[test]
     fn words_say_whether_it_is_over() {
         let over = bars(&[("02:51:00", 12), ("03:02:00", 12), ("03:09:00", 3)], "03:24:10");
-        assert_eq!(
-            over.said(),
-            "27 new letters in two hours, most of them from 02:50 UTC on: 12; none since 03:10 UTC"
-        );
+        let said =
+            "27 letters in two hours, at most 12 in five minutes (from 02:50 UTC); the last before 03:10 UTC";
+        assert_eq!(over.said(), said);
         let growing = bars(&[("02:51:00", 1), ("03:23:00", 1_200)], "03:24:10");
+        let said = "1,201 letters in two hours, at most 1,200 in five minutes (from 03:20 UTC); still coming";
+        assert_eq!(growing.said(), said);
+        let border = bars(&[("03:24:00", 1)], "03:25:01");
         assert_eq!(
-            growing.said(),
-            "1,201 new letters in two hours, most of them from 03:20 UTC on: 1,200; still coming"
+            border.said(),
+            "1 letter in two hours, at most 1 in five minutes (from 03:20 UTC); still coming"
         );
     }
 

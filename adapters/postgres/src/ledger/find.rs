@@ -29,9 +29,13 @@ const GROUPS: &str = "
 
 /// Rows that are older stay until another letter of their group comes.
 const MINUTES: &str = "
+    SELECT m.minute, sum(m.letters)::bigint FROM {minute} AS m WHERE m.minute > now() - interval '2 hours'
+    GROUP BY m.minute ORDER BY m.minute";
+/// The array has the rows looked up by their key.
+const MINUTES_OF_GROUP: &str = "
     SELECT m.minute, sum(m.letters)::bigint FROM {minute} AS m
     WHERE m.minute > now() - interval '2 hours'
-      AND ($1 IS NULL OR m.grp IN (SELECT g.n FROM {group} AS g WHERE g.fingerprint = $1))
+      AND m.grp = ANY (ARRAY (SELECT g.n FROM {group} AS g WHERE g.fingerprint = $1))
     GROUP BY m.minute ORDER BY m.minute";
 
 impl PgLedger {
@@ -80,7 +84,11 @@ impl PgLedger {
         &self,
         fingerprint: Option<&str>,
     ) -> Result<Vec<LetterMinute>, AdapterError> {
-        let minutes = sqlx::query(self.sql(MINUTES)).bind(fingerprint).fetch_all(&self.pool).await;
+        let query = match fingerprint {
+            Some(fingerprint) => sqlx::query(self.sql(MINUTES_OF_GROUP)).bind(fingerprint),
+            None => sqlx::query(self.sql(MINUTES)),
+        };
+        let minutes = query.fetch_all(&self.pool).await;
         let read = |row: &PgRow| Ok(LetterMinute { at: row.try_get(0)?, letters: number(row, 1)? });
         let minutes = minutes.and_then(|rows| rows.iter().map(read).collect());
         minutes.map_err(failed("count dead letters by the minute"))

@@ -162,6 +162,7 @@ impl Data {
             let at = letter.seen_at();
             at > since
                 && letter.collected_at - at < TimeDelta::hours(1)
+                && at - letter.collected_at < TimeDelta::minutes(5)
                 && fingerprint.is_none_or(|fingerprint| letter.fingerprint.as_deref() == Some(fingerprint))
         };
         let mut minutes = BTreeMap::new();

@@ -50,7 +50,14 @@ async fn groups_letters_and_counts_agree() {
         let (_, count) =
             ask(&server, VIEWER, "GET", &format!("/letters/count?fingerprint={name}"), None).await;
         assert_eq!(count["letters"], parts);
+        let (_, minutes) =
+            ask(&server, VIEWER, "GET", &format!("/letters/minutes?fingerprint={name}"), None).await;
+        let new =
+            minutes["items"].as_array().expect("a list").iter().map(|minute| minute["letters"].as_u64());
+        assert_eq!(new.sum::<Option<u64>>(), group["last_hour"].as_u64(), "they died just now");
     }
+    let (status, problem) = ask(&server, VIEWER, "GET", "/letters/minutes?consumer=stock", None).await;
+    assert!(status.starts_with("400"), "it would not narrow: {problem}");
     let (mut found, mut after) = (Vec::new(), String::new());
     loop {
         let (_, page) = ask(&server, VIEWER, "GET", &format!("/letters?limit=4&after={after}"), None).await;
@@ -203,7 +210,7 @@ async fn the_openapi_document_names_every_path_and_every_reference_resolves() {
     let (status, document) = ask(&server, VIEWER, "GET", "/openapi.json", None).await;
     assert_eq!(status, "200");
     let paths = document["paths"].as_object().expect("paths");
-    assert_eq!(paths.len(), 22, "{:?}", paths.keys());
+    assert_eq!(paths.len(), 23, "{:?}", paths.keys());
     for (path, item) in paths {
         for (method, operation) in item.as_object().expect("operations") {
             let problem = &operation["responses"]["4XX"]["content"]["application/problem+json"];
