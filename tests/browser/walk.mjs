@@ -23,7 +23,12 @@ const open = async (options) => {
   page.on("console", (message) => message.type() === "error" && page.refused.push(message.text()));
   return page;
 };
-const shoot = async (page, name) => shots && page.screenshot({ path: `${shots}/${name}.png`, fullPage: true });
+const shoot = async (page, name) => {
+  if (!shots) return;
+  // The bar at the top stays where the page was scrolled to.
+  await page.evaluate(() => window.scrollTo(0, 0));
+  await page.screenshot({ path: `${shots}/${name}.png`, fullPage: true });
+};
 
 /** The way of an operator; the addresses of the pages that they saw. */
 const walk = async (page) => {
