@@ -270,6 +270,8 @@ impl ClientContext for Context {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        // The source's properties are set for this producer, too: those that mean nothing to it are no mistake.
+        let level = if facility == "CONFWARN" { RDKafkaLogLevel::Debug } else { level };
         self.voice.line(level, facility, text);
     }
 
