@@ -7,7 +7,7 @@
 
 use backstop_core::command::Command;
 use backstop_core::held_keys::Ending;
-use backstop_core::ledger::{Ledger, Letter, LetterEvent, LetterFilter, LetterStatus};
+use backstop_core::ledger::{DIED_AGAIN, Ledger, Letter, LetterEvent, LetterFilter, LetterStatus};
 use backstop_core::sink::{PublishError, Scope, Sink};
 use backstop_core::{AdapterError, Destination, Envelope, FaultKind, MessageKey, names};
 use chrono::{DateTime, Utc};
@@ -57,7 +57,7 @@ pub(crate) struct Pending {
 impl Pending {
     /// What was asked last, unless it was answered or surely never sent.
     pub(crate) fn of(history: &[LetterEvent]) -> Option<Self> {
-        let (mut asked, mut released) = (Vec::<Self>::new(), false);
+        let (mut asked, mut released, mut skipped) = (Vec::<Self>::new(), false, false);
         for event in history {
             let ending = |suffix: &str| Ending::parse(event.what.strip_suffix(suffix)?);
             if let Some(ending) = ending("-asked") {
@@ -69,18 +69,24 @@ impl Pending {
                 }
             } else if ANSWERS.contains(&event.what.as_str()) {
                 released |= event.what == ANSWERS[0];
+                skipped |= event.what == ANSWERS[1];
+                asked.clear();
+            } else if event.what == DIED_AGAIN {
+                // What was asked and answered was about the failure before.
+                (released, skipped) = (false, false);
                 asked.clear();
             }
         }
-        // A release is answered once: later ones find the key free.
-        asked.into_iter().rfind(|pending| !(released && pending.ending == Ending::Release))
+        // A release is answered once: later ones find the key free. After a skip nothing is held.
+        asked.into_iter().rfind(|pending| !(skipped || released && pending.ending == Ending::Release))
     }
 }
 
 /// Why its consumer cannot be asked about this letter; `None` where it can.
 pub(crate) fn unfit(letter: &Letter, ending: Ending) -> Option<&'static str> {
-    if !matches!(letter.status, LetterStatus::Open | LetterStatus::Redriving) {
-        Some("the letter is neither open nor being redriven")
+    // A letter that was discarded does not tell its consumer, whose key may wait still.
+    if !matches!(letter.status, LetterStatus::Open | LetterStatus::Redriving | LetterStatus::Discarded) {
+        Some("the letter is resolved, or another one stands for it")
     } else if letter.sound_door().is_none() {
         Some("the letter has no door, so that its consumer cannot be asked")
     } else if letter.message_key.as_deref().and_then(MessageKey::parse).is_none() {
@@ -161,6 +167,10 @@ mod tests {
         assert_eq!(pending(&["skip-asked", "skip-not-sent"]), None);
         assert_eq!(pending(&["skip-asked", "held", "resolve-asked"]), Some(Ending::Resolve));
         assert_eq!(pending(&["resolve-asked", "resolved"]), None);
+        assert_eq!(pending(&["skip-asked", "skipped", "skip-asked"]), None, "nothing is held any more");
+        let later = ["release-asked", "key-released", "skip-asked", "discarded", DIED_AGAIN];
+        assert_eq!(pending(&later), None, "that was about the failure before");
+        assert_eq!(pending(&["key-released", "skipped", DIED_AGAIN, "release-asked"]), Some(Ending::Release));
     }
 
     #[test]
@@ -210,6 +220,49 @@ mod tests {
         let asked = ask(&ledger, &Broker::new().sink(), &letter, Ending::Skip, "x").await;
         assert!(matches!(asked, Err(NotAsked::Refused(_))), "{asked:?}");
         assert_eq!(whats(&ledger).await, ["collected", "skip-asked", "skip-not-sent"]);
+    }
+
+    /// The key of a letter that was discarded may wait still: its consumer can be asked all three, and its answer is in the
+    /// history.
+    #[tokio::test]
+    async fn the_key_of_a_discarded_letter_can_be_let_go() {
+        use backstop_core::{Receipt, ReceiptOutcome};
+        for (ending, outcome, status, answer) in [
+            (Ending::Release, ReceiptOutcome::Released, LetterStatus::Discarded, "key-released"),
+            (Ending::Skip, ReceiptOutcome::Skipped, LetterStatus::Discarded, "skipped"),
+            (Ending::Resolve, ReceiptOutcome::Handled, LetterStatus::Resolved, "resolved"),
+        ] {
+            let (ledger, letter) = one_letter().await;
+            let broker = Broker::new();
+            broker.create(DOOR, 1);
+            let discard = Change::Discard { because: "not needed".to_owned() };
+            ledger.change(&LetterFilter::default(), &discard, 1).await.expect("changed");
+            let letter =
+                ledger.list(&LetterFilter::of_ids(&[letter.id]), None, 1).await.expect("read").remove(0);
+            assert_eq!(letter.status, LetterStatus::Discarded);
+            ask(&ledger, &broker.sink(), &letter, ending, "x").await.expect("asked");
+            assert_eq!(broker.published(DOOR).len(), 1);
+            let history = ledger.history("a").await.expect("read");
+            assert_eq!(Pending::of(&history).map(|pending| pending.ending), Some(ending));
+
+            let (key, headers) = (MessageKey::new("/orders", b"a"), &broker.published(DOOR)[0].headers);
+            let receipt = Receipt::new(key, headers, "stock", "stock-1", outcome);
+            ledger.record_outcomes(&[receipt]).await.expect("recorded");
+            let history = ledger.history("a").await.expect("read");
+            assert_eq!(history.last().map(|event| event.what.as_str()), Some(answer));
+            assert_eq!(Pending::of(&history), None);
+            let letters = ledger.list(&LetterFilter::default(), None, 1).await.expect("read");
+            assert_eq!(letters[0].status, status, "{ending}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_letter_that_is_resolved_asks_for_nothing() {
+        let (ledger, letter) = one_letter().await;
+        let mut resolved = letter;
+        resolved.status = LetterStatus::Resolved;
+        let asked = ask(&ledger, &Broker::new().sink(), &resolved, Ending::Release, "x").await;
+        assert!(matches!(asked, Err(NotAsked::Unfit(_))), "{asked:?}");
     }
 
     #[tokio::test]

@@ -15,6 +15,7 @@ use backstop_core::AdapterError;
 use backstop_core::lease::Leases;
 use backstop_core::ledger::{Ledger, Letter};
 use backstop_core::source::{Received, Settlement, Source};
+use chrono::{DateTime, Utc};
 use futures_core::future::BoxFuture;
 use futures_util::future::{join, join_all};
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -111,11 +112,11 @@ impl<S: Source> Collector<S> {
     pub async fn run(self, stop: CancellationToken) {
         let leases: Arc<dyn Leases> = self.ledger.clone();
         let owner = Owner::start(leases, self.owner.clone());
-        while owner.granted(&stop).await.is_some() {
+        while let Some(lease) = owner.granted(&stop).await {
             let term = stop.child_token();
             tokio::select! {
                 () = self.collect(&term) => {}
-                never = owner.cancel_when_lost(&term) => match never {},
+                never = owner.cancel_when_lost(&lease, &term) => match never {},
             }
         }
         owner.release().await;
@@ -283,17 +284,18 @@ async fn look_again_and_again<S>(discovery: &Discovery<S>, tell: mpsc::Sender<Fo
     }
 }
 
-/// Letters to be recorded together, each once, and what settles them.
+/// Letters to be recorded together, each death once, and what settles them.
 struct Chunk<S> {
     letters: Vec<Letter>,
-    ids: HashSet<String>,
+    /// Ids, and when each died: a message that died again has the id of its first letter.
+    deaths: HashSet<(String, Option<DateTime<Utc>>)>,
     settlements: Vec<S>,
     bytes: usize,
 }
 
 impl<S> Default for Chunk<S> {
     fn default() -> Self {
-        Self { letters: Vec::new(), ids: HashSet::new(), settlements: Vec::new(), bytes: 0 }
+        Self { letters: Vec::new(), deaths: HashSet::new(), settlements: Vec::new(), bytes: 0 }
     }
 }
 
@@ -305,7 +307,7 @@ impl<S: Settlement> Chunk<S> {
         }
         self.settlements.push(received.settlement);
         let mut letter = letter(received.message, &received.origin);
-        if self.ids.insert(letter.id.clone()) {
+        if self.deaths.insert((letter.id.clone(), letter.dead_at)) {
             redaction.apply(&mut letter);
             keys.seal(&mut letter);
             self.bytes += letter.envelope.size();

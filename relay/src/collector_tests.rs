@@ -9,9 +9,9 @@ use backstop_core::ledger::{
     Redrives, Sent, Standing,
 };
 use backstop_core::source::SourceInfo;
-use backstop_core::{ConsumerReport, FaultKind, Identity, Message, Origin, Receipt, Via};
+use backstop_core::{ConsumerReport, FaultKind, Identity, Message, Origin, Receipt, Via, names};
 use backstop_testkit::memory::Store;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike as _, Utc};
 
 use super::*;
 use crate::config::{EncryptionConfig, RedactConfig};
@@ -384,6 +384,24 @@ async fn a_letter_read_twice_is_recorded_once_and_what_was_taken_back_is_left() 
     let bench = Bench::start(Memory::default(), &[&[1, 1, -1, 2]]);
     bench.until(|bench| bench.settled() == 3).await;
     assert_eq!(bench.stop().await, (2, 3));
+}
+
+/// A copy of a death that the ledger knows already keeps no later one out, which has the same id.
+#[test]
+fn each_death_of_a_message_is_recorded() {
+    let mut chunk = Chunk::default();
+    for day in ["01", "02", "01"] {
+        let mut message = Message::new("order.placed");
+        message.headers.set(names::DEAD_LETTER_ID, "0197f000-0000-7000-8000-000000000001");
+        message.headers.set(names::DEAD_AT, format!("2026-03-{day}T12:00:00.000Z"));
+        let origin = Origin::Kafka { topic: "orders.dlq".into(), partition: 0, offset: 1, timestamp: None };
+        let settlement =
+            Mark { ours: true, settled: Arc::default(), has_begun: false, begun: Arc::default() };
+        let received = Received { message, identity: Identity::Missing, origin, via: Via::Live, settlement };
+        chunk.add(received, &Redaction::default(), &Keyring::default());
+    }
+    let died: Vec<_> = chunk.letters.iter().filter_map(|letter| letter.dead_at).map(|at| at.day()).collect();
+    assert_eq!((died, chunk.settlements.len()), (vec![1, 2], 3));
 }
 
 #[tokio::test]

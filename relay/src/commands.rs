@@ -31,7 +31,7 @@ use backstop_core::sink::Publisher;
 
 use crate::broker;
 use crate::cli::{Cli, Command, ConfigCommand, ConfiguredCommand, Global};
-use crate::config::{BrokerConfig, Config, DatabaseConfig, Environment, OutboxConfig};
+use crate::config::{BrokerConfig, Config, DatabaseConfig, Environment, OutboxConfig, S3Config};
 use crate::database::Database;
 use crate::encryption::Keyring;
 use crate::exit::{Exit, Failure};
@@ -47,13 +47,24 @@ pub(crate) struct Context {
     pub(crate) config: Config,
     pub(crate) global: Global,
     pub(crate) scrubber: Scrubber,
+    /// How buckets are reached that the configuration does not name.
+    s3: S3Config,
 }
 
 impl Context {
     pub(crate) fn load(global: Global) -> Result<Self, Failure> {
-        let config = Config::load(&global.config, &Environment::of_process())?;
-        let scrubber = config.scrubber();
-        Ok(Self { config, global, scrubber })
+        let env = Environment::of_process();
+        let config = Config::load(&global.config, &env)?;
+        let mut scrubber = config.scrubber();
+        let s3 = S3Config::of_environment(&env);
+        s3.secrets().for_each(|secret| scrubber.learn(secret.expose()));
+        Ok(Self { config, global, scrubber, s3 })
+    }
+
+    /// How buckets are reached: as the archive's is, where it is in one.
+    pub(crate) fn s3(&self) -> &S3Config {
+        let retention = self.config.dead_letters.retention.as_ref();
+        retention.and_then(|retention| retention.s3.as_ref()).unwrap_or(&self.s3)
     }
 
     pub(crate) fn is_json(&self) -> bool {

@@ -22,6 +22,7 @@
 //! `BACKSTOP__BROKER__PROPERTIES__SASL_PASSWORD_FILE=/run/secrets/kafka` for `"sasl.password_file"` in
 //! `[broker.properties]`. Its value is taken as it is; a variable that names no key is refused like an unknown key.
 
+mod archive;
 mod databases;
 mod document;
 mod encryption;
@@ -36,13 +37,14 @@ mod sections;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use backstop_core::ledger::LetterStatus;
 use backstop_kafka::KafkaSettings;
 use serde::{Serialize, Serializer};
 
+pub use archive::{ArchiveConfig, BucketUrl, S3Config, Unusable};
 pub(crate) use databases::{is_local, url_is_local};
 pub use document::{Fault, Place};
 pub use encryption::EncryptionConfig;
@@ -303,9 +305,12 @@ pub struct RetentionConfig {
     /// `open`: those that wait for somebody. Defaults to `"never"`: they stay.
     #[serde(serialize_with = "kept")]
     pub open: Option<Duration>,
-    /// `archive`: the folder to which letters are written before they are deleted.
+    /// `archive`: the folder, or the bucket as `s3://bucket/prefix`, to which letters are written before they are deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub archive: Option<PathBuf>,
+    pub archive: Option<ArchiveConfig>,
+    /// `[dead_letters.retention.s3]`: how the bucket is reached. There where the archive is in one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub s3: Option<S3Config>,
     /// `without_archive`: that they are deleted and written nowhere. Defaults to `false`.
     pub without_archive: bool,
 }
@@ -410,6 +415,10 @@ impl Config {
         for notify in &self.notify {
             scrubber.learn(notify.url.expose());
             notify.secret.iter().for_each(|secret| scrubber.learn(secret.expose()));
+        }
+        let retention = self.dead_letters.retention.iter();
+        for secret in retention.flat_map(|retention| &retention.s3).flat_map(S3Config::secrets) {
+            scrubber.learn(secret.expose());
         }
         for key in self.dead_letters.encryption.iter().flat_map(EncryptionConfig::keys) {
             scrubber.learn(key.expose());

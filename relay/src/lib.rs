@@ -64,5 +64,6 @@ mod gated;
 mod patience;
 mod portion;
 mod rules;
+mod tls;
 
 pub use cli::start;

@@ -71,7 +71,7 @@ impl Notifier {
             tokio::select! {
                 () = term.cancelled() => {}
                 () = self.attend(&lease, &term) => {}
-                never = owner.cancel_when_lost(&term) => match never {},
+                never = owner.cancel_when_lost(&lease, &term) => match never {},
             }
         }
         owner.release().await;

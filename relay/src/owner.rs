@@ -102,9 +102,13 @@ impl Owner {
 
     /// Waits for the loss of the lease, and cancels `term` then. It never comes back: what goes on under the lease ends
     /// by itself.
-    pub(crate) async fn cancel_when_lost(&self, term: &CancellationToken) -> Infallible {
+    ///
+    /// A lease that ran out unnoticed, such as while the machine slept, is granted anew with another token: what is fenced
+    /// by the old one would be refused for ever.
+    pub(crate) async fn cancel_when_lost(&self, lease: &Lease, term: &CancellationToken) -> Infallible {
+        let is_another = |tenure: &Option<Tenure>| tenure.as_ref().is_none_or(|now| now.lease != *lease);
         // A closed channel is a lost lease, too.
-        let _ = self.tenures().wait_for(Option::is_none).await;
+        let _ = self.tenures().wait_for(is_another).await;
         term.cancel();
         std::future::pending().await
     }
@@ -266,4 +270,59 @@ impl Keeper {
 /// Between half and the whole of `most`, so that two standbys do not ask in step.
 fn jittered(most: Duration) -> Duration {
     most.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use backstop_core::lease::Holder;
+    use futures_core::future::BoxFuture;
+
+    use super::*;
+
+    /// Grants whatever is asked for, with the token that is set.
+    #[derive(Default)]
+    struct Granting(AtomicI64);
+
+    impl Leases for Granting {
+        fn acquire<'a>(
+            &'a self,
+            name: &'a str,
+            owner: &'a str,
+            _ttl: Duration,
+        ) -> BoxFuture<'a, Result<Option<Lease>, AdapterError>> {
+            let token = self.0.load(Ordering::SeqCst);
+            let lease = Lease { name: name.to_owned(), owner: owner.to_owned(), token };
+            Box::pin(std::future::ready(Ok(Some(lease))))
+        }
+
+        fn release<'a>(&'a self, _lease: &'a Lease) -> BoxFuture<'a, Result<(), AdapterError>> {
+            Box::pin(std::future::ready(Ok(())))
+        }
+
+        fn holder<'a>(&'a self, _name: &'a str) -> BoxFuture<'a, Result<Option<Holder>, AdapterError>> {
+            Box::pin(std::future::ready(Ok(None)))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_is_granted_anew_under_another_token_ends_the_term() {
+        let leases = Arc::new(Granting::default());
+        let owner = Owner::start(leases.clone(), OwnerSettings::default());
+        let (stop, term) = (CancellationToken::new(), CancellationToken::new());
+        let lease = owner.granted(&stop).await.expect("granted");
+        let lost = async {
+            tokio::select! {
+                () = term.cancelled() => {}
+                never = owner.cancel_when_lost(&lease, &term) => match never {},
+            }
+        };
+        tokio::pin!(lost);
+        let renewed = tokio::time::timeout(Duration::from_secs(60), lost.as_mut()).await;
+        assert!(renewed.is_err(), "a renewal is no loss");
+        leases.0.store(1, Ordering::SeqCst);
+        tokio::time::timeout(Duration::from_secs(60), lost).await.expect("the term ends");
+        assert_eq!(owner.granted(&stop).await.expect("granted").token, 1);
+    }
 }

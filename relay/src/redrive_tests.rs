@@ -422,6 +422,20 @@ async fn a_pause_holds_and_a_rate_can_be_changed_while_it_runs() {
     assert_eq!(sink.count(), 400);
 }
 
+/// A rate that would let the next letter go in hours is no reason not to hear of another one.
+#[tokio::test]
+async fn a_rate_that_all_but_stops_can_be_changed() {
+    let (_directory, ledger) = ledger(&letters(20, &["a"])).await;
+    let (sink, new) = (Recorder::default(), NewRedrive { rate: Some(0.000_1), ..wanted() });
+    let operator = async {
+        until("the first letter", async || sink.count() == 1).await;
+        assert!(ledger.set_redrive_rate(&new.id, Some(1_000.0)).await.expect("set"));
+        until("all letters", async || sink.count() == 20).await;
+    };
+    let (sent, ()) = tokio::join!(run(&ledger, &sink, &new), operator);
+    assert_eq!(sent.expect("sent").letters().sent(), 20);
+}
+
 /// Promise 3, in small: engines are killed wherever they are, one letter in a hundred fails again by construction, and the
 /// consumer answers beside the engine. Nothing is lost, and every outcome is known.
 #[tokio::test(flavor = "multi_thread")]

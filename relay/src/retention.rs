@@ -1,10 +1,9 @@
 //! Retention: letters whose time in the ledger is over are archived, and then deleted.
 //!
-//! A letter is deleted only after the archive that holds it is on the disk, and only if its time is still over: what was put
+//! A letter is deleted only after the archive that holds it is on the disk or in the bucket, and only if its time is still over: what was put
 //! under legal hold meanwhile, or redriven, stays. When the relay dies between the two, the letters are archived once more
 //! the next time, into another file; importing both makes one letter of each.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,10 +16,10 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::archive::{Archive, Manifest};
+use crate::archive::{Draft, Manifest, Place, blocking};
 use crate::audit::Action;
 use crate::config::RetentionConfig;
-use crate::exit::{Exit, Failure};
+use crate::exit::Failure;
 use crate::owner::{Owner, OwnerSettings};
 use crate::patience::{answer, is_silence};
 use crate::portion::Portion;
@@ -32,11 +31,18 @@ const BATCH: u32 = 500;
 /// Letters of one archive at most.
 const IN_ONE_FILE: usize = 20_000;
 
+/// What whoever archives and deletes the letters of that name leases: behind a full stop, as everything that belongs to
+/// them, so that no outbox is given the same.
+pub(crate) fn lease(letters: &str) -> String {
+    format!("{letters}.retention")
+}
+
 /// Archives and deletes.
 pub struct Retention {
     ledger: Arc<dyn Ledger>,
     name: String,
     config: RetentionConfig,
+    place: Option<Place>,
 }
 
 /// What a pass did with letters of one status.
@@ -61,19 +67,27 @@ impl std::fmt::Debug for Retention {
 
 impl Retention {
     /// Retention of the ledger that is called `name`.
-    pub fn new(ledger: Arc<dyn Ledger>, name: impl Into<String>, config: RetentionConfig) -> Self {
-        Self { ledger, name: name.into(), config }
+    ///
+    /// # Errors
+    /// When archives go to a bucket that is configured as it cannot be.
+    pub fn new(
+        ledger: Arc<dyn Ledger>,
+        name: impl Into<String>,
+        config: RetentionConfig,
+    ) -> Result<Self, Failure> {
+        let place = Place::of(&config)?;
+        Ok(Self { ledger, name: name.into(), config, place })
     }
 
     /// One pass after another until `stop`, as long as no other relay does it.
     pub async fn run(self, owner: OwnerSettings, stop: CancellationToken) {
         let leases: Arc<dyn Leases> = self.ledger.clone();
         let owner = Owner::start(leases, owner);
-        while owner.granted(&stop).await.is_some() {
+        while let Some(lease) = owner.granted(&stop).await {
             let term = stop.child_token();
             tokio::select! {
                 () = self.pass_and_rest(&term) => {}
-                never = owner.cancel_when_lost(&term) => match never {},
+                never = owner.cancel_when_lost(&lease, &term) => match never {},
             }
         }
         owner.release().await;
@@ -146,17 +160,17 @@ impl Retention {
             portion.came(page.iter().map(|expired| &expired.letter));
             ids.extend(page.iter().map(|expired| expired.letter.id.clone()));
             if !page.is_empty()
-                && let Some(folder) = &self.config.archive
+                && let Some(place) = &self.place
             {
                 archive =
-                    Some(written(archive, folder.clone(), self.name.clone(), expiry.clone(), page).await?);
+                    Some(written(archive, place.clone(), self.name.clone(), expiry.clone(), page).await?);
             }
             if is_last {
                 break;
             }
         }
         let manifest = match archive {
-            Some(archive) => Some(blocking(move || archive.finish()).await?),
+            Some(archive) => Some(archive.finish(stop).await?),
             None => None,
         };
         Ok((ids, manifest))
@@ -202,35 +216,21 @@ async fn asked<T>(
 
 /// The archive with a page more; it is begun with the first.
 async fn written(
-    archive: Option<Archive>,
-    folder: PathBuf,
+    archive: Option<Draft>,
+    place: Place,
     ledger: String,
     expiry: Expiry,
     page: Vec<Expired>,
-) -> Result<Archive, Failure> {
+) -> Result<Draft, Failure> {
     blocking(move || {
         let mut archive = match archive {
             Some(archive) => archive,
-            None => Archive::begin(&folder, &ledger, &expiry)?,
+            None => place.begin(&ledger, &expiry)?,
         };
         archive.add(page)?;
         Ok(archive)
     })
     .await
-}
-
-/// Work with files, beside the others' work.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
-) -> Result<T, Failure> {
-    let done = tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other);
-    done.and_then(|done| done).map_err(|error| {
-        Failure::new(
-            Exit::Failed,
-            format!("the archive of dead letters cannot be written: {error}"),
-            "check the folder that [dead_letters.retention] archive names, and its room",
-        )
-    })
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use backstop_core::ledger::{Change, Letter, LetterFilter};
 use backstop_testkit::memory::Store;
 
 use super::*;
+use crate::config::ArchiveConfig;
 use crate::gated::Gated;
 
 /// Every letter's time is over as soon as it is closed and the ledger's clock has moved on.
@@ -16,9 +17,14 @@ fn config(archive: Option<&Path>) -> RetentionConfig {
         discarded: at_once,
         superseded: at_once,
         open: None,
-        archive: archive.map(Path::to_owned),
+        archive: archive.map(|folder| ArchiveConfig::Folder(folder.to_owned())),
+        s3: None,
         without_archive: archive.is_none(),
     }
+}
+
+fn new(ledger: Arc<dyn Ledger>, config: RetentionConfig) -> Retention {
+    Retention::new(ledger, "letters", config).expect("a sound place")
 }
 
 async fn ledger(letters: usize) -> Arc<Store> {
@@ -58,7 +64,7 @@ async fn what_is_over_is_archived_and_then_deleted() {
     let folder = tempfile::tempdir().expect("a folder");
     let ledger = ledger(3).await;
     discard(&ledger, &["00000", "00002"]).await;
-    let retention = Retention::new(ledger.clone(), "letters", config(Some(folder.path())));
+    let retention = new(ledger.clone(), config(Some(folder.path())));
     let passed = pass(&retention).await;
     assert_eq!((passed.deleted, passed.archives.len()), (2, 1));
     let manifest = &passed.archives[0];
@@ -80,7 +86,7 @@ async fn letters_that_do_not_come_in_time_are_asked_for_in_smaller_batches() {
     let ledger = ledger(3).await;
     discard(&ledger, &[]).await;
     let (gated, asked) = Gated::silent(ledger.clone(), "expired", false);
-    let passed = pass(&Retention::new(gated, "letters", config(None))).await;
+    let passed = pass(&new(gated, config(None))).await;
     assert!(asked.load(Ordering::SeqCst));
     assert_eq!((passed.deleted, left(&ledger).await), (3, 0));
 }
@@ -90,7 +96,7 @@ async fn an_archive_that_cannot_be_written_deletes_nothing() {
     let file = tempfile::NamedTempFile::new().expect("a file");
     let ledger = ledger(2).await;
     discard(&ledger, &[]).await;
-    let retention = Retention::new(ledger.clone(), "letters", config(Some(&file.path().join("below"))));
+    let retention = new(ledger.clone(), config(Some(&file.path().join("below"))));
     let failure = retention.pass(&CancellationToken::new()).await.expect_err("a file is no folder");
     assert!(failure.to_string().contains("cannot be written"), "{failure}");
     assert_eq!(left(&ledger).await, 2);
@@ -100,7 +106,7 @@ async fn an_archive_that_cannot_be_written_deletes_nothing() {
 async fn many_letters_go_in_several_batches() {
     let ledger = ledger(1_203).await;
     discard(&ledger, &[]).await;
-    let passed = pass(&Retention::new(ledger.clone(), "letters", config(None))).await;
+    let passed = pass(&new(ledger.clone(), config(None))).await;
     assert_eq!((passed.deleted, passed.archives.len(), left(&ledger).await), (1_203, 0, 0));
 }
 
@@ -108,7 +114,7 @@ async fn many_letters_go_in_several_batches() {
 async fn a_relay_does_it_until_it_is_stopped() {
     let ledger = ledger(2).await;
     discard(&ledger, &[]).await;
-    let retention = Retention::new(ledger.clone(), "letters", config(None));
+    let retention = new(ledger.clone(), config(None));
     let (stop, owner) = (CancellationToken::new(), OwnerSettings::default());
     let running = tokio::spawn(retention.run(owner, stop.clone()));
     let gone = async {
@@ -139,7 +145,7 @@ async fn a_silent_ledger_is_asked_again_and_keeps_nobody_from_ending() {
         discard(&ledger, &[]).await;
         let (gated, asked) = Gated::silent(ledger.clone(), call, each_time);
         let (stop, owner) = (CancellationToken::new(), OwnerSettings::default());
-        let retention = Retention::new(gated, "letters", config(None));
+        let retention = new(gated, config(None));
         let running = tokio::spawn(retention.run(owner, stop.clone()));
         soon(call, async || asked.load(Ordering::SeqCst)).await;
         if !each_time {

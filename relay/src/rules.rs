@@ -67,7 +67,7 @@ impl Keeper {
             tokio::select! {
                 () = term.cancelled() => {}
                 () = self.attend_all(&lease, &term) => {}
-                never = owner.cancel_when_lost(&term) => match never {},
+                never = owner.cancel_when_lost(&lease, &term) => match never {},
             }
         }
         owner.release().await;

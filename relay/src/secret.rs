@@ -2,14 +2,29 @@
 
 use std::fmt;
 
+use backstop_core::Headers;
+use backstop_rabbitmq::properties::TYPED;
 use serde::{Serialize, Serializer};
 
 /// What stands in place of a secret.
 pub const MASK: &str = "***";
 
-/// Parts of names that announce a secret value.
-const SECRET_NAMES: [&str; 9] =
-    ["pass", "pwd", "secret", "token", "credential", "apikey", "api_key", "jaas", "key.pem"];
+/// Parts of names that announce a secret value, where `-` and `_` do not count.
+const SECRET_NAMES: [&str; 11] = [
+    "pass",
+    "pwd",
+    "secret",
+    "token",
+    "credential",
+    "apikey",
+    "jaas",
+    "key.pem",
+    "authorization",
+    "cookie",
+    "accesskey",
+];
+/// Words that do so by themselves.
+const SECRET_WORDS: [&str; 1] = ["auth"];
 
 /// From this length on one lowercase word is no ordinary word.
 const LONG_WORD: usize = 12;
@@ -91,10 +106,30 @@ impl Serialize for SecretUrl {
     }
 }
 
-/// Whether a setting of that name holds a secret.
+/// Whether a setting or header of that name holds a secret. The case of letters beyond ASCII does not count either, as where
+/// headers are searched for: a Kelvin sign is a k there.
 pub fn is_secret_name(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    SECRET_NAMES.iter().any(|part| name.contains(part)) || name == "sasl.oauthbearer.config"
+    let name = name.to_lowercase();
+    let mut words = name.split(|c: char| !c.is_ascii_alphanumeric());
+    let closed_up: String = name.chars().filter(|c| !matches!(c, '-' | '_')).collect();
+    SECRET_NAMES.iter().any(|part| closed_up.contains(part))
+        || words.any(|word| SECRET_WORDS.contains(&word))
+        || name == "sasl.oauthbearer.config"
+}
+
+/// Whether the value of that header is neither shown in a filter nor searched for by those who do not see it in letters:
+/// that of a secret, and RabbitMQ's typed values, among which one may be.
+pub(crate) fn is_unsearchable(header: &str) -> bool {
+    is_secret_name(header) || header.to_lowercase() == TYPED
+}
+
+/// Says of each header whether its value is hidden from those who read letters.
+///
+/// RabbitMQ's values that are no texts stand beside the headers once more, in one header for all of them: it is hidden
+/// with any of them.
+pub(crate) fn hidden_headers(headers: &Headers) -> impl Fn(&str) -> bool + use<> {
+    let any = headers.iter().any(|(name, _)| is_secret_name(name));
+    move |name| is_secret_name(name) || (any && name == TYPED)
 }
 
 /// The URL with `***` for its password, in the user information as well as in the query.
@@ -298,6 +333,27 @@ mod tests {
         assert!(!format!("{scrubber:?}").contains("S3cret"));
         scrubber.learn("correcthorsebattery");
         assert_eq!(scrubber.scrub("with correcthorsebattery"), "with ***");
+    }
+
+    #[test]
+    fn s27_names_that_announce_a_secret_are_known() {
+        for name in ["Authorization", "Proxy-Authorization", "Set-Cookie", "X-API-Key", "x_api_key", "x-auth"]
+        {
+            assert!(is_secret_name(name), "{name}");
+        }
+        for name in ["author", "content-type", "x-region", "partition.key", "traceparent", "amqp:typed"] {
+            assert!(!is_secret_name(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn s27_values_beside_a_hidden_header_are_hidden_with_it() {
+        let mut headers = Headers::default();
+        headers.append(TYPED, "{}");
+        assert!(!hidden_headers(&headers)(TYPED));
+        headers.append("x-api-token", "7");
+        let is_hidden = hidden_headers(&headers);
+        assert_eq!(["x-api-token", TYPED, "x-region"].map(is_hidden), [true, true, false]);
     }
 
     #[test]

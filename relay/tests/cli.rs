@@ -1,5 +1,9 @@
 //! The command line as users meet it: what the built program prints, and how it ends.
 
+#[path = "cli/archive.rs"]
+mod archive;
+#[path = "cli/bucket.rs"]
+mod bucket;
 #[path = "cli/encryption.rs"]
 mod encryption;
 #[path = "cli/held.rs"]

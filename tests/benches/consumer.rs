@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use backstop::inbox::{Admission, Inbox as _, Limits, Unit};
+use backstop::source::Source;
 use backstop::{
     Consumer, Delivery, GroupCommit, Handler, HandlerError, MessageKey, RunError, Snapshot, Stats,
     StopPartition,
@@ -29,8 +30,16 @@ use crate::{Bench, Outcome, kafka};
 
 /// Connections, and messages handled at once.
 pub(crate) const CONNECTIONS: usize = 16;
-pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
+/// The longest wait for the next message to be handled.
+const PATIENCE: Duration = Duration::from_secs(300);
 pub(crate) const CREDIT: &str = "UPDATE account SET n = n + 1 WHERE key = $1";
+
+/// Messages in the inbox, and those that were overtaken within their key. Transactions are numbered when they first
+/// write something, which the inbox's row is; an id ends in the message's number.
+const IN_ORDER: &str = "SELECT count(*), count(*) FILTER (WHERE tx < before) FROM ( \
+                        SELECT tx, lag(tx) OVER (PARTITION BY n % $1 ORDER BY n) AS before FROM ( \
+                        SELECT xmin::text::bigint AS tx, right(message_key, 12)::bigint AS n \
+                        FROM backstop_inbox) AS handled) AS of_key";
 
 /// Measures all of it.
 pub(crate) async fn run(bench: &mut Bench) -> Outcome<()> {
@@ -81,7 +90,7 @@ pub(crate) struct Work {
 
 impl Work {
     /// Each once, each in a transaction of its own.
-    fn of(messages: usize) -> Self {
+    pub(crate) fn of(messages: usize) -> Self {
         Self { messages, duplicates: 0, groups: GroupCommit::up_to(1) }
     }
 }
@@ -97,13 +106,23 @@ pub(crate) async fn reset(bench: &Bench) -> Outcome<()> {
     Ok(())
 }
 
-/// Every message has had its effect once.
+/// Every message has had its effect once, in the order of its key.
 pub(crate) async fn check(bench: &Bench, expected: usize) -> Outcome<()> {
     let applied: i64 =
         sqlx::query_scalar("SELECT sum(n)::bigint FROM account").fetch_one(&bench.database.pool).await?;
     match usize::try_from(applied) {
-        Ok(applied) if applied == expected => Ok(()),
+        Ok(applied) if applied == expected => check_order(bench, expected).await,
         _ => Err(format!("{applied} effects of {expected} messages").into()),
+    }
+}
+
+/// Every message is in the inbox, and none was written there by an earlier transaction than one that it comes after.
+pub(crate) async fn check_order(bench: &Bench, expected: usize) -> Outcome<()> {
+    let (handled, overtaken): (i64, i64) =
+        sqlx::query_as(IN_ORDER).bind(i32::try_from(KEYS)?).fetch_one(&bench.database.pool).await?;
+    match usize::try_from(handled) {
+        Ok(handled) if handled == expected && overtaken == 0 => Ok(()),
+        _ => Err(format!("of {expected} messages {handled} are handled, {overtaken} out of order").into()),
     }
 }
 
@@ -127,20 +146,35 @@ impl Handler<PgTx> for Credit {
 
 /// The consumer reads the whole topic; messages a second from the first handler's start to the last settlement.
 pub(crate) async fn consume(bench: &Bench, topic: &str, work: Work) -> Outcome<f64> {
+    consume_from(bench, source(bench, topic), work).await
+}
+
+/// The same from any source.
+pub(crate) async fn consume_from(bench: &Bench, source: impl Source, work: Work) -> Outcome<f64> {
+    let began = Began::default();
+    let rate = handle_all(bench, source, Credit { began: Arc::clone(&began) }, &began, work).await?;
+    check(bench, work.messages).await?;
+    Ok(rate)
+}
+
+/// The same with any handler, one that says when it began. What it has done is to be checked afterwards.
+pub(crate) async fn handle_all(
+    bench: &Bench,
+    source: impl Source,
+    handler: impl Handler<PgTx, Message = event::Body>,
+    began: &Began,
+    work: Work,
+) -> Outcome<f64> {
     reset(bench).await?;
     let pool = bench.database.pool_of(u32::try_from(CONNECTIONS)?).await?;
-    let began = Began::default();
-    let handler = Credit { began: Arc::clone(&began) };
-    let consumer =
-        Consumer::transactional("bench", source(bench, topic), PgInbox::new(pool.clone()), handler)
-            .dead_letter(StopPartition)
-            .group_commit(work.groups)
-            .concurrency(CONNECTIONS);
+    let consumer = Consumer::transactional("bench", source, PgInbox::new(pool.clone()), handler)
+        .dead_letter(StopPartition)
+        .group_commit(work.groups)
+        .concurrency(CONNECTIONS);
     let (stats, stop) = (consumer.stats(), CancellationToken::new());
     let running = tokio::spawn(consumer.run(stop.clone().cancelled_owned()));
-    let rate = until_handled(work, &stats, &began, running, stop).await?;
+    let rate = until_handled(work, &stats, began, running, stop).await?;
     pool.close().await;
-    check(bench, work.messages).await?;
     Ok(rate)
 }
 
@@ -157,17 +191,23 @@ pub(crate) async fn until_handled(
     running: JoinHandle<Result<Snapshot, RunError>>,
     stop: CancellationToken,
 ) -> Outcome<f64> {
-    let until = Instant::now() + PATIENCE;
     let done = (work.messages + work.duplicates) as u64;
-    while stats.snapshot().handled + stats.snapshot().duplicates < done {
-        if running.is_finished() || Instant::now() > until {
-            return Err(format!("the consumer has stopped at {:?}", stats.snapshot()).into());
-        }
+    let (mut handled, mut moved) = (0, Instant::now());
+    while handled < done {
         tokio::time::sleep(Duration::from_millis(5)).await;
+        let snapshot = stats.snapshot();
+        if snapshot.handled + snapshot.duplicates > handled {
+            (handled, moved) = (snapshot.handled + snapshot.duplicates, Instant::now());
+        } else if running.is_finished() || moved.elapsed() > PATIENCE {
+            return Err(format!("the consumer has stopped at {snapshot:?}").into());
+        }
     }
     let elapsed = began.get().ok_or("nothing was handled")?.elapsed();
     stop.cancel();
-    running.await??;
+    let Snapshot { regrouped, failures, held, .. } = running.await??;
+    if regrouped + failures > 0 {
+        eprintln!("  {regrouped} groups and {failures} messages were tried again, {held} messages were held");
+    }
     Ok(done as f64 / elapsed.as_secs_f64())
 }
 
@@ -185,16 +225,19 @@ enum Lending {
 /// A message as the bare loop has it: its number and its id.
 pub(crate) type Item = (usize, String);
 
+/// A queue for each connection's worker.
+pub(crate) fn queues<T>() -> (Vec<mpsc::Sender<T>>, Vec<mpsc::Receiver<T>>) {
+    (0..CONNECTIONS).map(|_| mpsc::channel(1_000)).unzip()
+}
+
 /// The same statements from as many workers, each with its share of the keys: of messages that are read from the
 /// topic, or are only counted. Messages a second.
 async fn bare(bench: &Bench, lending: Lending, topic: Option<&str>) -> Outcome<f64> {
     reset(bench).await?;
     let pool = bench.database.pool_of(u32::try_from(CONNECTIONS)?).await?;
-    let mut queues = Vec::new();
+    let (queues, receivers) = queues();
     let mut workers = Vec::new();
-    for _ in 0..CONNECTIONS {
-        let (queue, messages) = mpsc::channel(1_000);
-        queues.push(queue);
+    for messages in receivers {
         workers.push(match lending {
             Lending::Inbox => {
                 let inbox = PgInbox::new(pool.clone());
@@ -233,22 +276,16 @@ pub(crate) fn feed(
     messages: usize,
     queues: &[mpsc::Sender<Item>],
 ) -> Outcome<Instant> {
-    let (mut began, until) = (None, Instant::now() + PATIENCE);
+    let mut began = None;
     for _ in 0..messages {
-        let message = loop {
-            match reader.poll(Duration::from_millis(100)) {
-                Some(message) => break message?,
-                None if Instant::now() > until => return Err("the topic could not be read".into()),
-                None => {}
-            }
-        };
+        let message = kafka::next(reader)?;
         began.get_or_insert_with(Instant::now);
         let body: event::Body = serde_json::from_slice(message.payload().unwrap_or_default())?;
         let headers = message.headers().ok_or("a message has no headers")?;
         let id = headers.iter().find(|header| header.key == "ce_id").and_then(|header| header.value);
         let id = String::from_utf8(id.ok_or("a message has no id")?.to_vec())?;
         let n = body.number()?;
-        queues[n % KEYS % CONNECTIONS].blocking_send((n, id))?;
+        queues[n % KEYS % queues.len()].blocking_send((n, id))?;
     }
     Ok(began.unwrap_or_else(Instant::now))
 }

@@ -7,7 +7,7 @@ use backstop::schema::Schema as _;
 use backstop::{Message, Outgoing};
 use backstop_core::outbox::OutboxStore;
 use backstop_postgres::{PgOutbox, PgOutboxStore, PgSchema, PgTables};
-use sqlx::postgres::{PgConnectOptions, PgPoolCopyExt as _, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPoolCopyExt as _, PgPoolOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgPool, Postgres, Row as _, Transaction};
 use tokio::time::sleep;
 
@@ -102,6 +102,24 @@ impl Database {
             .key(event::key(n))
             .body("application/json", event::payload(n));
         Ok(self.outbox.enqueue(tx, Outgoing::to(place, message)).await?)
+    }
+
+    /// Gives sessions that begin from now on a setting that is a superuser's to give, or takes it back.
+    ///
+    /// The superuser comes in by the server's Unix socket, where those who may open it are asked for no password.
+    pub(crate) async fn set(&self, setting: &str, value: Option<u32>) -> Outcome<()> {
+        let folders: String =
+            sqlx::query_scalar("SHOW unix_socket_directories").fetch_one(&self.pool).await?;
+        let folder = folders.split(',').next().unwrap_or_default().trim();
+        let superuser = PgConnectOptions::new_without_pgpass()
+            .socket(folder)
+            .port(self.server.get_port())
+            .username("postgres")
+            .database(&self.name)
+            .ssl_mode(PgSslMode::Disable);
+        let change = value.map_or(format!("RESET {setting}"), |value| format!("SET {setting} = {value}"));
+        let changed = execute(&superuser, format!("ALTER DATABASE {} {change}", self.name)).await;
+        changed.map_err(|error| format!("{setting} cannot be set as superuser by {folder}: {error}").into())
     }
 
     /// Drops it.

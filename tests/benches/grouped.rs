@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::consumer::{
-    Began, CONNECTIONS, CREDIT, Item, Work, check, consume, create_account, feed, reset, source,
+    Began, CONNECTIONS, CREDIT, Item, Work, check, consume, create_account, feed, queues, reset, source,
     until_handled,
 };
 use crate::event;
@@ -23,9 +23,9 @@ use crate::servers::unique;
 use crate::{Bench, Outcome, kafka};
 
 /// Messages of one transaction, at most, where the handler is called for each.
-const GROUP: usize = 64;
+pub(crate) const GROUP: usize = 64;
 /// The same where it is called for all.
-const BATCH: usize = 500;
+pub(crate) const BATCH: usize = 500;
 
 /// Adds to the accounts of all keys at once.
 const CREDIT_ALL: &str = "UPDATE account SET n = account.n + more.n \
@@ -36,18 +36,17 @@ const CREDIT_ALL: &str = "UPDATE account SET n = account.n + more.n \
 const ADMIT: &str = "INSERT INTO backstop_inbox (consumer, message_key) SELECT 'bench', id FROM unnest($1::text[]) AS id \
                      ORDER BY id ON CONFLICT DO NOTHING RETURNING message_key";
 
-/// Measures it. One message of a hundred comes twice.
+/// Messages for groups, of which one in a hundred comes again.
+pub(crate) fn work(bench: &Bench) -> Work {
+    let messages = bench.sizes.grouped;
+    Work { messages, duplicates: messages / 100, groups: GroupCommit::up_to(GROUP) }
+}
+
+/// Measures it.
 pub(crate) async fn run(bench: &mut Bench) -> Outcome<()> {
     create_account(bench).await?;
-    let work = Work {
-        messages: bench.sizes.grouped,
-        duplicates: bench.sizes.grouped / 100,
-        groups: GroupCommit::up_to(GROUP),
-    };
-    let topic = unique("grouped");
-    kafka::create_topic(&bench.servers, &topic).await?;
-    kafka::produce(&bench.servers, &topic, work.messages).await?;
-    kafka::produce(&bench.servers, &topic, work.duplicates).await?;
+    let work = work(bench);
+    let topic = fill(bench, work).await?;
     let batches = Work { groups: GroupCommit::up_to(BATCH), ..work };
     let mut rates: [Vec<f64>; 4] = Default::default();
     for round in 1..=bench.sizes.rounds {
@@ -66,6 +65,15 @@ pub(crate) async fn run(bench: &mut Bench) -> Outcome<()> {
     let batches = Figure::new("consumer, batches", batches, "messages/s");
     bench.push(batches.at_least(90_000.0).beside("batches by hand", batches_by_hand).ratio_at_least(0.75));
     Ok(())
+}
+
+/// A topic with all of the work.
+pub(crate) async fn fill(bench: &Bench, work: Work) -> Outcome<String> {
+    let topic = unique("grouped");
+    kafka::create_topic(&bench.servers, &topic).await?;
+    kafka::produce(&bench.servers, &topic, work.messages).await?;
+    kafka::produce(&bench.servers, &topic, work.duplicates).await?;
+    Ok(topic)
 }
 
 /// Adds to the accounts of its messages' keys with one statement.
@@ -90,7 +98,7 @@ impl BatchHandler<PgTx> for CreditAll {
 }
 
 /// The consumer reads the whole topic in batches; messages a second.
-async fn consume_batches(bench: &Bench, topic: &str, work: Work) -> Outcome<f64> {
+pub(crate) async fn consume_batches(bench: &Bench, topic: &str, work: Work) -> Outcome<f64> {
     reset(bench).await?;
     let pool = bench.database.pool_of(u32::try_from(CONNECTIONS)?).await?;
     let began = Began::default();
@@ -109,7 +117,7 @@ async fn consume_batches(bench: &Bench, topic: &str, work: Work) -> Outcome<f64>
 
 /// How a group's effects are written.
 #[derive(Debug, Clone, Copy)]
-enum Statements {
+pub(crate) enum Statements {
     /// By one for each message.
     ForEach,
     /// By one for all.
@@ -120,11 +128,9 @@ enum Statements {
 async fn by_hand(bench: &Bench, topic: &str, work: Work, statements: Statements) -> Outcome<f64> {
     reset(bench).await?;
     let pool = bench.database.pool_of(u32::try_from(CONNECTIONS)?).await?;
-    let mut queues = Vec::new();
+    let (queues, receivers) = queues();
     let mut workers = Vec::new();
-    for _ in 0..CONNECTIONS {
-        let (queue, messages) = mpsc::channel(1_000);
-        queues.push(queue);
+    for messages in receivers {
         workers.push(tokio::spawn(worker(pool.acquire().await?, messages, statements)));
     }
     let reader = kafka::reader(&bench.servers, topic, Offset::Beginning)?;
@@ -150,24 +156,33 @@ async fn worker(
     };
     let mut group: Vec<Item> = Vec::with_capacity(most);
     while messages.recv_many(&mut group, most).await > 0 {
-        let mut tx = connection.begin().await?;
-        let ids: Vec<&str> = group.iter().map(|(_, id)| id.as_str()).collect();
-        let mut fresh: HashSet<String> =
-            sqlx::query_scalar(ADMIT).bind(ids).fetch_all(&mut *tx).await?.into_iter().collect();
-        let keys: Vec<String> =
-            group.iter().filter(|(_, id)| fresh.remove(id)).map(|(n, _)| event::key(*n)).collect();
-        match statements {
-            Statements::ForEach => {
-                for key in keys {
-                    sqlx::query(CREDIT).bind(key).execute(&mut *tx).await?;
-                }
-            }
-            Statements::ForAll => {
-                sqlx::query(CREDIT_ALL).bind(keys).execute(&mut *tx).await?;
-            }
-        }
-        tx.commit().await?;
+        write(&mut connection, &group, statements).await?;
         group.clear();
     }
     Ok(())
+}
+
+/// Inbox rows and effects of a group, in one transaction.
+pub(crate) async fn write(
+    connection: &mut PoolConnection<Postgres>,
+    group: &[Item],
+    statements: Statements,
+) -> Outcome<()> {
+    let mut tx = connection.begin().await?;
+    let ids: Vec<&str> = group.iter().map(|(_, id)| id.as_str()).collect();
+    let mut fresh: HashSet<String> =
+        sqlx::query_scalar(ADMIT).bind(ids).fetch_all(&mut *tx).await?.into_iter().collect();
+    let keys: Vec<String> =
+        group.iter().filter(|(_, id)| fresh.remove(id)).map(|(n, _)| event::key(*n)).collect();
+    match statements {
+        Statements::ForEach => {
+            for key in keys {
+                sqlx::query(CREDIT).bind(key).execute(&mut *tx).await?;
+            }
+        }
+        Statements::ForAll => {
+            sqlx::query(CREDIT_ALL).bind(keys).execute(&mut *tx).await?;
+        }
+    }
+    Ok(tx.commit().await?)
 }

@@ -12,9 +12,10 @@ use rdkafka::message::{BorrowedMessage, DeliveryResult, Header, Headers as _, Me
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientConfig, ClientContext, Offset, Timestamp, TopicPartitionList};
 
+use crate::Outcome;
 use crate::clock::Times;
 use crate::event::{self, Check};
-use crate::{Outcome, servers::Servers};
+use crate::servers::{Servers, unique};
 
 /// Partitions of every topic.
 pub(crate) const PARTITIONS: i32 = 8;
@@ -94,13 +95,28 @@ impl ProducerContext for Deliveries {
 ///
 /// Records carry the headers that the relay's do; they are made before the clock starts.
 pub(crate) async fn produce(servers: &Servers, topic: &str, events: usize) -> Outcome<f64> {
-    let (config, topic) = (producer_config(servers), topic.to_owned());
-    tokio::task::spawn_blocking(move || produce_all(&config, &topic, events)).await?
+    produce_with(servers, topic, events, event::key).await
 }
 
-fn produce_all(config: &ClientConfig, topic: &str, events: usize) -> Outcome<f64> {
+/// The same with keys of the caller's choice.
+pub(crate) async fn produce_with(
+    servers: &Servers,
+    topic: &str,
+    events: usize,
+    key: impl Fn(usize) -> String + Send + 'static,
+) -> Outcome<f64> {
+    let (config, topic) = (producer_config(servers), topic.to_owned());
+    tokio::task::spawn_blocking(move || produce_all(&config, &topic, events, key)).await?
+}
+
+fn produce_all(
+    config: &ClientConfig,
+    topic: &str,
+    events: usize,
+    key: impl Fn(usize) -> String,
+) -> Outcome<f64> {
     let records: Vec<(String, Vec<u8>, OwnedHeaders)> =
-        (0..events).map(|n| (event::key(n), event::payload(n), headers(n))).collect();
+        (0..events).map(|n| (key(n), event::payload(n), headers(n))).collect();
     let deliveries = Deliveries::default();
     let producer: ThreadedProducer<Deliveries> = config.create_with_context(deliveries.clone())?;
     let began = Instant::now();
@@ -182,6 +198,33 @@ pub(crate) fn reader(servers: &Servers, topic: &str, offset: Offset) -> Outcome<
     }
     consumer.assign(&partitions)?;
     Ok(consumer)
+}
+
+/// A reader of a whole topic as consumers are written by hand: the one member of a group, with offsets that are committed
+/// by themselves. It fetches as much ahead as `KafkaSource` does.
+pub(crate) fn member(servers: &Servers, topic: &str) -> Outcome<BaseConsumer> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", &servers.kafka)
+        .set("group.id", unique("group"))
+        .set("auto.offset.reset", "earliest")
+        .set("fetch.queue.backoff.ms", "20")
+        .set("queued.min.messages", "20000")
+        .create()?;
+    consumer.subscribe(&[topic])?;
+    Ok(consumer)
+}
+
+/// Waits for a reader's next message.
+pub(crate) fn next(reader: &BaseConsumer) -> Outcome<BorrowedMessage<'_>> {
+    let mut waiting = None;
+    loop {
+        if let Some(message) = reader.poll(Duration::from_millis(100)) {
+            return Ok(message?);
+        }
+        if waiting.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+            return Err("the topic could not be read".into());
+        }
+    }
 }
 
 /// Shows `check` the whole topic.

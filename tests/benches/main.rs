@@ -6,6 +6,7 @@
 mod broker;
 mod clock;
 mod collect;
+mod commit_delay;
 mod consumer;
 mod database;
 mod databases;
@@ -15,6 +16,7 @@ mod effect;
 mod effects;
 mod event;
 mod grouped;
+mod grouped_rabbitmq;
 mod growth;
 mod held;
 mod kafka;
@@ -24,16 +26,21 @@ mod machine;
 mod mariadb;
 mod memory;
 mod options;
+mod order;
 mod outage;
 mod outbox;
 mod pages;
+mod plain;
 mod program;
 mod rabbitmq;
 mod relay;
 mod report;
 mod server_cost;
 mod servers;
+mod shared_rows;
 mod sizes;
+mod slow_consumer;
+mod slow_key;
 mod sqlite;
 mod waves;
 
@@ -72,14 +79,21 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let options = match Options::parse(std::env::args().skip(1)) {
-        Ok(options) => options,
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [slow_consumer::COMMAND, task] = arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        return ended(slow_consumer::main(task).await);
+    }
+    match Options::parse(arguments) {
+        Ok(options) => ended(run(&options).await),
         Err(error) => {
             eprintln!("{error}");
-            return ExitCode::from(2);
+            ExitCode::from(2)
         }
-    };
-    match run(&options).await {
+    }
+}
+
+fn ended(outcome: Outcome<()>) -> ExitCode {
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -137,7 +151,14 @@ async fn measure(bench: &mut Bench, part: Part) -> Outcome<()> {
         }
         Part::Consumer => consumer::run(bench).await,
         Part::Effect => effect::run(bench).await,
-        Part::Grouped => grouped::run(bench).await,
+        Part::Grouped => {
+            grouped::run(bench).await?;
+            grouped_rabbitmq::run(bench).await
+        }
+        Part::Plain => plain::run(bench).await,
+        Part::CommitDelay => commit_delay::run(bench).await,
+        Part::SharedRows => shared_rows::run(bench).await,
+        Part::SlowKey => slow_key::run(bench).await,
         Part::Collect => collect::run(bench).await,
         Part::Pages => {
             program::build()?;

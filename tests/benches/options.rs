@@ -17,6 +17,10 @@ pub(crate) enum Part {
     Outage,
     Consumer,
     Grouped,
+    Plain,
+    CommitDelay,
+    SharedRows,
+    SlowKey,
     Effect,
     Collect,
     Pages,
@@ -25,12 +29,23 @@ pub(crate) enum Part {
 impl Part {
     /// Whether it is about consumers and dead letters, rather than what `relay` stands for: an outbox that is drained.
     fn is_of_consumer(self) -> bool {
-        matches!(self, Self::Consumer | Self::Grouped | Self::Effect | Self::Collect | Self::Pages)
+        matches!(
+            self,
+            Self::Consumer
+                | Self::Grouped
+                | Self::Plain
+                | Self::CommitDelay
+                | Self::SharedRows
+                | Self::SlowKey
+                | Self::Effect
+                | Self::Collect
+                | Self::Pages
+        )
     }
 }
 
 /// The parts in the order in which they run: name and content.
-const PARTS: [(Part, &str, &str); 13] = [
+const PARTS: [(Part, &str, &str); 17] = [
     (Part::Drain, "drain", "a backlog into Kafka and RabbitMQ, beside the bare drivers"),
     (Part::Databases, "databases", "the same from MariaDB and SQLite, beside PostgreSQL"),
     (Part::Latency, "latency", "from commit to broker and to effect, under steady load and idle"),
@@ -40,7 +55,11 @@ const PARTS: [(Part, &str, &str); 13] = [
     (Part::Kills, "kills", "rows sent twice after SIGKILL and after SIGTERM"),
     (Part::Outage, "outage", "a broker that is away, one destination of ten that is denied"),
     (Part::Consumer, "consumer", "messages from Kafka, beside consumers written by hand"),
-    (Part::Grouped, "grouped", "the same with messages that share a transaction"),
+    (Part::Grouped, "grouped", "the same with messages that share a transaction, from RabbitMQ too"),
+    (Part::Plain, "plain", "messages without a database, beside the poll loop and a loop by hand"),
+    (Part::CommitDelay, "commit-delay", "consumers whose commits take 1 ms more, beside without"),
+    (Part::SharedRows, "shared-rows", "group commit by handlers that share rows, beside rows of their own"),
+    (Part::SlowKey, "slow-key", "the other keys beside one that takes 1 s for each message; memory"),
     (Part::Effect, "effect", "from produced to applied at 500/s, beside a consumer written by hand"),
     (Part::Collect, "collect", "dead letters into the ledger, beside bare inserts of the same rows"),
     (Part::Pages, "pages", "every page of console and API over a full ledger, with every filter"),
@@ -101,15 +120,15 @@ fn positive(name: &str, value: Option<&String>) -> Result<usize, String> {
 }
 
 fn usage() -> String {
-    let parts = PARTS.map(|(_, name, content)| format!("  {name:<11} {content}\n")).concat();
+    let parts = PARTS.map(|(_, name, content)| format!("  {name:<12} {content}\n")).concat();
     format!(
         "usage: cargo bench -p backstop-tests [-- [PART...] [OPTION...]]
-{parts}  relay       those before consumer
-  --short     small numbers: shows that the benches work, measures nothing
-  --rows N    rows of every backlog
-  --rate N    commits a second of the steady load
-  --minutes N of every outage
-  --rounds N  each throughput is the median of so many
-  --json      ends with one line of JSON"
+{parts}  relay        those before consumer
+  --short      small numbers: shows that the benches work, measures nothing
+  --rows N     rows of every backlog
+  --rate N     commits a second of the steady load
+  --minutes N  of every outage
+  --rounds N   each throughput is the median of so many
+  --json       ends with one line of JSON"
     )
 }

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use lapin::options::{
-    BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,
+    BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions,
+    QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
-use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer};
 
 use crate::event::{self, Check};
 use crate::servers::Servers;
@@ -22,7 +23,7 @@ async fn connect(servers: &Servers) -> Outcome<Connection> {
 }
 
 /// Says goodbye. lapin calls it an error when a channel is being closed at that moment; nothing depends on it.
-async fn close(connection: &Connection) {
+pub(crate) async fn close(connection: &Connection) {
     drop(connection.close(200, "OK".into()).await);
 }
 
@@ -155,6 +156,16 @@ fn properties(n: usize) -> BasicProperties {
         .with_timestamp(1_767_225_600)
         .with_content_type("application/json".into())
         .with_headers(headers)
+}
+
+/// A reader of a queue that is given so many messages before it acks the first; and its connection.
+pub(crate) async fn reader(servers: &Servers, queue: &str, prefetch: u16) -> Outcome<(Connection, Consumer)> {
+    let connection = connect(servers).await?;
+    let channel = connection.create_channel().await?;
+    channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+    let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+    let deliveries = channel.basic_consume(queue.into(), "bench".into(), options, arguments).await?;
+    Ok((connection, deliveries))
 }
 
 /// Reads as many messages as the queue holds now.

@@ -13,6 +13,14 @@ pub(crate) struct Sizes {
     pub(crate) messages: usize,
     /// Messages that it handles in groups.
     pub(crate) grouped: usize,
+    /// Messages that are read and handled without any work.
+    pub(crate) polled: usize,
+    /// Messages whose handlers wait 1 ms, 256 of them at once; of slower ones as many as take as long.
+    pub(crate) waited: usize,
+    /// Messages whose handlers share rows.
+    pub(crate) shared: usize,
+    /// Messages of which those of one key are slow.
+    pub(crate) behind: usize,
     /// Dead letters that are collected.
     pub(crate) letters: usize,
     /// Dead letters in the ledger while its pages are asked for.
@@ -51,6 +59,10 @@ pub(crate) const FULL: Sizes = Sizes {
     backlog: 1_000_000,
     messages: 50_000,
     grouped: 200_000,
+    polled: 500_000,
+    waited: 750_000,
+    shared: 50_000,
+    behind: 1_000_000,
     letters: 100_000,
     shown: 1_000_000,
     asked: 20,
@@ -72,8 +84,12 @@ pub(crate) const FULL: Sizes = Sizes {
 pub(crate) const SHORT: Sizes = Sizes {
     rounds: 1,
     backlog: 10_000,
-    messages: 5_000,
+    messages: 2_000,
     grouped: 5_000,
+    polled: 10_000,
+    waited: 5_000,
+    shared: 500,
+    behind: 10_000,
     letters: 3_000,
     shown: 3_000,
     asked: 1,
@@ -83,10 +99,10 @@ pub(crate) const SHORT: Sizes = Sizes {
     churn: 20_000,
     pending: 10_000,
     transactions: 500,
-    watched: 20_000,
-    idle: Duration::from_secs(3),
-    killed: 40_000,
-    waiting: 10_000,
+    watched: 5_000,
+    idle: Duration::from_secs(2),
+    killed: 20_000,
+    waiting: 5_000,
     away: Duration::from_secs(1),
     denied: Duration::from_secs(2),
 };
@@ -97,6 +113,10 @@ impl Sizes {
         self.backlog = rows;
         self.messages = rows;
         self.grouped = rows;
+        self.polled = rows;
+        self.waited = rows;
+        self.shared = rows;
+        self.behind = rows;
         self.letters = rows;
         self.shown = rows;
         self.churn = rows;

@@ -5,7 +5,8 @@ use std::time::Duration;
 use backstop::names;
 use backstop_tests::apply::Fail;
 use backstop_tests::database::Database;
-use backstop_tests::program::{Broker, ConsumerConfig, Program};
+use backstop_tests::fleet::Fleet;
+use backstop_tests::program::{Broker, ConsumerConfig};
 use backstop_tests::workload::{self, Publisher};
 use backstop_tests::{letters, servers, size, wait};
 
@@ -15,29 +16,6 @@ const FLEET: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(180);
 /// Events, unless `BACKSTOP_TEST_CRASH_POISON` names another number, as `tests/long` does.
 const COUNT: usize = 300;
-
-/// Instances that are started again when they die, as an orchestrator does it.
-struct Fleet {
-    config: ConsumerConfig,
-    instances: Vec<Program>,
-    deaths: u32,
-}
-
-impl Fleet {
-    fn start(config: &ConsumerConfig) -> Self {
-        let instances = (0..FLEET).map(|_| config.spawn(None)).collect();
-        Self { config: config.clone(), instances, deaths: 0 }
-    }
-
-    fn mend(&mut self) {
-        for instance in &mut self.instances {
-            if !instance.is_running() {
-                self.deaths += 1;
-                *instance = self.config.spawn(None);
-            }
-        }
-    }
-}
 
 fn count() -> usize {
     size::asked("BACKSTOP_TEST_CRASH_POISON").unwrap_or(COUNT)
@@ -56,16 +34,16 @@ async fn poison(broker: Broker, errors: u32, tune: impl Fn(&mut ConsumerConfig))
     let events = workload::events(count, keys, |n| (n == count / 3).then_some(Fail::Abort(errors)));
     let publisher = Publisher::new(broker);
     workload::publish(&database, &publisher, &place, &events).await;
-    let mut fleet = Fleet::start(&config);
+    let mut fleet = Fleet::start(config.clone(), FLEET);
     wait::until("all others are applied, and the one is given up", PATIENCE, || {
-        fleet.mend();
+        fleet.tend();
         async { database.applied(&config.group).await == count as i64 - 1 && database.held().await == 0 }
     })
     .await;
     // It may be the last of all, and fell others still.
     let mending = async {
         loop {
-            fleet.mend();
+            fleet.tend();
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
@@ -75,9 +53,9 @@ async fn poison(broker: Broker, errors: u32, tune: impl Fn(&mut ConsumerConfig))
     };
     assert_eq!(letters.len(), 1);
     assert_eq!(letters[0].headers.get_str(names::REASON), Some("crashed-process"));
-    let deaths = fleet.deaths;
-    fleet.mend();
-    assert_eq!(fleet.deaths, deaths, "the fleet is up");
+    let deaths = fleet.ended;
+    fleet.tend();
+    assert_eq!(fleet.ended, deaths, "the fleet is up");
     database.assert_balanced_but_for(&config.group, &events, &letters).await;
     // A process that died between the commit of a message and the end of its charge leaves one that counts no more: the
     // inbox knows its message.

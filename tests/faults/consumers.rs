@@ -66,7 +66,7 @@ pub(crate) const KAFKA: &[Fault] = &[
     shown(
         63,
         "a slow key with very many messages behind it",
-        "memory is bounded by the window, which pauses and resumes its partition",
+        "memory is bounded by the window; the partition waits, the others go on",
     ),
     shown(64, "the client is configured to commit by itself", "refused at the start"),
     shown(65, "a storm of rebalances", "nothing is lost, nothing applied twice, order kept"),

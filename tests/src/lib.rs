@@ -7,6 +7,7 @@ pub mod apply;
 pub mod commit_proxy;
 pub mod database;
 pub mod dead;
+pub mod fleet;
 pub mod index;
 pub mod letters;
 pub mod pipeline;

@@ -299,6 +299,11 @@ pub struct LongWriter {
 }
 
 impl LongWriter {
+    /// Whether its time is over.
+    pub fn has_ended(&self) -> bool {
+        self.task.is_finished()
+    }
+
     /// Commits it, if that has not happened yet.
     ///
     /// # Panics

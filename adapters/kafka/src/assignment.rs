@@ -182,11 +182,6 @@ impl Assigned {
         self.flow.partition_window.has_room(messages, bytes)
     }
 
-    pub(crate) fn is_relieved(&self) -> bool {
-        let (messages, bytes) = self.load();
-        self.flow.partition_window.is_relieved(messages, bytes)
-    }
-
     /// Refuses every message that has not begun.
     pub(crate) fn revoke(&self) {
         lock(&self.state).revoked = true;
@@ -294,9 +289,9 @@ impl Assigned {
         let before = (state.messages, state.bytes);
         state.messages -= 1;
         state.bytes -= settlement.bytes;
-        let relieved = crossed(self.flow.partition_window, before, (state.messages, state.bytes));
+        let has_room = crossed(self.flow.partition_window, before, (state.messages, state.bytes));
         drop(state);
-        if self.flow.release(settlement.bytes) || relieved {
+        if self.flow.release(settlement.bytes) || has_room {
             self.flow.notify();
         }
     }
@@ -487,16 +482,16 @@ mod tests {
     }
 
     #[test]
-    fn messages_and_bytes_fill_the_window_and_half_relieves_it() {
-        let flow = flow(4);
+    fn messages_and_bytes_fill_the_window_and_worthwhile_room_is_told() {
+        let flow = flow(20);
         let partition = assigned(&flow);
-        let mut taken: Vec<_> = (0..4).map(|offset| partition.take(offset, 1)).collect();
+        let mut taken: Vec<_> = (0..20).map(|offset| partition.take(offset, 1)).collect();
         assert!(partition.is_full() && flow.is_full());
-        taken.truncate(3);
-        assert!(!partition.is_full() && !partition.is_relieved());
-        taken.truncate(2);
-        assert!(partition.is_relieved() && flow.is_relieved() && flow.is_signalled());
-        let _large = partition.take(9, 1_000);
+        taken.pop();
+        assert!(!partition.is_full() && !partition.has_room() && !flow.is_signalled());
+        taken.pop();
+        assert!(partition.has_room() && flow.has_room() && flow.is_signalled());
+        let _large = partition.take(99, 1_000);
         assert!(partition.is_full());
     }
 

@@ -78,11 +78,6 @@ impl Flow {
         self.total_window.has_room(messages, bytes)
     }
 
-    pub(crate) fn is_relieved(&self) -> bool {
-        let (messages, bytes) = self.load();
-        self.total_window.is_relieved(messages, bytes)
-    }
-
     pub(crate) fn add(&self, bytes: usize) {
         self.messages.fetch_add(1, Ordering::AcqRel);
         self.bytes.fetch_add(bytes, Ordering::AcqRel);
@@ -96,7 +91,7 @@ impl Flow {
     }
 }
 
-/// Whether a window was not relieved before and is now.
+/// Whether there was no worthwhile room in a window before, and is now.
 pub(crate) fn crossed(window: Window, before: (usize, usize), after: (usize, usize)) -> bool {
-    window.is_relieved(after.0, after.1) && !window.is_relieved(before.0, before.1)
+    window.has_room(after.0, after.1) && !window.has_room(before.0, before.1)
 }

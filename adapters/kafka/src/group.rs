@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,7 @@ use backstop_core::AdapterError;
 use backstop_core::origin::Via;
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol as Mode};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::{RDKafkaErrorCode as Code, RDKafkaRespErr};
@@ -36,6 +37,8 @@ pub(crate) type Member = BaseConsumer<Group>;
 
 /// The callbacks of one member, and what it owns. They run on the polling thread.
 pub(crate) struct Group {
+    /// Whose callbacks these are.
+    member: OnceLock<Weak<Member>>,
     pub(crate) voice: Voice,
     pub(crate) table: Mutex<Table>,
     flow: Arc<Flow>,
@@ -57,13 +60,16 @@ pub(crate) struct Group {
 #[derive(Default)]
 pub(crate) struct Table {
     topics: HashMap<String, Vec<Option<Slot>>>,
+    /// How often it was changed.
+    version: u64,
 }
 
 /// One of them.
 pub(crate) struct Slot {
     pub(crate) assigned: Arc<Assigned>,
     pub(crate) via: Via,
-    pub(crate) paused: bool,
+    /// What librdkafka has fetched of it, until whoever polls takes that over.
+    pub(crate) fetched: Option<PartitionQueue<Group>>,
 }
 
 impl Table {
@@ -88,8 +94,19 @@ impl Table {
         })
     }
 
+    pub(crate) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Whether that assignment is ours still.
+    pub(crate) fn has(&self, assigned: &Arc<Assigned>) -> bool {
+        let place = &assigned.place;
+        self.get(&place.topic, place.partition).is_some_and(|slot| Arc::ptr_eq(&slot.assigned, assigned))
+    }
+
     fn insert(&mut self, topic: &str, partition: i32, slot: Slot) {
         let Ok(index) = usize::try_from(partition) else { return };
+        self.version += 1;
         let slots = self.topics.entry(topic.to_owned()).or_default();
         if slots.len() <= index {
             slots.resize_with(index + 1, || None);
@@ -98,6 +115,7 @@ impl Table {
     }
 
     fn remove(&mut self, topic: &str, partition: i32) -> Option<Slot> {
+        self.version += 1;
         self.topics.get_mut(topic)?.get_mut(usize::try_from(partition).ok()?)?.take()
     }
 }
@@ -114,6 +132,7 @@ impl Group {
         exchange: Option<Arc<Exchange>>,
     ) -> Self {
         Self {
+            member: OnceLock::new(),
             voice: Voice::default(),
             table: Mutex::default(),
             token: options.settings.token_file(),
@@ -127,6 +146,21 @@ impl Group {
             leaving: AtomicBool::new(false),
             answered: AtomicBool::new(false),
         }
+    }
+
+    /// Tells whose callbacks these are, before it subscribes.
+    pub(crate) fn is_of(&self, member: &Arc<Member>) {
+        self.member.get_or_init(|| Arc::downgrade(member));
+    }
+
+    /// A queue of its own for what is fetched of a partition, which wakes whoever polls. Made before the partition is
+    /// assigned: messages that were fetched before would come by the member's queue.
+    fn queue_of(&self, topic: &str, partition: i32) -> Option<PartitionQueue<Self>> {
+        let member = self.member.get()?.upgrade()?;
+        let mut queue = member.split_partition_queue(topic, partition)?;
+        let flow = self.flow.clone();
+        queue.set_nonempty_callback(move || flow.notify());
+        Some(queue)
     }
 
     /// What a callback, or the thread of transactions, has found that ends the source.
@@ -310,10 +344,6 @@ impl Group {
         } else {
             self.positions(member, partitions)
         };
-        // librdkafka keeps a pause beyond the assignment that it was made in, and the windows are empty now.
-        if let Err(error) = member.resume(partitions) {
-            tracing::warn!(%error, "kafka: partitions could not be resumed");
-        }
         let result = match member.rebalance_protocol() {
             Mode::Cooperative => member.incremental_assign(&positions),
             _ => member.assign(&positions),
@@ -380,7 +410,8 @@ impl Group {
             if let (Some(exchange), Some(floor)) = (&self.exchange, floor) {
                 exchange.order(Order::Floor(assigned.clone(), floor));
             }
-            lock(&self.table).insert(topic, partition, Slot { assigned, via, paused: false });
+            let fetched = self.queue_of(topic, partition);
+            lock(&self.table).insert(topic, partition, Slot { assigned, via, fetched });
         }
         let positions = known.get_or_insert_with(|| partitions.clone());
         for (topic, partition, offset) in begin_at {

@@ -33,6 +33,7 @@ mod poller;
 mod producer;
 mod progress;
 mod publisher;
+mod queues;
 mod settings;
 mod sink;
 mod source;

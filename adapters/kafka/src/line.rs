@@ -151,10 +151,11 @@ impl<O: Outbox> Line<O> {
         *lock(&self.live) = None;
     }
 
-    /// Takes back what still waits in the queue: it is confirmed as unknown.
+    /// Takes back what still waits in the queue: it is confirmed as unknown. Does not wait for librdkafka's threads, one of
+    /// which may be looking for the address of a broker.
     pub(crate) fn purge_queue(&self) {
         if let Some(live) = lock(&self.live).as_ref() {
-            live.producer().purge(PurgeConfig::default().queue());
+            live.producer().purge(PurgeConfig::default().queue().non_blocking());
         }
     }
 

@@ -72,14 +72,10 @@ impl Window {
         messages >= self.messages || bytes >= self.bytes
     }
 
-    /// Whether a short wait has already made worthwhile room: a tenth.
+    /// Whether there is room that is worth handing over more: a tenth.
     pub(crate) fn has_room(&self, messages: usize, bytes: usize) -> bool {
-        messages <= self.messages / 10 * 9 && bytes <= self.bytes / 10 * 9 && !self.is_full(messages, bytes)
-    }
-
-    /// Whether what is paused may resume: at half.
-    pub(crate) fn is_relieved(&self, messages: usize, bytes: usize) -> bool {
-        messages <= self.messages / 2 && bytes <= self.bytes / 2
+        let worthwhile = (self.messages / 10).max(1);
+        messages + worthwhile <= self.messages && bytes <= self.bytes / 10 * 9
     }
 }
 
@@ -133,13 +129,16 @@ const FIXED: [(&str, &str); 3] = [
     ("enable.partition.eof", "false"),
 ];
 
-/// Defaults that a user may change. A growing topic is read within 5 s; the fetch queue is refilled soon after it
-/// was emptied; and it is short, because pausing a partition throws its part away. The ends of partitions are told with
-/// the statistics.
-const DEFAULTS: [(&str, &str); 5] = [
+/// Defaults that a user may change. A growing topic is read within 5 s. What is fetched waits in a queue for each
+/// partition: those are short, because there may be many. They last for longer than the brokers wait for news of partitions
+/// that are at their ends: there is one request to a broker at a time, and full queues are not part of it. The ends of
+/// partitions are told with the statistics.
+const DEFAULTS: [(&str, &str); 7] = [
     ("topic.metadata.refresh.interval.ms", "5000"),
-    ("fetch.queue.backoff.ms", "20"),
-    ("queued.min.messages", "20000"),
+    ("fetch.wait.max.ms", "100"),
+    ("fetch.queue.backoff.ms", "5"),
+    ("queued.min.messages", "10000"),
+    ("queued.max.messages.kbytes", "2048"),
     ("socket.keepalive.enable", "true"),
     ("statistics.interval.ms", "5000"),
 ];
@@ -276,10 +275,10 @@ mod tests {
     }
 
     #[test]
-    fn a_window_of_one_is_full_and_relieved_in_turn() {
+    fn a_window_of_one_is_full_and_has_room_in_turn() {
         let window = Window { messages: 1, bytes: 100 };
-        assert!(window.is_full(1, 0) && !window.has_room(1, 0) && !window.is_relieved(1, 0));
-        assert!(!window.is_full(0, 0) && window.has_room(0, 0) && window.is_relieved(0, 0));
+        assert!(window.is_full(1, 0) && !window.has_room(1, 0));
+        assert!(!window.is_full(0, 0) && window.has_room(0, 0));
         assert!(window.is_full(0, 100), "bytes count too");
     }
 }

@@ -5,35 +5,32 @@ use std::time::{Duration, Instant};
 
 use backstop_core::source::Received;
 use backstop_core::{AdapterError, Via};
+use rdkafka::Message;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
 use rdkafka::types::RDKafkaErrorCode as Code;
-use rdkafka::{Message, TopicPartitionList};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::absence::Absence;
-use crate::assignment::KafkaSettlement;
+use crate::assignment::{Assigned, KafkaSettlement};
 use crate::context::lock;
 use crate::decode;
 use crate::fault::{code_of, ends_a_source, fault};
 use crate::flow::Flow;
-use crate::group::{Member, Slot};
+use crate::group::Member;
 use crate::options::Options;
+use crate::queues::Queues;
 use crate::start::{QUESTION, ended};
 use crate::topics::presence;
 
 /// Messages in one batch at most.
 const BATCH: usize = 256;
-/// Longest poll while nothing is paused: how soon a source that is closing is noticed.
+/// Longest wait for messages or room while there are partitions: how soon the group and the brokers are heard, who do not
+/// end it.
+const LISTEN: Duration = Duration::from_millis(10);
+/// Longest wait without partitions: how soon a source that is closing is noticed.
 const IDLE: Duration = Duration::from_millis(50);
-/// Longest poll while some partitions are paused: how soon they resume.
-const PAUSED: Duration = Duration::from_millis(2);
-/// Longest wait while all partitions are paused; room again ends it at once.
-const STANDING: Duration = Duration::from_millis(20);
-/// How long a full window is given before its partition is paused: librdkafka throws away what it has fetched of a
-/// paused partition and fetches it again, which a handler that is only a little slower is not worth.
-const GRACE: Duration = Duration::from_millis(10);
 
 /// What goes to the consumer loop.
 pub(crate) type Batch = Result<Vec<Received<KafkaSettlement>>, AdapterError>;
@@ -41,15 +38,15 @@ pub(crate) type Batch = Result<Vec<Received<KafkaSettlement>>, AdapterError>;
 /// The polling side of one source. The channel is bounded by what goes through it: every message counts against the
 /// windows until it is settled or dropped, and polling stops when they are full.
 pub(crate) struct Poller {
-    member: Member,
+    /// Before the member, which they keep alive.
+    queues: Queues,
+    member: Arc<Member>,
     options: Arc<Options>,
     flow: Arc<Flow>,
     out: UnboundedSender<Batch>,
     next_commit: Instant,
     /// When a mark that failed is tried again.
     next_mark: Instant,
-    paused: usize,
-    crowded: bool,
     absence: Absence,
     /// Whether the group is still to be asked for an assignment that fits the subscription.
     to_rejoin: bool,
@@ -57,7 +54,7 @@ pub(crate) struct Poller {
 
 impl Poller {
     pub(crate) fn new(
-        member: Member,
+        member: Arc<Member>,
         options: Arc<Options>,
         flow: Arc<Flow>,
         out: UnboundedSender<Batch>,
@@ -65,14 +62,13 @@ impl Poller {
         let next_commit = Instant::now() + options.commit_interval;
         let to_rejoin = options.static_member.is_some();
         Self {
+            queues: Queues::default(),
             member,
             options,
             flow,
             out,
             next_commit,
             next_mark: Instant::now(),
-            paused: 0,
-            crowded: false,
             absence: Absence::default(),
             to_rejoin,
         }
@@ -93,6 +89,7 @@ impl Poller {
         // Leaving may take its time, and transactions have nothing to wait for any more.
         context.exchange.iter().for_each(|exchange| exchange.end());
         context.leaves();
+        self.queues.close(&mut lock(&context.table));
         settled
     }
 
@@ -116,8 +113,7 @@ impl Poller {
         self.absence.look(Instant::now(), options.named_topics(), |topic| {
             presence(member.client(), topic, QUESTION)
         })?;
-        let pace = self.regulate()?;
-        self.collect(pace)
+        self.collect()
     }
 
     /// Subscribes to the same once more. A static member is given at first what the one before it had, although topics
@@ -131,97 +127,57 @@ impl Poller {
         self.member.subscribe(&topics).map_err(failed)
     }
 
-    /// Pauses what is full, resumes what has room again; how long to poll.
-    fn regulate(&mut self) -> Result<Duration, AdapterError> {
-        if std::mem::take(&mut self.crowded) && !self.has_drained() {
-            self.pause_full();
-        }
-        // Counted each time, because a rebalance takes paused partitions away and brings fresh ones.
-        let (paused, all) = {
-            let table = lock(&self.member.context().table);
-            table
-                .iter()
-                .fold((0, 0), |(paused, all), (_, _, slot)| (paused + usize::from(slot.paused), all + 1))
-        };
-        self.paused = paused;
-        if paused == 0 {
-            let left = self.next_commit.saturating_duration_since(Instant::now());
-            return Ok(IDLE.min(left));
-        }
-        if self.resume_relieved() == 0 && paused == all {
-            self.flow.wait(STANDING);
-            return Ok(Duration::ZERO);
-        }
-        Ok(PAUSED)
-    }
-
-    /// Gives full windows a short while; whether that was enough.
-    fn has_drained(&self) -> bool {
-        let deadline = Instant::now() + GRACE;
-        loop {
-            let roomy = |slot: &Slot| slot.paused || slot.assigned.has_room();
-            let drained = self.flow.has_room()
-                && lock(&self.member.context().table).iter().all(|(_, _, slot)| roomy(slot));
-            if drained || Instant::now() >= deadline || self.flow.is_closing() {
-                return drained;
-            }
-            self.flow.wait(Duration::from_millis(1));
-        }
-    }
-
-    fn pause_full(&self) {
-        let total = self.flow.is_full();
-        self.switch(true, |slot| !slot.paused && (total || slot.assigned.is_full()));
-    }
-
-    fn resume_relieved(&self) -> usize {
-        if !self.flow.is_relieved() {
-            return 0;
-        }
-        self.switch(false, |slot| slot.paused && slot.assigned.is_relieved())
-    }
-
-    /// Pauses or resumes the partitions chosen; how many there were.
-    fn switch(&self, pause: bool, chosen: impl Fn(&Slot) -> bool) -> usize {
-        let mut table = lock(&self.member.context().table);
-        let mut partitions = TopicPartitionList::new();
-        for (topic, partition, slot) in table.iter_mut().filter(|(_, _, slot)| chosen(slot)) {
-            partitions.add_partition(topic, partition);
-            slot.paused = pause;
-        }
-        drop(table);
-        if partitions.count() > 0 {
-            let result = if pause { self.member.pause(&partitions) } else { self.member.resume(&partitions) };
-            if let Err(error) = result {
-                tracing::warn!(%error, pause, "kafka: partitions could not be paused or resumed");
-            }
-        }
-        partitions.count()
-    }
-
-    /// Waits for a first message and takes along what is there already.
-    fn collect(&mut self, pace: Duration) -> Result<(), AdapterError> {
+    /// Hands over what is there and has room; where there is nothing, waits for it.
+    fn collect(&mut self) -> Result<(), AdapterError> {
         let mut batch = Vec::new();
-        let mut polled = self.member.poll(pace);
-        let mut outcome = Ok(());
-        while let Some(event) = polled {
-            match event {
-                Ok(message) => {
-                    let (received, full) = self.admit(&message);
-                    batch.extend(received);
-                    self.crowded = full;
-                }
-                Err(error) => outcome = self.judge(&error),
+        let mut outcome = self.listen(Duration::ZERO, &mut batch);
+        self.queues.update(&mut lock(&self.member.context().table));
+        if outcome.is_ok() {
+            let (options, room) = (&self.options, BATCH.saturating_sub(batch.len()));
+            let failed = self.queues.take(room, &self.flow, |message, assigned, via| {
+                batch.push(received(options, message, assigned, via));
+            });
+            outcome = failed.map_or(Ok(()), |error| self.judge(&error));
+        }
+        if batch.is_empty() && outcome.is_ok() {
+            let left = self.next_commit.saturating_duration_since(Instant::now());
+            if self.queues.are_none() {
+                outcome = self.listen(IDLE.min(left), &mut batch);
+            } else {
+                self.flow.wait(LISTEN.min(left));
             }
-            if batch.len() >= BATCH || self.crowded || outcome.is_err() {
-                break;
-            }
-            polled = self.member.poll(Duration::ZERO);
         }
         if !batch.is_empty() {
             self.mark();
             // A closed channel means that the source was dropped; the settlements go with the batch.
             let _ = self.out.send(Ok(batch));
+        }
+        outcome
+    }
+
+    /// Hears what the group and the brokers have to say; rebalances are answered in here. A message comes this way only
+    /// where its partition has no queue of its own.
+    fn listen(
+        &mut self,
+        pace: Duration,
+        batch: &mut Vec<Received<KafkaSettlement>>,
+    ) -> Result<(), AdapterError> {
+        let mut heard = self.member.poll(pace);
+        let mut outcome = Ok(());
+        while let Some(event) = heard {
+            match event {
+                Ok(message) => {
+                    let table = lock(&self.member.context().table);
+                    if let Some(slot) = table.get(message.topic(), message.partition()) {
+                        batch.push(received(&self.options, &message, &slot.assigned, slot.via));
+                    }
+                }
+                Err(error) => outcome = self.judge(&error),
+            }
+            if batch.len() >= BATCH || outcome.is_err() {
+                break;
+            }
+            heard = self.member.poll(Duration::ZERO);
         }
         outcome
     }
@@ -234,26 +190,6 @@ impl Poller {
             let pause = began.elapsed() * 10;
             self.next_mark = Instant::now() + pause.max(self.options.commit_interval);
         }
-    }
-
-    /// The message as it is handed over, and whether a window is full with it.
-    fn admit(&self, message: &BorrowedMessage<'_>) -> (Option<Received<KafkaSettlement>>, bool) {
-        let (assigned, via) = {
-            let table = lock(&self.member.context().table);
-            match table.get(message.topic(), message.partition()) {
-                Some(slot) => (slot.assigned.clone(), slot.via),
-                None => return (None, false),
-            }
-        };
-        let envelope = decode::envelope(message);
-        let settlement = assigned.take(message.offset(), envelope.size());
-        let door_of = match via {
-            Via::Door => self.options.door_of(message.topic()),
-            Via::Live => None,
-        };
-        let received =
-            decode::received(envelope, message, door_of, self.options.id_header.as_deref(), settlement);
-        (Some(received), assigned.is_full() || self.flow.is_full())
     }
 
     /// Whether an error ends the source.
@@ -273,4 +209,20 @@ impl Poller {
             }
         }
     }
+}
+
+/// The message as it is handed over.
+fn received(
+    options: &Options,
+    message: &BorrowedMessage<'_>,
+    assigned: &Arc<Assigned>,
+    via: Via,
+) -> Received<KafkaSettlement> {
+    let envelope = decode::envelope(message);
+    let settlement = assigned.take(message.offset(), envelope.size());
+    let door_of = match via {
+        Via::Door => options.door_of(message.topic()),
+        Via::Live => None,
+    };
+    decode::received(envelope, message, door_of, options.id_header.as_deref(), settlement)
 }

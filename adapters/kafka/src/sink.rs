@@ -1,13 +1,19 @@
 //! One confirmed publish at a time.
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use backstop_core::cloudevents::Binding;
 use backstop_core::message::{Destination, Envelope};
 use backstop_core::sink::{PublishError, Scope, Sink};
 use backstop_core::{AdapterError, FaultKind};
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
 
+use crate::context::lock;
 use crate::fault::hangs_up_at_once;
 use crate::line::{Line, LineOptions, Outbox, Unsent};
 use crate::settings::KafkaSettings;
@@ -15,10 +21,19 @@ use crate::settings::KafkaSettings;
 /// Publishes that may wait for their confirmation at once.
 const WINDOW: usize = 10_000;
 
+/// A message that nobody waits for any more stays in the queue for so long. Brokers that take messages take it sooner; what
+/// is dropped in a hurry, as at a shutdown, is no reason to take its neighbours back.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Publishes a message and waits until the brokers have stored it.
 ///
 /// Idempotent, confirmed by all in-sync replicas, partitioned by key as the Java clients do. A destination's routing
 /// key means nothing on Kafka and is not looked at. Connects at the first publish.
+///
+/// A publish may be dropped before its confirmation; its message may be stored all the same. Where brokers take nothing,
+/// whoever drops it will try again, and the copies would all be stored in the end. So everything that still waits in
+/// the queue is taken back when a publish is dropped and a message that nobody waits for has been there for 5 s, as when
+/// one is not confirmed [in time](KafkaSink::publish_timeout): other publishes then fail with an unknown outcome.
 ///
 /// ```no_run
 /// use backstop_core::message::{Destination, Envelope};
@@ -39,18 +54,71 @@ pub struct KafkaSink {
 #[derive(Default)]
 struct Waiters {
     broken: Notify,
+    numbers: AtomicU64,
+    /// Messages under way that nobody waits for any more, by their numbers, and since when they are under way.
+    orphans: Mutex<BTreeMap<u64, Instant>>,
+}
+
+/// How one who waits is told.
+struct Ticket {
+    number: u64,
+    waiter: oneshot::Sender<Result<(), PublishError>>,
 }
 
 impl Outbox for Waiters {
-    type Ticket = oneshot::Sender<Result<(), PublishError>>;
+    type Ticket = Ticket;
 
-    fn confirmed(&self, ticket: Self::Ticket, result: Result<(), PublishError>) {
+    fn confirmed(&self, ticket: Ticket, result: Result<(), PublishError>) {
         // The waiter may have gone: its publish was cancelled or timed out.
-        let _ = ticket.send(result);
+        if ticket.waiter.send(result).is_err() {
+            lock(&self.orphans).remove(&ticket.number);
+        }
     }
 
     fn broken(&self) {
         self.broken.notify_waiters();
+    }
+}
+
+/// One who waits for a confirmation.
+struct Waiter<'a> {
+    line: &'a Line<Waiters>,
+    number: u64,
+    since: Instant,
+    confirmed: oneshot::Receiver<Result<(), PublishError>>,
+}
+
+impl<'a> Waiter<'a> {
+    fn new(line: &'a Line<Waiters>) -> (Self, Ticket) {
+        let (waiter, confirmed) = oneshot::channel();
+        let number = line.out().numbers.fetch_add(1, Ordering::Relaxed);
+        (Self { line, number, since: Instant::now(), confirmed }, Ticket { number, waiter })
+    }
+
+    /// Whether the message is under way, and will be told to nobody.
+    fn leaves_orphan(&mut self) -> bool {
+        if self.confirmed.try_recv().err() != Some(TryRecvError::Empty) {
+            return false;
+        }
+        self.confirmed.close();
+        // It may have come in between.
+        self.confirmed.try_recv().is_err()
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        // Locked first: whoever finds that this one has gone looks for the orphan.
+        let mut orphans = lock(&self.line.out().orphans);
+        if !self.leaves_orphan() {
+            return;
+        }
+        orphans.insert(self.number, self.since);
+        let oldest = orphans.first_key_value().map(|(_, since)| *since);
+        drop(orphans);
+        if oldest.is_some_and(|since| since.elapsed() >= PATIENCE) {
+            self.line.purge_queue();
+        }
     }
 }
 
@@ -70,7 +138,8 @@ impl KafkaSink {
         Self { line: Line::new(options, Waiters::default()), publish_timeout: Duration::from_secs(30) }
     }
 
-    /// Sets how long a publish waits for its confirmation; after that its outcome is unknown. Defaults to 30 s.
+    /// Sets how long a publish waits for its confirmation; after that its outcome is unknown, and what still waits in the
+    /// queue is taken back. Defaults to 30 s.
     #[must_use]
     pub fn publish_timeout(mut self, timeout: Duration) -> Self {
         self.publish_timeout = timeout;
@@ -123,7 +192,7 @@ impl Sink for KafkaSink {
     }
 
     async fn publish(&self, destination: &Destination, envelope: Envelope) -> Result<(), PublishError> {
-        let (ticket, mut confirmed) = oneshot::channel();
+        let (mut waiter, ticket) = Waiter::new(&self.line);
         let broken = self.line.out().broken.notified();
         match self.line.send(ticket, &destination.name, &envelope) {
             Ok(()) => {}
@@ -140,11 +209,11 @@ impl Sink for KafkaSink {
         let outcome = async {
             tokio::select! {
                 biased;
-                outcome = &mut confirmed => return outcome,
+                outcome = &mut waiter.confirmed => return outcome,
                 // Everything under way in it is told about while it is let go.
                 () = broken => self.line.mend(),
             }
-            confirmed.await
+            (&mut waiter.confirmed).await
         };
         match tokio::time::timeout(self.publish_timeout, outcome).await {
             Ok(Ok(result)) => result,

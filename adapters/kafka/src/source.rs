@@ -138,8 +138,12 @@ impl KafkaSource {
         self
     }
 
-    /// Bounds what one partition may have under way: handed over and neither settled nor dropped. At the bound it is
-    /// paused, at half it resumes. Defaults to 2,000 messages and 16 MiB; zero counts as one.
+    /// Bounds what one partition may have under way: handed over and neither settled nor dropped. At the bound it
+    /// waits, the others go on; it continues when a tenth is free, or after 10 ms with what is. Defaults to 2,000 messages
+    /// and 16 MiB; zero counts as one.
+    ///
+    /// Beside that librdkafka keeps what it has fetched of each partition: it fetches no more from 10,000 messages or
+    /// 2 MiB on, `queued.min.messages` and `queued.max.messages.kbytes`, and 1 MiB at once, `fetch.message.max.bytes`.
     #[must_use]
     pub fn window(mut self, messages: usize, bytes: usize) -> Self {
         self.options.partition_window = Window { messages: messages.max(1), bytes: bytes.max(1) };

@@ -37,13 +37,15 @@ pub(crate) fn start(
     flow: &Arc<Flow>,
     progress: Progress,
     exchange: Option<Arc<Exchange>>,
-) -> Result<Option<Member>, AdapterError> {
+) -> Result<Option<Arc<Member>>, AdapterError> {
     let doors = door_names(options)?;
     let group = Group::new(flow.clone(), options.clone(), doors.clone(), progress, exchange);
     let member: Member = options
         .consumer_config()?
         .create_with_context(group)
         .map_err(|error| fault("the Kafka consumer could not be made", &error))?;
+    let member = Arc::new(member);
+    member.context().is_of(&member);
     if !await_topics(&member, options, flow)? {
         return Ok(None);
     }

@@ -3,6 +3,9 @@
 mod common;
 
 use std::collections::{BTreeSet, HashMap};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::pin;
 use std::process::Command;
 use std::time::Duration;
 
@@ -13,6 +16,7 @@ use backstop_core::sink::{Confirmation, PublishError, Publisher, Refused, Scope,
 use backstop_core::source::{Source, SourceInfo};
 use backstop_core::{ErrorClass, ErrorReport, MessageKey, names};
 use backstop_kafka::{KafkaDeadLetters, KafkaPublisher, KafkaSettings, KafkaSink, KafkaSource};
+use backstop_testkit::fault::Proxy;
 use common::*;
 
 /// Takes confirmations until `wanted` are there.
@@ -183,6 +187,73 @@ async fn brokers_that_are_down_make_the_outcome_unknown_within_the_limit() {
     let publisher = KafkaPublisher::new(KafkaSettings::new("127.0.0.1:1"));
     let errors = within("the probe", publisher.probe(&[Destination::new("any")])).await;
     assert_eq!(errors.iter().map(PublishError::scope).collect::<Vec<_>>(), [Scope::Broker]);
+}
+
+/// Before the brokers, which have confirmed one message of that topic through it.
+async fn behind_proxy(topic: &Topic) -> (Proxy, KafkaSink) {
+    let broker: SocketAddr = brokers().parse().expect("an address");
+    let proxy = Proxy::before_kafka(broker).await.expect("a free port");
+    let sink = KafkaSink::new(KafkaSettings::new(proxy.address().to_string()));
+    let destination = Destination::new(&topic.name);
+    let first = sink.publish(&destination, envelope("k", "first"));
+    within("the first confirmation", first).await.expect("published");
+    (proxy, sink)
+}
+
+/// Gives a publish up after that time, which is not waited for.
+async fn give_up_after(limit: Duration, publish: impl Future<Output = Result<(), PublishError>>) {
+    tokio::time::pause();
+    let dropped = tokio::time::timeout(limit, publish).await;
+    tokio::time::resume();
+    // It may have been taken back with one before.
+    assert!(!matches!(dropped, Ok(Ok(()))), "confirmed in an outage");
+}
+
+/// Who publishes has less patience than the sink: copies of 5 s at most are left.
+#[tokio::test]
+async fn publishes_that_are_dropped_in_an_outage_leave_no_pile_of_copies() {
+    for (limit, left) in [(Duration::from_secs(10), 0), (Duration::from_secs(2), 2)] {
+        let topic = Topic::new("dropped", 1).await;
+        let destination = Destination::new(&topic.name);
+        let (proxy, sink) = behind_proxy(&topic).await;
+        proxy.cut();
+        for _ in 0..20 {
+            give_up_after(limit, sink.publish(&destination, envelope("k", "copy"))).await;
+        }
+        proxy.resume();
+        within("the last confirmation", async {
+            // So may this one.
+            while sink.publish(&destination, envelope("k", "last")).await.is_err() {}
+        })
+        .await;
+        let bodies = bodies(&topic).await;
+        let copies = bodies.iter().filter(|body| *body == "copy").count();
+        assert!(copies <= left, "{limit:?}: {bodies:?}");
+    }
+}
+
+/// What is in the topic, up to the last message.
+async fn bodies(topic: &Topic) -> Vec<String> {
+    let mut source = KafkaSource::subscribe(brokers(), unique("g"), &[topic.name.as_str()]).door(false);
+    let mut bodies = Vec::new();
+    while bodies.last().is_none_or(|last| last != "last") {
+        let batch = within("messages", source.next()).await.expect("no error").expect("not ended");
+        bodies.extend(batch.iter().map(body));
+    }
+    bodies
+}
+
+#[tokio::test]
+async fn a_publish_that_is_dropped_at_once_does_its_neighbours_no_harm() {
+    let topic = Topic::new("neighbours", 1).await;
+    let destination = Destination::new(&topic.name);
+    let (proxy, sink) = behind_proxy(&topic).await;
+    proxy.cut();
+    let mut neighbour = pin!(sink.publish(&destination, envelope("k", "neighbour")));
+    give_up_after(Duration::ZERO, neighbour.as_mut()).await;
+    give_up_after(Duration::from_secs(1), sink.publish(&destination, envelope("k", "dropped"))).await;
+    proxy.resume();
+    within("the neighbour's confirmation", neighbour).await.expect("published");
 }
 
 /// F47: whatever fails, no password is shown.

@@ -169,9 +169,9 @@ async fn a_revoke_waits_for_what_has_begun_and_refuses_the_rest() {
     within("close", first.close()).await.expect("closed");
 }
 
-/// A partition that is paused because its window is full goes to another member and comes back.
-async fn a_paused_partition_that_comes_back_is_read(protocol: RebalanceProtocol) {
-    let topic = Topic::new("paused", 2).await;
+/// A partition whose window is full goes to another member and comes back.
+async fn a_full_partition_that_comes_back_is_read(protocol: RebalanceProtocol) {
+    let topic = Topic::new("full", 2).await;
     let group = unique("g");
     for key in 0..16 {
         publish_numbers(&topic.name, &format!("key-{key}"), 0..2).await;
@@ -204,20 +204,20 @@ async fn a_paused_partition_that_comes_back_is_read(protocol: RebalanceProtocol)
 
 /// F51: cooperatively.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_paused_partition_that_comes_back_is_read_by_a_cooperative_member() {
-    a_paused_partition_that_comes_back_is_read(RebalanceProtocol::CooperativeSticky).await;
+async fn a_full_partition_that_comes_back_is_read_by_a_cooperative_member() {
+    a_full_partition_that_comes_back_is_read(RebalanceProtocol::CooperativeSticky).await;
 }
 
 /// F51: eagerly.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_paused_partition_that_comes_back_is_read_by_an_eager_member() {
-    a_paused_partition_that_comes_back_is_read(RebalanceProtocol::Eager).await;
+async fn a_full_partition_that_comes_back_is_read_by_an_eager_member() {
+    a_full_partition_that_comes_back_is_read(RebalanceProtocol::Eager).await;
 }
 
 /// F51: where the broker decides.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_paused_partition_that_comes_back_is_read_by_a_kip_848_member() {
-    a_paused_partition_that_comes_back_is_read(RebalanceProtocol::Kip848).await;
+async fn a_full_partition_that_comes_back_is_read_by_a_kip_848_member() {
+    a_full_partition_that_comes_back_is_read(RebalanceProtocol::Kip848).await;
 }
 
 /// F50: what is settled too late is not committed.

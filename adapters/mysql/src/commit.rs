@@ -39,14 +39,14 @@ pub(crate) async fn commit(mut tx: MySqlTx, before: &[String], sql: &InboxSql) -
     }
 }
 
-/// Whether the transaction is another one than `tx` began, or none. Its proof is used up by that.
-pub(crate) async fn is_ended(tx: &mut MySqlTx) -> Result<bool, AdapterError> {
+/// Whether the transaction is the one that `tx` began. It has a new proof after that.
+pub(crate) async fn is_unbroken(tx: &mut MySqlTx) -> Result<bool, AdapterError> {
     const DOING: &str = "learn whether a transaction was ended";
-    let release = format!("RELEASE SAVEPOINT {}", tx.savepoint);
+    let renew = format!("RELEASE SAVEPOINT {0}; SAVEPOINT {0}", tx.savepoint);
     within(DOING, async {
-        match tx.scoped.run(release).await {
-            Ok(_) => Ok(false),
-            Err(stopped) if number(&stopped.error) == Some(errors::NO_SAVEPOINT) => Ok(true),
+        match tx.scoped.run(renew).await {
+            Ok(_) => Ok(true),
+            Err(stopped) if number(&stopped.error) == Some(errors::NO_SAVEPOINT) => Ok(false),
             Err(stopped) => Err(failed(DOING)(stopped.error)),
         }
     })
@@ -68,6 +68,7 @@ async fn judge(stopped: Stopped, tx: MySqlTx, commit: usize, sql: &InboxSql) -> 
 /// The transaction had ended before its commit. Its inbox row tells how: autocommit is off, so that nothing that came
 /// after a rollback has stayed, unless the handler committed that too.
 async fn ended(error: sqlx::Error, mut tx: MySqlTx, sql: &InboxSql) -> CommitError {
+    const ASKING: &str = "learn what became of a transaction that ended before its commit";
     let (consumer, message_key) = &tx.message;
     let committed = async {
         // What the handler did after the end of its transaction is not to be committed by giving the connection back.
@@ -82,35 +83,36 @@ async fn ended(error: sqlx::Error, mut tx: MySqlTx, sql: &InboxSql) -> CommitErr
             .await?
             .try_get::<i64, _>(0)
     };
-    match timeout(PATIENCE, committed).await {
-        Ok(Ok(0)) => {
-            tx.scoped.rollback().await;
-            CommitError::RolledBack(
-                AdapterError::new(FaultKind::Conflict, "the transaction was rolled back before its commit")
-                    .with_hint(
-                        "return the errors of statements: a deadlock rolls everything back; and leave ROLLBACK to the \
-                         consumer",
-                    )
-                    .with_source(error),
+    let is_committed = match timeout(PATIENCE, committed).await {
+        Ok(Ok(found)) => found != 0,
+        // A handler that swallowed a deadlock is here as well as one that committed: nobody is to blame before it is known.
+        Ok(Err(lost)) => return CommitError::Unknown(failed(ASKING)(lost)),
+        Err(_) => return CommitError::Unknown(silent(ASKING)),
+    };
+    tx.scoped.rollback().await;
+    if is_committed { by_handler(error) } else { rolled_back(error) }
+}
+
+fn by_handler(error: sqlx::Error) -> CommitError {
+    CommitError::EndedByHandler(
+        AdapterError::new(FaultKind::TransactionEnded, "the handler ended the transaction that it was lent")
+            .with_hint(
+                "leave COMMIT and ROLLBACK to the consumer, and run no DDL, which commits; use `tx.begin()` for \
+                 savepoints",
             )
-        }
-        answer => {
-            if let Ok(Ok(_)) = answer {
-                tx.scoped.rollback().await;
-            }
-            CommitError::EndedByHandler(
-                AdapterError::new(
-                    FaultKind::TransactionEnded,
-                    "the handler ended the transaction that it was lent",
-                )
-                .with_hint(
-                    "leave COMMIT and ROLLBACK to the consumer, and run no DDL, which commits; use `tx.begin()` for \
-                     savepoints",
-                )
-                .with_source(error),
+            .with_source(error),
+    )
+}
+
+fn rolled_back(error: sqlx::Error) -> CommitError {
+    CommitError::RolledBack(
+        AdapterError::new(FaultKind::Conflict, "the transaction was rolled back before its commit")
+            .with_hint(
+                "return the errors of statements: a deadlock rolls everything back; and leave ROLLBACK to the \
+                 consumer",
             )
-        }
-    }
+            .with_source(error),
+    )
 }
 
 /// Whether the answer to COMMIT itself says that nothing was committed.

@@ -1,4 +1,9 @@
 //! Messages that share a transaction.
+//!
+//! At READ COMMITTED each statement sees what was committed when it began: a key may be held for the row of one message and
+//! free for that of the next.
+
+use std::collections::HashSet;
 
 use backstop_core::AdapterError;
 use backstop_core::inbox::{GroupAdmission, Limits, Standing, Unit};
@@ -6,6 +11,7 @@ use sqlx::{AssertSqlSafe, Row};
 
 use crate::failure::{failed, is_busy};
 use crate::inbox::MySqlInbox;
+use crate::literal;
 use crate::scoped::{Scoped, Stopped};
 use crate::session;
 use crate::transaction::{MySqlTx, Savepoint};
@@ -38,39 +44,94 @@ impl MySqlInbox {
             }
             Err(stopped) => return Err(failed(DOING)(stopped.error)),
         };
-        let mut standings = vec![Standing::Duplicate; units.len()];
+        let mut standings = vec![Standing::Held; units.len()];
         for (at, _) in order.into_iter().zip(written).filter(|(_, rows)| *rows == 1) {
             standings[at] = Standing::Fresh;
         }
-        self.tell_held(&mut scoped, units, &mut standings).await.map_err(failed(DOING))?;
+        self.tell_handled(&mut scoped, units, &mut standings).await.map_err(failed(DOING))?;
+        if is_overtaken(units, &standings) {
+            scoped.rollback().await;
+            return Ok(GroupAdmission::Apart);
+        }
         let proof = standings.iter().position(|standing| *standing == Standing::Fresh).unwrap_or(0);
         let message = (units[proof].consumer.to_owned(), units[proof].message_key.clone());
         Ok(GroupAdmission::Shared { tx: MySqlTx { scoped, savepoint, message }, standings })
     }
 
-    /// Tells messages of held keys from duplicates.
-    async fn tell_held(
+    /// Tells duplicates from messages of held keys, among those whose rows were not written.
+    ///
+    /// Only a row in the inbox makes a duplicate. That nothing of its key is held does not: what was may have been handled
+    /// since, and the message was not. Whoever then appends it is told that its key is free.
+    async fn tell_handled(
         &self,
         scoped: &mut Scoped,
         units: &[Unit<'_>],
         standings: &mut [Standing],
     ) -> Result<(), sqlx::Error> {
-        let refused: Vec<usize> = (0..units.len()).filter(|at| standings[*at] != Standing::Fresh).collect();
-        if refused.is_empty() {
+        let refused = (0..units.len()).filter(|at| standings[*at] != Standing::Fresh);
+        let questions: Vec<String> = refused.map(|at| self.find_handled(at, units[at])).collect();
+        if questions.is_empty() {
             return Ok(());
         }
-        let questions: Vec<String> =
-            refused.iter().map(|at| format!("SELECT {at}, {}", self.sql.key_is_held(units[*at]))).collect();
         let sql = questions.join(" UNION ALL ");
-        let answers = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut **scoped).await?;
-        for answer in answers {
-            let (at, held): (i64, i64) = (answer.try_get(0)?, answer.try_get(1)?);
-            if let Some(standing) = usize::try_from(at).ok().and_then(|at| standings.get_mut(at))
-                && held != 0
-            {
-                *standing = Standing::Held;
+        for handled in sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut **scoped).await? {
+            let at: i64 = handled.try_get(0)?;
+            if let Some(standing) = usize::try_from(at).ok().and_then(|at| standings.get_mut(at)) {
+                *standing = Standing::Duplicate;
             }
         }
         Ok(())
+    }
+
+    /// Answers with `at` if the unit is handled, by this transaction too.
+    fn find_handled(&self, at: usize, unit: Unit<'_>) -> String {
+        format!(
+            "SELECT {at} FROM {} WHERE consumer = {} AND message_key = {}",
+            self.tables.inbox(),
+            literal::bytes(unit.consumer.as_bytes()),
+            literal::bytes(unit.message_key.as_str().as_bytes()),
+        )
+    }
+}
+
+/// Whether a message would be handled before an earlier one of its key, which was refused when the key was still held and
+/// comes after the group.
+fn is_overtaken(units: &[Unit<'_>], standings: &[Standing]) -> bool {
+    let mut left = HashSet::new();
+    units.iter().zip(standings).any(|(unit, standing)| {
+        let key = (unit.place, unit.ordering_key);
+        match standing {
+            Standing::Fresh => left.contains(&key),
+            Standing::Held => {
+                left.insert(key);
+                false
+            }
+            Standing::Duplicate => false,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use backstop_core::MessageKey;
+
+    use super::*;
+
+    #[test]
+    fn only_an_earlier_message_of_the_same_key_is_overtaken() {
+        let (fresh, held, duplicate) = (Standing::Fresh, Standing::Held, Standing::Duplicate);
+        let message_key = MessageKey::new("/test", b"1");
+        let unit = |place: &'static str, ordering_key: &'static str| Unit {
+            consumer: "stock",
+            place,
+            ordering_key: ordering_key.as_bytes(),
+            message_key: &message_key,
+        };
+        let same = [unit("orders", "k"), unit("orders", "x"), unit("orders", "k")];
+        assert!(is_overtaken(&same, &[held, fresh, fresh]));
+        assert!(!is_overtaken(&same, &[fresh, fresh, held]));
+        assert!(!is_overtaken(&same, &[held, fresh, held]));
+        assert!(!is_overtaken(&same, &[duplicate, held, fresh]));
+        assert!(!is_overtaken(&[unit("orders", "k"), unit("returns", "k")], &[held, fresh]));
     }
 }

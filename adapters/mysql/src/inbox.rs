@@ -221,8 +221,16 @@ impl Inbox for MySqlInbox {
         crate::commit::commit(tx, &[], &self.sql).await
     }
 
+    async fn is_unbroken(&self, tx: &mut MySqlTx) -> Result<bool, AdapterError> {
+        crate::commit::is_unbroken(tx).await
+    }
+
+    fn conflicts_end_transactions(&self) -> bool {
+        true
+    }
+
     async fn is_ended(&self, tx: &mut MySqlTx) -> Result<bool, AdapterError> {
-        crate::commit::is_ended(tx).await
+        self.is_unbroken(tx).await.map(|unbroken| !unbroken)
     }
 
     async fn rollback(&self, tx: MySqlTx) {

@@ -17,6 +17,11 @@ pub(crate) const COLUMNS: &str = "seq, id, source, destination, routing_key, `ke
 pub(crate) const KEPT: &str =
     "id, source, destination, routing_key, `key`, kind, subject, event_time, content_type, headers, payload";
 
+/// The same to be read from another table: a date that is none, which a lax session may have written, cannot be written by
+/// a strict one.
+pub(crate) const KEPT_SOUND: &str = "id, source, destination, routing_key, `key`, kind, subject, \
+     IF(MONTH(event_time) > 0 AND DAYOFMONTH(event_time) > 0, event_time, NULL), content_type, headers, payload";
+
 /// How many columns those are.
 pub(crate) const COUNT: usize = 12;
 

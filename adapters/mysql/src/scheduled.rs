@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, MySqlPool};
 use crate::contest::contested;
 use crate::failure::failed;
 use crate::lease;
-use crate::outbox_row::KEPT;
+use crate::outbox_row::{KEPT, KEPT_SOUND};
 use crate::scoped::Scoped;
 use crate::tables::MySqlTables;
 
@@ -69,7 +69,7 @@ async fn move_due(
     }
     let these = numbers.join(", ");
     let sql = format!(
-        "INSERT INTO {{outbox}} ({KEPT}) SELECT {KEPT} FROM {{scheduled}} WHERE n IN ({these}) \
+        "INSERT INTO {{outbox}} ({KEPT}) SELECT {KEPT_SOUND} FROM {{scheduled}} WHERE n IN ({these}) \
          ORDER BY publish_after, n; DELETE FROM {{scheduled}} WHERE n IN ({these})"
     );
     scoped.run(tables.fill(&sql)).await.map_err(|stopped| failed(DOING)(stopped.error))?;

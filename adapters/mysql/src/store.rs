@@ -12,6 +12,7 @@ use sqlx::{AssertSqlSafe, MySqlPool};
 
 use crate::contest::{contested, run_contested};
 use crate::failure::failed;
+use crate::outbox_row::{KEPT, KEPT_SOUND};
 use crate::reader::MySqlOutboxReader;
 use crate::scoped::Scoped;
 use crate::seat::Seat;
@@ -22,15 +23,6 @@ use crate::{dead_rows, lease, literal, scheduled, time};
 const DELETE_AT_ONCE: usize = 500;
 /// Rows that one transaction deletes: their commits cost as much as all the rest when each has 500.
 const DELETE_TOGETHER: usize = 2_000;
-
-/// A date that is none, which a strict session would not write again, is left out: the error tells it.
-const BURY: &str = "
-    INSERT INTO {dead} (seq, id, source, destination, routing_key, `key`, kind, subject, event_time, content_type,
-                        headers, payload, created_at, reason, error)
-    SELECT seq, id, source, destination, routing_key, `key`, kind, subject,
-           IF(MONTH(event_time) > 0 AND DAYOFMONTH(event_time) > 0, event_time, NULL), content_type, headers, payload,
-           created_at, ?, ?
-    FROM {outbox} WHERE seq = ? AND CAST(id AS BINARY) = ? FOR UPDATE";
 
 const UNLIST: &str = "DELETE FROM {outbox} WHERE seq = ?";
 
@@ -101,7 +93,12 @@ impl MySqlOutboxStore {
     }
 
     async fn move_one(&self, scoped: &mut Scoped, row: &DeadRow) -> Result<(), sqlx::Error> {
-        let moved = sqlx::query(AssertSqlSafe(self.tables.fill(BURY)))
+        // A date that is none is left out: the error tells it.
+        let bury = format!(
+            "INSERT INTO {{dead}} (seq, {KEPT}, created_at, reason, error) SELECT seq, {KEPT_SOUND}, created_at, ?, ? \
+             FROM {{outbox}} WHERE seq = ? AND CAST(id AS BINARY) = ? FOR UPDATE"
+        );
+        let moved = sqlx::query(AssertSqlSafe(self.tables.fill(&bury)))
             .bind(&row.reason)
             .bind(&row.error)
             .bind(row.seq)

@@ -25,6 +25,7 @@ impl StoreHarness for MySql {
         concurrent_writers: true,
         failure_dooms_transaction: false,
         handler_can_commit: true,
+        sees_ends_between_handlers: true,
         unreadable_rows: true,
         schema: true,
     };

@@ -32,7 +32,7 @@ const TABLES: [(&str, &[&str]); 18] = [
     ("redrive", &["SELECT", "INSERT", "UPDATE"]),
     ("redrive_letter", &["SELECT", "INSERT", "UPDATE"]),
     ("redrive_count", &["SELECT", "INSERT", "UPDATE"]),
-    ("consumer", &["SELECT", "INSERT", "UPDATE"]),
+    ("consumer", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("audit", &["SELECT", "INSERT"]),
 ];
 

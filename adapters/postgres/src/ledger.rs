@@ -10,8 +10,11 @@ mod outcomes;
 mod record;
 mod redrive_row;
 mod redrives;
+mod reopen;
 
 use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use backstop_core::lease::{Holder, Lease, Leases};
@@ -58,12 +61,14 @@ pub struct PgLedger {
     /// For the lease.
     seat: Seat,
     tables: PgTables,
+    /// Whether it was said that old reports of consumers cannot be forgotten.
+    cannot_forget: Arc<AtomicBool>,
 }
 
 impl PgLedger {
     /// The ledger among those tables.
     pub fn new(pool: PgPool, tables: PgTables) -> Self {
-        Self { pool, seat: Seat::default(), tables }
+        Self { pool, seat: Seat::default(), tables, cannot_forget: Arc::default() }
     }
 
     /// A statement that reads histories.

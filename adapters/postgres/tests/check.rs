@@ -100,6 +100,7 @@ async fn permissions_that_are_missing() {
         ("backstop_outbox_scheduled", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
         ("backstop_lease", &["SELECT", "INSERT", "UPDATE"]),
         ("backstop_letter", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+        ("backstop_consumer", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ] {
         for permission in permissions {
             let subject = format!("table {}.{table}", db.schema);

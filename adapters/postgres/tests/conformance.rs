@@ -26,6 +26,7 @@ impl StoreHarness for Postgres {
         concurrent_writers: true,
         failure_dooms_transaction: true,
         handler_can_commit: true,
+        sees_ends_between_handlers: false,
         unreadable_rows: true,
         schema: true,
     };

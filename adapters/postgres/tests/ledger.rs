@@ -299,6 +299,61 @@ async fn whatever_changes_letters_and_redrives_waits_for_a_limited_time() {
     db.drop().await;
 }
 
+/// Retention has locked the letter that is closed; the later death meets that, and must not go with it.
+#[tokio::test]
+async fn a_death_that_meets_the_purge_of_its_letter_is_recorded() {
+    let db = Db::new().await;
+    let ledger = PgLedger::new(db.pool.clone(), db.tables.clone());
+    let mut letters = [letter("a", "1", 0), letter("b", "2", 0)];
+    ledger.record(&letters).await.expect("recorded");
+    let both = LetterFilter::of_ids(&["a".to_owned(), "b".to_owned()]);
+    let discard = Change::Discard { because: "test".to_owned() };
+    assert_eq!(ledger.change(&both, &discard, 10).await.expect("discarded"), 2);
+    let mut purge = db.pool.begin().await.expect("begun");
+    let lock = "SELECT n FROM backstop_letter WHERE id = 'a' FOR UPDATE";
+    sqlx::query(lock).execute(&mut *purge).await.expect("locked");
+    letters
+        .iter_mut()
+        .for_each(|letter| letter.dead_at = Some(chrono::Utc::now() + chrono::TimeDelta::hours(1)));
+    let recording = tokio::spawn({
+        let (ledger, letters) = (ledger.clone(), letters.clone());
+        async move { ledger.record(&letters).await }
+    });
+    let waits = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%{}%'",
+        db.schema
+    );
+    until("the later deaths wait for the purge", async || db.number(&waits).await == 1).await;
+    sqlx::query("DELETE FROM backstop_letter WHERE id = 'a'").execute(&mut *purge).await.expect("deleted");
+    purge.commit().await.expect("committed");
+    assert_eq!(recording.await.expect("no panic").expect("recorded"), 2);
+    let open = LetterFilter { status: Some(LetterStatus::Open), ..LetterFilter::default() };
+    assert_eq!(ledger.count(&open).await.expect("counted"), 2);
+    assert_eq!(whats(&ledger, "a").await, ["collected"]);
+    assert_eq!(whats(&ledger, "b").await, ["collected", "discarded", "died-again"]);
+    db.drop().await;
+}
+
+/// Permissions of an earlier version are enough for receipts and reports: old reports stay, and nothing waits for that.
+#[tokio::test]
+async fn who_may_not_forget_reports_records_them() {
+    let db = Db::new().await;
+    let ledger = PgLedger::new(db.pool.clone(), db.tables.clone());
+    db.run(
+        "INSERT INTO backstop_consumer (consumer, instance, reported_at, report) \
+         VALUES ('stock', 'gone', now() - interval '8 days', '{}')",
+    )
+    .await;
+    db.run("REVOKE DELETE ON backstop_consumer FROM CURRENT_USER").await;
+    let report = ConsumerReport::new("stock", "stock-1", ConsumerState::Running);
+    ledger.record_reports(std::slice::from_ref(&report)).await.expect("recorded");
+    assert_eq!(db.number("SELECT count(*) FROM backstop_consumer").await, 2);
+    db.run("GRANT DELETE ON backstop_consumer TO CURRENT_USER").await;
+    ledger.record_reports(&[report]).await.expect("recorded");
+    assert_eq!(ledger.consumers().await.expect("read").len(), 1);
+    db.drop().await;
+}
+
 #[tokio::test]
 async fn a_letter_that_somebody_keeps_locked_keeps_no_other_from_falling_silent() {
     let db = Db::new().await;

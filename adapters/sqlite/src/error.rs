@@ -83,9 +83,12 @@ fn kind_and_hint(error: &sqlx::Error) -> (FaultKind, Option<&'static str>) {
         Some(code::FULL) => (FaultKind::Unreachable, Some("free space on the file's disk")),
         Some(code::TOOBIG) => (FaultKind::Invalid, Some("raise SQLITE_MAX_LENGTH, or send less at once")),
         Some(code::IOERR | code::NOMEM) => (FaultKind::Unreachable, None),
-        Some(code::CORRUPT | code::NOTADB) => {
-            (FaultKind::Invalid, Some("restore the file from a backup, or name the right one"))
-        }
+        // No message is at fault, so that this is not Invalid, and everything waits. Nor is it Unreachable: where a damaged
+        // file can be read but not written, a relay would publish what it cannot delete again and again.
+        Some(code::CORRUPT | code::NOTADB) => (
+            FaultKind::Other,
+            Some("the file is damaged or no database: restore it from a backup, or name the right one"),
+        ),
         _ => (FaultKind::Other, None),
     }
 }

@@ -24,6 +24,7 @@ const CONSTRAINTS: [(i32, &str); 7] = [
 /// What the error means, if it is one of sqlx or of this adapter.
 pub(crate) fn explain(error: &(dyn Error + 'static)) -> Option<Explained> {
     if let Some(error) = error.downcast_ref::<AdapterError>() {
+        // Where the file is at fault and not the message, the cause says so.
         return (error.kind() == FaultKind::Invalid).then(|| fail(ErrorClass::Permanent));
     }
     let error = error.downcast_ref::<sqlx::Error>()?;

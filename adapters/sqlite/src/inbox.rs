@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, SqliteConnection, SqlitePool};
 
 use crate::commit::{commit, prove};
 use crate::database::{Database, plain};
-use crate::error::adapter;
+use crate::error::{adapter, code, primary};
 use crate::explain::explain;
 use crate::tables::SqliteTables;
 use crate::time::{NOW, millis};
@@ -248,6 +248,14 @@ impl Inbox for SqliteInbox {
     async fn commit(&self, mut tx: SqliteTx) -> Result<(), CommitError> {
         prove(&mut tx).await?;
         commit(tx).await
+    }
+
+    async fn is_unbroken(&self, tx: &mut SqliteTx) -> Result<bool, AdapterError> {
+        match tx.renew().await {
+            Ok(()) => Ok(true),
+            Err(error) if primary(&error) == Some(code::ERROR) => Ok(false),
+            Err(error) => Err(adapter("learn whether a transaction was ended", error)),
+        }
     }
 
     async fn is_ended(&self, tx: &mut SqliteTx) -> Result<bool, AdapterError> {

@@ -8,6 +8,7 @@ mod outcomes;
 mod record;
 mod redrive_row;
 mod redrives;
+mod reopen;
 
 use std::sync::Arc;
 use std::time::Duration;

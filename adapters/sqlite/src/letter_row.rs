@@ -11,7 +11,7 @@ use crate::time::{self, NOW};
 
 type Query = sqlx::query::Query<'static, Sqlite, SqliteArguments>;
 
-/// The columns of a letter, in the order in which [`insert`] binds them.
+/// The columns of a letter, in the order in which [`bind`] binds them.
 const COLUMNS: [&str; 22] = [
     "id",
     "message_key",
@@ -57,6 +57,34 @@ pub(crate) fn insert(table: &str, letter: &Letter, group: i64) -> Query {
         COLUMNS.join(", "),
         seen_at("?")
     );
+    bind(sql, letter, group)
+}
+
+/// Opens the letter of that id, which is on hold: all that it says stays as it is, as evidence, but when it died last.
+pub(crate) fn open_again(table: &str, letter: &Letter) -> Query {
+    let sql = format!(
+        "UPDATE {table} SET status = ?2, outcome = NULL, redrive = NULL, dead_at = ?3, seen_at = {} WHERE id = ?1",
+        seen_at("?4")
+    );
+    sqlx::query(AssertSqlSafe(sql))
+        .bind(letter.id.clone())
+        .bind(letter.status.as_str())
+        .bind(letter.dead_at.map(time::text))
+        .bind(letter.dead_at.map(|at| at.timestamp_millis()))
+}
+
+/// Writes a letter of that group over the one of its id; the time when the ledger took it stays.
+pub(crate) fn replace(table: &str, letter: &Letter, group: i64) -> Query {
+    let set = |(place, column): (usize, &&str)| format!("{column} = ?{}", place + 1);
+    let set = COLUMNS.iter().enumerate().map(set).collect::<Vec<_>>().join(", ");
+    let (group_at, dead_at) = (COLUMNS.len() + 1, COLUMNS.len() + 2);
+    let seen_at = seen_at(&format!("?{dead_at}"));
+    let sql = format!("UPDATE {table} SET {set}, grp = ?{group_at}, seen_at = {seen_at} WHERE id = ?1");
+    bind(sql, letter, group)
+}
+
+/// Binds the columns in their order, the group, and when the letter died.
+fn bind(sql: String, letter: &Letter, group: i64) -> Query {
     let dead_at = letter.dead_at.map(|at| at.timestamp_millis());
     let letter = letter.clone();
     sqlx::query(AssertSqlSafe(sql))

@@ -18,6 +18,11 @@ pub(crate) fn duration(millis: i64) -> Duration {
     Duration::from_millis(u64::try_from(millis).unwrap_or(0))
 }
 
+/// What a text column holds, in milliseconds since the epoch.
+pub(crate) fn column_millis(column: &str) -> String {
+    format!("CAST(round(unixepoch({column}, 'subsec') * 1000) AS INTEGER)")
+}
+
 /// A time as text columns hold it.
 pub(crate) fn text(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::AutoSi, true)

@@ -101,6 +101,12 @@ impl SqliteTx {
         Ok(())
     }
 
+    /// Releases the savepoint and sets it anew: fails as [`release`](Self::release) does, and the transaction goes on.
+    pub(crate) async fn renew(&mut self) -> Result<(), sqlx::Error> {
+        let savepoint = self.savepoint();
+        self.run(format!("RELEASE {savepoint}; SAVEPOINT {savepoint}")).await
+    }
+
     /// Nested transactions that sqlx knows of, and this one.
     pub(crate) fn depth(&self) -> usize {
         SqliteTransactionManager::get_transaction_depth(&self.connection)

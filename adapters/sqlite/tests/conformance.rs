@@ -26,6 +26,7 @@ impl StoreHarness for Sqlite {
         concurrent_writers: false,
         failure_dooms_transaction: false,
         handler_can_commit: true,
+        sees_ends_between_handlers: true,
         unreadable_rows: true,
         schema: true,
     };

@@ -177,6 +177,23 @@ pub trait Inbox: Send + Sync + 'static {
     /// [`CommitError`] says what is known of the outcome.
     fn commit(&self, tx: Self::Tx) -> impl Future<Output = Result<(), CommitError>> + Send;
 
+    /// Whether a transaction that messages share is still the one that was begun. Asked between one handler and the next:
+    /// where a handler has ended it, no other is to run behind that. Defaults to yes, without asking; then messages that
+    /// share a transaction with one whose handler rolls it back by itself can be applied twice.
+    ///
+    /// # Errors
+    /// When that cannot be told: the connection is lost, and the transaction with it.
+    fn is_unbroken(&self, tx: &mut Self::Tx) -> impl Future<Output = Result<bool, AdapterError>> + Send {
+        let _ = tx;
+        std::future::ready(Ok(true))
+    }
+
+    /// Whether a deadlock ends the whole transaction, so that one that has ended need not have been ended by its handler.
+    /// Defaults to no: it fails, and waits to be rolled back.
+    fn conflicts_end_transactions(&self) -> bool {
+        false
+    }
+
     /// Whether the handler has ended a transaction that messages share, so that there is nothing left of it to roll back.
     /// The transaction is not used after this but for [`rollback`](Inbox::rollback). An inbox whose transactions cannot
     /// be shared is never asked.

@@ -34,6 +34,25 @@ use crate::report_in::ConsumerReport;
 /// How far letters are counted one by one; see [`Ledger::count`].
 pub const COUNT_LIMIT: u64 = 10_000;
 
+/// What a history calls the events that close a letter.
+pub const CLOSINGS: [&str; 5] = ["discarded", "resolved", "skipped", "failed-again", "edited"];
+
+/// What a history calls the event that opens a closed letter again; see [`Ledger::record`].
+pub const DIED_AGAIN: &str = "died-again";
+
+/// What the history says of that: where the letter stood, and of one on hold, which keeps what it says, the later error.
+pub fn died_again(was: LetterStatus, on_hold: bool, error: Option<&str>) -> String {
+    let it_was = format!("it was {was}");
+    match error {
+        _ if !on_hold => it_was,
+        Some(error) => format!(
+            "{it_was}; on hold, so that it stays as it was: {}",
+            error.chars().take(1_000).collect::<String>()
+        ),
+        None => format!("{it_was}; on hold, so that it stays as it was"),
+    }
+}
+
 /// The letter after which a list is to go on is not there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("it was purged, or never there")]
@@ -88,6 +107,11 @@ impl LetterStatus {
         [Self::Open, Self::Redriving, Self::Resolved, Self::Discarded, Self::Superseded]
             .into_iter()
             .find(|status| status.as_str() == name)
+    }
+
+    /// Whether nobody waits for anything any more: neither for somebody nor for an outcome.
+    pub const fn is_closed(self) -> bool {
+        !matches!(self, Self::Open | Self::Redriving)
     }
 }
 
@@ -224,6 +248,38 @@ impl Letter {
     pub fn seen_at(&self) -> DateTime<Utc> {
         self.dead_at.unwrap_or(self.collected_at)
     }
+
+    /// Whether it tells of another death than `known`, the letter of its id in the ledger: that was closed before this
+    /// one died. A copy of the same death, which a crash of the consumer leaves behind and which is collected late, died
+    /// before; one that does not say when it died is taken for such a copy. So is one of the very moment, to the
+    /// millisecond, that `known` has: where the consumer's clock is ahead of the ledger's, that is later than the closing.
+    pub fn died_after(&self, known: &Self, history: &[LetterEvent]) -> bool {
+        let closings = history.iter().filter(|event| CLOSINGS.contains(&event.what.as_str()));
+        let closed_at = closings.map(|event| event.at).max().unwrap_or(known.collected_at);
+        known.status.is_closed()
+            && self.status == LetterStatus::Open
+            && self.dead_at.is_some_and(|at| at > closed_at)
+            && self.dead_at.map(|at| at.timestamp_millis()) != known.dead_at.map(|at| at.timestamp_millis())
+    }
+
+    /// Whether a receipt speaks of a redrive that was over before the letter died last: it is read once more after its letter
+    /// was opened again, as where the broker has lost the reader's offsets. Whoever wrote it knew nothing of that death. One
+    /// of the redrive that has sent the letter since then is none, whatever the consumers' clocks say.
+    pub fn died_since(&self, receipt: &Receipt, history: &[LetterEvent]) -> bool {
+        history.iter().any(|event| event.what == DIED_AGAIN)
+            && self.dead_at.is_some_and(|at| receipt.at.timestamp_millis() <= at.timestamp_millis())
+            && (receipt.redrive.is_none() || receipt.redrive != self.redrive)
+    }
+
+    /// Whether it stands for the message that `other`, a letter of another id, tells of: whoever looks for what is dead
+    /// finds this one, and closing it settles the message.
+    pub fn stands_for(&self, other: &Self) -> bool {
+        !self.status.is_closed()
+            && self.id != other.id
+            && self.message_key.is_some()
+            && (&self.message_key, &self.consumer) == (&other.message_key, &other.consumer)
+            && self.generation >= other.generation
+    }
 }
 
 /// Something that happened to a letter.
@@ -310,11 +366,19 @@ impl Change {
 
 /// Keeps dead letters. Object-safe: the relay's configuration chooses the database.
 pub trait Ledger: Leases + Redrives + AuditLog {
-    /// Writes letters that are not there yet, all or none; returns how many were new. A letter whose message was
-    /// redriven and failed again puts the older letter's history on, `failed-again`, and closes it as superseded, so that
-    /// there is one open letter a dead message. Older are letters of the same message and consumer with a lower
-    /// generation, whether [`Redriving`](LetterStatus::Redriving) or [`Open`](LetterStatus::Open) once more because the
-    /// redrive's confirmation was lost.
+    /// Writes letters that are not there yet, all or none; returns how many were new or opened again. A letter whose
+    /// message was redriven and failed again puts the older letter's history on, `failed-again`, and closes it as
+    /// superseded, so that there is one open letter a dead message. Older are letters of the same message and consumer
+    /// with a lower generation, whether [`Redriving`](LetterStatus::Redriving) or [`Open`](LetterStatus::Open) once more
+    /// because the redrive's confirmation was lost.
+    ///
+    /// A letter that is there stays as it is, with one exception: a message that was delivered anew, such as by a replay,
+    /// and failed anew has the id of its first letter. Where that is closed, and the new one [died
+    /// after](Letter::died_after) it was, it is opened again with what the new one says, and `died-again` is in its
+    /// history. A legal hold stays, and what is on hold keeps all that it says but when it died last: its history has the
+    /// later error. What redrives knew of the letter is over, and those that have not sent it yet leave it
+    /// out. It counts like a new letter, in [`groups`](Self::groups) and [`minutes`](Self::minutes) as well. Nothing is
+    /// opened where another letter [stands for](Letter::stands_for) the message.
     ///
     /// # Errors
     /// When the database cannot be asked; the letters must not be settled then.
@@ -353,7 +417,8 @@ pub trait Ledger: Leases + Redrives + AuditLog {
     ) -> BoxFuture<'a, Result<Vec<LetterGroup>, AdapterError>>;
 
     /// In which minutes of the last two hours, by the database's clock, letters of that fingerprint died, or letters of any,
-    /// and how many; oldest first, minutes without letters left out. A copy that was edited counts beside its original.
+    /// and how many; oldest first, minutes without letters left out. A copy that was edited counts beside its original, and
+    /// a letter that died again counts once more.
     /// Letters that were collected more than an hour after they died are not counted, nor those dated more than five
     /// minutes ahead.
     ///
@@ -370,7 +435,8 @@ pub trait Ledger: Leases + Redrives + AuditLog {
     /// When the database cannot be asked.
     fn history<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Vec<LetterEvent>, AdapterError>>;
 
-    /// Moves letters from one status to another and writes `what` into their history; returns those that moved.
+    /// Moves letters from one status to another and writes `what` into their history, one of [`CLOSINGS`] where that closes
+    /// them; returns those that moved.
     ///
     /// # Errors
     /// When the database cannot be asked.
@@ -455,11 +521,17 @@ pub trait Ledger: Leases + Redrives + AuditLog {
     /// its history only, and so is `skipped` of a letter on hold. What no letter fits is ignored; what was taken before
     /// changes nothing.
     ///
+    /// A key may wait for a message whose letter was discarded, and somebody may ask its consumer to end that: a
+    /// discarded letter takes receipts as well. `skipped` and `released` are in its history then, `handled` resolves it,
+    /// and so does `already-handled`, unless its consumer has skipped it: that is what it knows then. What was said before the
+    /// letter [died again](Letter::died_since) is ignored.
+    ///
     /// # Errors
     /// When the database cannot be asked; the receipts must not be settled then.
     fn record_outcomes<'a>(&'a self, receipts: &'a [Receipt]) -> BoxFuture<'a, Result<u64, AdapterError>>;
 
-    /// Takes what consumers say of themselves, all or none; the latest of each instance is kept.
+    /// Takes what consumers say of themselves, all or none; the latest of each instance is kept, until it is older than
+    /// [`KEPT`](crate::report_in::KEPT) by the database's clock. One from further ahead than that is not kept either.
     ///
     /// # Errors
     /// When the database cannot be asked.

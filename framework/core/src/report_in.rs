@@ -23,7 +23,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::message::Message;
@@ -31,6 +31,10 @@ use crate::receipt::{Unreadable, check, read, source};
 
 /// How often a consumer reports. One that has been silent for three times as long is not there any more.
 pub const EVERY: Duration = Duration::from_secs(30);
+
+/// How long the last report of an instance is kept: each start of a consumer is an instance of its own, and those that
+/// are gone would pile up.
+pub const KEPT: TimeDelta = TimeDelta::days(7);
 
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ }) => {
@@ -209,8 +213,7 @@ mod tests {
         assert_eq!(ConsumerReport::from_message(&sent.to_message()), Ok(sent.clone()));
         sent.version = Some("2.4.1".into());
         sent.breaker = Some(BreakerState::Probing);
-        (sent.breaker_closings, sent.breaker_closed_at) =
-            (Some(2), Some(sent.at - chrono::TimeDelta::hours(1)));
+        (sent.breaker_closings, sent.breaker_closed_at) = (Some(2), Some(sent.at - TimeDelta::hours(1)));
         (sent.lag, sent.held) = (Some(0), Some(3));
         (sent.oldest_held_seconds, sent.inbox_retention_seconds) = (Some(40), Some(604_800));
         assert_eq!(ConsumerReport::from_message(&sent.to_message()), Ok(sent));

@@ -158,7 +158,7 @@ impl<S, I, H> Consumer<S, InBatches<I>, H> {
     /// the way to write with one statement for all of them.
     ///
     /// A batch is what waits, of whatever keys: at low load a single message. By default it holds at most 100 messages
-    /// and takes at most 50 ms; [`group_commit`](Consumer::group_commit) sets both. Batches that take longer are
+    /// and takes at most 250 ms; [`group_commit`](Consumer::group_commit) sets both. Batches that take longer are
     /// followed by smaller ones. What is promised of a message, and what a failure costs its neighbours, is as with
     /// group commit. [`handler_timeout`](Consumer::handler_timeout) is for a batch.
     pub fn batch(name: impl Into<String>, source: S, inbox: I, handler: H) -> Self {
@@ -259,7 +259,7 @@ impl<S, M, H, C, D> Consumer<S, M, H, C, D> {
     /// transaction of its own. When one of a group fails, its transaction is rolled back, nobody is charged, the
     /// failing message is handled by itself and the others again: what their handlers do outside of the database (HTTP,
     /// e-mail) is repeated. Rows stay locked until the whole group commits, so handlers of different keys that write
-    /// the same rows wait for each other longer; deadlocks make groups smaller.
+    /// the same rows wait for each other longer; after a deadlock nothing is shared for a while.
     pub fn group_commit(mut self, groups: GroupCommit) -> Self {
         self.options.group_commit = groups;
         self
@@ -489,7 +489,7 @@ impl<S: Source, I, H, C, D> Consumer<S, WithInbox<I>, H, C, D> {
             continue_trace,
             retention,
             group_size: GroupSize::new(group_commit),
-            group_age: group_commit.age(),
+            group_age: group_commit.age(H::MAX_AGE),
             held_work: held_work::HeldWork::default(),
             suspects: suspects::Suspects::new(&context.consumer, max_crashes),
             held_workers: concurrency.div_ceil(4).min(4),

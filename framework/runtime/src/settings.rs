@@ -20,22 +20,23 @@ pub enum MissingId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GroupCommit {
     messages: usize,
-    max_age: Duration,
+    max_age: Option<Duration>,
 }
 
 impl GroupCommit {
     /// At most so many messages in one transaction; 1 is none that is shared.
     pub fn up_to(messages: usize) -> Self {
-        Self { messages, max_age: Duration::from_millis(50) }
+        Self { messages, max_age: None }
     }
 
     /// How old a shared transaction may be when it begins its next message; afterwards it commits, and the rest of the
-    /// messages go into another. Defaults to 50 ms. Their rows stay locked for that long, and as long as the last
-    /// handler takes. A [batch](crate::Consumer::batch) cannot be cut short: one that takes longer is followed by smaller
-    /// ones.
+    /// messages go into another. Their rows stay locked for that long, and as long as the last handler takes. A
+    /// [batch](crate::Consumer::batch) cannot be cut short: one whose handler takes longer is followed by smaller ones.
+    ///
+    /// Defaults to 50 ms, and for batches to 250 ms: they are large, and run beside each other.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
-        self.max_age = age;
+        self.max_age = Some(age);
         self
     }
 
@@ -43,8 +44,8 @@ impl GroupCommit {
         self.messages
     }
 
-    pub(crate) fn age(self) -> Duration {
-        self.max_age
+    pub(crate) fn age(self, unless_set: Duration) -> Duration {
+        self.max_age.unwrap_or(unless_set)
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -164,6 +164,21 @@ async fn a_handler_that_commits_by_itself_loses_nothing_of_its_neighbours() {
     assert_eq!(report.quarantined, 1);
 }
 
+/// Those too that nothing else goes wrong with: whoever comes after it is not called in what is left of the transaction.
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_ends_its_transaction_takes_no_neighbour_with_it() {
+    for trouble in [Trouble::RawCommit, Trouble::RawCommitAndConflict] {
+        let scene = scene();
+        let neighbours = |applied: &[String]| -> Vec<String> {
+            applied.iter().filter(|name| *name != "a2").cloned().collect()
+        };
+        run(&scene, publish_around(trouble), |_, applied| neighbours(applied).len() >= 9).await;
+        let applied = neighbours(&applied(&scene));
+        assert_eq!(of_key(&applied, "a"), ["a0", "a1", "a3", "a4"], "{trouble:?}");
+        assert_eq!(of_key(&applied, "b"), ALL_OF_B, "{trouble:?}");
+    }
+}
+
 /// Loses its connection in the middle of a group, of whose messages another instance handles some before it can say so.
 #[derive(Clone)]
 struct Overtaken {
@@ -179,8 +194,10 @@ struct Overtaken {
 impl Overtaken {
     /// What the other instance does.
     async fn overtake(&self, place: &str) {
-        let mut keys = self.seen.lock().expect("no panic").split_off(0);
-        keys.truncate(self.others);
+        let seen = self.seen.lock().expect("no panic").split_off(0);
+        let (source, _) = seen[0].as_str().rsplit_once('|').expect("a source and an id");
+        let keys: Vec<_> =
+            (0..self.others).map(|n| MessageKey::new(source, format!("a{n}").as_bytes())).collect();
         let unit = |key| Unit { consumer: "stock", place, ordering_key: b"a".as_slice(), message_key: key };
         let units: Vec<Unit<'_>> = keys.iter().map(unit).collect();
         let limits = Limits { handler: Duration::from_secs(1), lock: Duration::from_secs(1) };
@@ -242,6 +259,12 @@ async fn what_another_instance_has_handled_meanwhile_is_not_applied_again() {
     overtaken(3, true).await;
 }
 
+/// Neither where that comes to light between two handlers, and another instance has handled all of them by then.
+#[tokio::test(start_paused = true)]
+async fn a_transaction_lost_between_handlers_is_not_one_that_a_handler_has_committed() {
+    overtaken(5, false).await;
+}
+
 /// Of a group whose commit nobody knows of, one may be in the inbox by another instance that was not given the others.
 #[tokio::test(start_paused = true)]
 async fn one_message_in_the_inbox_does_not_stand_for_its_group() {
@@ -271,20 +294,77 @@ async fn an_old_transaction_begins_nothing_more() {
     assert_eq!(scene.store.handled(), 110);
 }
 
+/// Messages of one key, of which one cannot be read.
+fn publish_odd_between(scene: &Scene) {
+    scene.publish("a", "a0", Trouble::None);
+    scene.publish("a", "a1", Trouble::None);
+    let odd = Message::new("order").id("odd").source("/tests").key("a").body("text/plain", "not JSON");
+    scene.broker.publish("orders", odd);
+    scene.publish("a", "a2", Trouble::None);
+}
+
 /// What cannot be read does not overtake its key, nor is it overtaken.
 #[tokio::test(start_paused = true)]
 async fn an_odd_message_between_others_keeps_its_place() {
     let scene = scene();
-    let publish = |scene: &Scene| {
-        scene.publish("a", "a0", Trouble::None);
-        let odd = Message::new("order").id("odd").source("/tests").key("a").body("text/plain", "not JSON");
-        scene.broker.publish("orders", odd);
-        scene.publish("a", "a1", Trouble::None);
-    };
-    let done = |scene: &Scene, applied: &[String]| applied.len() == 2 && scene.letters().len() == 1;
-    run(&scene, publish, done).await;
-    assert_eq!(applied(&scene), ["a0", "a1"]);
+    let done = |scene: &Scene, applied: &[String]| applied.len() == 3 && scene.letters().len() == 1;
+    run(&scene, publish_odd_between, done).await;
+    assert_eq!(applied(&scene), ["a0", "a1", "a2"]);
     assert_eq!(scene.letters()[0].headers.get_str(names::REASON), Some("undecodable"));
+}
+
+/// How old a transaction may be where that matters.
+const AGE: Duration = Duration::from_millis(50);
+
+/// Takes a while for `a0`, and says when it has begun with it.
+struct Lingering {
+    apply: Apply,
+    began: Arc<AtomicBool>,
+}
+
+impl Handler<MemoryTx> for Lingering {
+    type Message = Order;
+
+    async fn handle(&self, delivery: &Delivery<Order>, tx: &mut MemoryTx) -> Result<(), HandlerError> {
+        if delivery.body().name == "a0" {
+            self.began.store(true, Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            // The age of a transaction is told by a clock that tests do not set.
+            std::thread::sleep(AGE);
+        }
+        self.apply.handle(delivery, tx).await
+    }
+}
+
+/// What is left in a group for the next run is not overtaken in this one.
+#[tokio::test(start_paused = true)]
+async fn a_stop_in_the_middle_of_a_group_leaves_all_that_follows() {
+    let scene = scene();
+    publish_warmth(&scene);
+    let (began, published) = (Arc::new(AtomicBool::new(false)), AtomicBool::new(false));
+    let handler = Lingering { apply: scene.handler.clone(), began: began.clone() };
+    let source = scene.broker.source("stock", ["orders"]);
+    let consumer = Consumer::transactional("stock", source, scene.store.clone(), handler)
+        .dead_letter(scene.broker.dead_letters())
+        .group_commit(GroupCommit::up_to(64).max_age(AGE))
+        .concurrency(1);
+    let run = |stopped: oneshot::Receiver<()>| {
+        consumer.run(async {
+            let _ = stopped.await;
+        })
+    };
+    let at_a0 = |scene: &Scene| {
+        if scene.store.applied().len() == 100 && !published.swap(true, Ordering::SeqCst) {
+            publish_odd_between(scene);
+        }
+        began.load(Ordering::SeqCst)
+    };
+    scene.drive(run, at_a0).await;
+    let (applied_before, letters_before) = (applied(&scene), scene.letters().len());
+    assert_eq!((applied_before.len(), letters_before), (1, 0), "{applied_before:?}");
+    let done = |scene: &Scene| scene.settled() && scene.letters().len() == 1;
+    scene.run_until(done).await;
+    assert_eq!(applied(&scene), ["a0", "a1", "a2"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,9 +10,10 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::desk::filter::without_secrets;
 use crate::desk::{Changed, GroupRow, Plan};
 use crate::encryption::{Keyring, key_of, size_of};
-use crate::secret::is_secret_name;
+use crate::secret::hidden_headers;
 
 /// A page of a list.
 #[derive(Debug, Serialize, ToSchema)]
@@ -195,11 +196,10 @@ struct EventView {
 
 impl LetterStory {
     pub(super) fn new(letter: &Letter, history: Vec<LetterEvent>, keys: &Keyring) -> Self {
+        let is_hidden = hidden_headers(&letter.envelope.headers);
         let header = |(name, value): (&str, Option<&bytes::Bytes>)| HeaderView {
             name: escaped(name),
-            value: value
-                .filter(|_| !is_secret_name(name))
-                .map(|value| escaped(&String::from_utf8_lossy(value))),
+            value: value.filter(|_| !is_hidden(name)).map(|value| escaped(&String::from_utf8_lossy(value))),
             bytes: value.map_or(0, bytes::Bytes::len),
         };
         let event = |event: LetterEvent| EventView { at: event.at, what: event.what, detail: event.detail };
@@ -345,8 +345,8 @@ impl From<&Redrive> for RedriveView {
     fn from(redrive: &Redrive) -> Self {
         let Redrive { plan, standing, .. } = redrive;
         // The filter is a struct of texts: it always has a JSON form.
-        let filter =
-            serde_json::to_value(&plan.filter).ok().and_then(|filter| serde_json::from_value(filter).ok());
+        let filter = serde_json::to_value(without_secrets(plan.filter.clone()));
+        let filter = filter.ok().and_then(|filter| serde_json::from_value(filter).ok());
         Self {
             id: plan.id.clone(),
             created_at: redrive.created_at,

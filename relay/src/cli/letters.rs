@@ -4,12 +4,12 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use backstop_core::ledger::{HeaderFilter, LetterFilter, LetterStatus, Outcome};
+use backstop_core::ledger::{HeaderFilter, LetterFilter, LetterStatus, Outcome, terms};
 use chrono::{DateTime, Utc};
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand, ValueEnum};
 
-use crate::secret::{MASK, is_secret_name};
+use crate::desk::filter::without_secrets;
 
 /// `dead-letters …`
 #[derive(Debug, Subcommand)]
@@ -77,9 +77,9 @@ pub enum DeadLettersCommand {
     ///
     /// By `[dead_letters.retention]` of the configuration, once and now; `run` does the same by itself.
     Archive,
-    /// Take letters from a file that `export` wrote, or from an archive. Those that are in the ledger already stay as they are.
+    /// Take letters from a file that `export` wrote, or from an archive in a folder or a bucket. Those that are in the ledger already stay as they are.
     Import {
-        /// The file.
+        /// The file, or the address of an object, such as `s3://bucket/prefix/name.jsonl.gz`.
         file: PathBuf,
     },
     /// Encrypt the bodies of all letters with the newest key: those in clear, and those with a key before it.
@@ -205,7 +205,7 @@ pub struct Filter {
     #[arg(long, value_name = "NAME[=VALUE]", value_parser = header)]
     pub header: Option<HeaderFilter>,
     /// Letters whose error has all these words.
-    #[arg(long, value_name = "WORDS")]
+    #[arg(long, value_name = "WORDS", value_parser = words)]
     pub error: Option<String>,
     /// Letters whose last redrive ended, or stands, so.
     #[arg(long)]
@@ -303,12 +303,16 @@ impl Filter {
 /// As the audit log tells it.
 impl fmt::Display for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut filter = self.in_ledger();
-        if let Some(header) = filter.header.as_mut().filter(|header| is_secret_name(&header.name)) {
-            header.value = header.value.as_ref().map(|_| MASK.to_owned());
-        }
-        let document = serde_json::to_string(&filter).map_err(|_| fmt::Error)?;
+        let document = serde_json::to_string(&without_secrets(self.in_ledger())).map_err(|_| fmt::Error)?;
         f.write_str(&document)
+    }
+}
+
+/// Words of an error: a filter without any would mean every letter.
+fn words(text: &str) -> Result<String, String> {
+    match terms::has_words(text) {
+        true => Ok(text.to_owned()),
+        false => Err("give a word of letters or digits".to_owned()),
     }
 }
 

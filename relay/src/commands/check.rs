@@ -15,6 +15,7 @@ use backstop_core::{AdapterError, ConsumerReport, Destination};
 use chrono::Utc;
 use serde_json::{Value, json};
 
+use crate::archive::Place;
 use crate::broker;
 use crate::commands::Context;
 use crate::commands::outbox::{in_words, time};
@@ -59,6 +60,7 @@ pub(super) async fn run(context: &Context, notify: bool) -> Result<Exit, Failure
         }
     }
     look_at_letters(&mut findings, config, &context.keys(), usable(config.ledger())).await;
+    findings.extend(look_at_archive(config).await);
     look_at_brokers(&mut findings, config, waiting).await;
     look_for_queues(&mut findings, config).await;
     if notify {
@@ -101,6 +103,22 @@ async fn look_at_letters(
             lease(findings, database, &lease_name(letters)).await;
         }
     }
+}
+
+/// Whether archives can be written where the configuration wants them; nothing without retention.
+async fn look_at_archive(config: &Config) -> Option<Finding> {
+    let subject = "archive";
+    let letters = Some(&config.dead_letters).filter(|letters| letters.enabled)?;
+    let place = match Place::of(letters.retention.as_ref()?) {
+        Ok(place) => place?,
+        Err(failure) => return Some(refused(subject, &failure)),
+    };
+    Some(place.probe(PATIENCE).await.unwrap_or_else(|failure| refused(subject, &failure)))
+}
+
+fn refused(subject: &str, failure: &Failure) -> Finding {
+    let remedy = failure.complaints().first().and_then(|complaint| complaint.hint.clone());
+    Finding::error(subject, failure.to_string(), remedy.unwrap_or_default())
 }
 
 /// Whether anybody answers at the address of somebody who is told.

@@ -9,10 +9,11 @@ use flate2::bufread::MultiGzDecoder;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::archive::verify;
+use crate::archive::{Manifest, Objects, verify};
 use crate::audit::Action;
 use crate::cli::Filter;
 use crate::commands::{Context, database};
+use crate::config::{ArchiveConfig, Unusable};
 use crate::encryption::Locked;
 use crate::exit::{Exit, Failure};
 use crate::letter_file::{Line, NoLetter};
@@ -99,10 +100,10 @@ pub(super) async fn archive(context: &Context) -> Result<(), Failure> {
         Failure::new(
             Exit::Configuration,
             format!("{}: [dead_letters.retention] is missing", context.global.config.display()),
-            "add it with archive = \"/path/of/a/folder\"",
+            "add it with archive = \"/path/of/a/folder\" or \"s3://bucket/prefix\"",
         )
     })?;
-    let retention = Retention::new(context.ledger().await?, &letters.name, config);
+    let retention = Retention::new(context.ledger().await?, &letters.name, config)?;
     let passed = retention.pass(&CancellationToken::new()).await?;
     if context.is_json() {
         return Ok(output::json(&json!({ "passed": passed }))?);
@@ -121,17 +122,40 @@ fn lines(file: File) -> io::Result<Box<dyn BufRead + Send>> {
     Ok(if is_compressed { Box::new(BufReader::new(MultiGzDecoder::new(file))) } else { Box::new(file) })
 }
 
-pub(super) async fn import(context: &Context, path: &Path) -> Result<(), Failure> {
-    let unreadable = |what: String| {
-        Failure::new(
-            Exit::Failed,
-            format!("{}: {what}", path.display()),
-            "use a file that `dead-letters export` or `dead-letters archive` wrote",
-        )
+/// The file, and the manifest that it was compared with, where there is one.
+async fn opened(context: &Context, path: &Path) -> Result<(File, Option<Manifest>), Failure> {
+    let text = path.to_str().filter(|text| text.contains("://"));
+    let place = match text.map(ArchiveConfig::parse) {
+        Some(Ok(ArchiveConfig::Bucket(place))) => place,
+        Some(Err(Unusable { what, .. })) => {
+            let hint = "write s3://bucket/prefix/name.jsonl.gz, or the path of a file";
+            return Err(Failure::new(Exit::Usage, format!("the address {what}"), hint));
+        }
+        Some(Ok(ArchiveConfig::Folder(_))) | None => {
+            let manifest = verify(path).map_err(|error| unreadable(path, &error.to_string()))?;
+            let file = File::open(path).map_err(|error| unreadable(path, &error.to_string()))?;
+            return Ok((file, manifest));
+        }
     };
+    let Some((folder, name)) = place.split() else {
+        return Err(unreadable(path, "no object is named, only a bucket"));
+    };
+    Objects::open(&folder, context.s3())?.fetch(name).await
+}
+
+fn unreadable(path: &Path, what: &str) -> Failure {
+    Failure::new(
+        Exit::Failed,
+        format!("{}: {what}", path.display()),
+        "use a file that `dead-letters export` or `dead-letters archive` wrote",
+    )
+}
+
+pub(super) async fn import(context: &Context, path: &Path) -> Result<(), Failure> {
+    let unreadable = |what: String| unreadable(path, &what);
     let failed = |error: io::Error| unreadable(error.to_string());
-    let manifest = verify(path).map_err(failed)?;
-    let file = File::open(path).and_then(lines).map_err(failed)?;
+    let (file, manifest) = opened(context, path).await?;
+    let file = lines(file).map_err(failed)?;
     let redaction = Redaction::new(&context.config.dead_letters.redact)
         .map_err(|error| Failure::new(Exit::Configuration, error.to_string(), "mend the pattern"))?;
     let (ledger, keys) = (context.ledger().await?, context.keys());

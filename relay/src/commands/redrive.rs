@@ -11,7 +11,7 @@ use crate::audit::Action;
 use crate::broker;
 use crate::cli;
 use crate::commands::letter_changes::redrivable;
-use crate::commands::redrives::Progress;
+use crate::commands::redrives::{Progress, shown};
 use crate::commands::{Context, confirm, database};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, counted, or_dash};
@@ -90,7 +90,7 @@ pub(super) async fn by_hand(context: &Context, wish: Wish) -> Result<Exit, Failu
     };
     action.ended(seen.letters().sent()).await;
     if context.is_json() {
-        output::json(&json!({ "plan": plan, "redrive": seen }))?;
+        output::json(&json!({ "plan": plan, "redrive": shown(&seen) }))?;
     } else {
         print_outcome(&seen)?;
     }
@@ -160,14 +160,14 @@ pub(super) async fn follow(context: &Context, made: Redrive, to_the_end: bool) -
     Ok(seen)
 }
 
+/// What the engines of a ledger lease, by a name that no configuration can give: two that went by the names of theirs
+/// would send the same letters at once.
+const LEASE: &str = "redrives:";
+
 /// What the engines of this ledger lease.
 pub(crate) fn owner(context: &Context) -> OwnerSettings {
-    let letters = &context.config.dead_letters;
-    OwnerSettings {
-        lease: format!("{}.redrive", letters.name),
-        ttl: letters.lease_ttl,
-        ..OwnerSettings::default()
-    }
+    let ttl = context.config.dead_letters.lease_ttl;
+    OwnerSettings { lease: LEASE.to_owned(), ttl, ..OwnerSettings::default() }
 }
 
 fn goes_on(id: &str) -> String {

@@ -13,6 +13,7 @@ use crate::cli::RedrivesCommand;
 use crate::commands::outbox::time;
 use crate::commands::redrive::{ended, follow};
 use crate::commands::{Context, database};
+use crate::desk::filter::without_secrets;
 use crate::exit::{Exit, Failure};
 use crate::output;
 
@@ -59,6 +60,7 @@ async fn list(
 ) -> Result<(), Failure> {
     let redrives = ledger.redrives(after, limit).await.map_err(database)?;
     if context.is_json() {
+        let redrives: Vec<Redrive> = redrives.iter().map(shown).collect();
         return Ok(output::json(&json!({ "redrives": redrives }))?);
     }
     if redrives.is_empty() {
@@ -87,7 +89,15 @@ fn standing(redrive: &Redrive) -> String {
     if run.is_over() { run.as_str().to_owned() } else { format!("{}, {}", run.as_str(), phase.as_str()) }
 }
 
+/// The redrive as it may be printed: whoever makes it may choose letters by a secret, and many read what was made.
+pub(super) fn shown(redrive: &Redrive) -> Redrive {
+    let mut shown = redrive.clone();
+    shown.plan.filter = without_secrets(shown.plan.filter);
+    shown
+}
+
 fn show(context: &Context, redrive: &Redrive) -> Result<(), Failure> {
+    let redrive = &shown(redrive);
     if context.is_json() {
         return Ok(output::json(redrive)?);
     }
@@ -174,7 +184,7 @@ fn not_now(error: &NotNow, id: &str) -> Failure {
 async fn told(context: &Context, ledger: &dyn Ledger, id: &str) -> Result<(), Failure> {
     let redrive = find(ledger, id).await?;
     if context.is_json() {
-        return Ok(output::json(&redrive)?);
+        return Ok(output::json(&shown(&redrive))?);
     }
     Ok(output::line(format!("redrive {id}: {}", standing(&redrive)))?)
 }

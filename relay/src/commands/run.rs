@@ -25,7 +25,7 @@ use crate::pump::{self, Pump, PumpSettings};
 use crate::receipts::Receipts;
 use crate::redact::Redaction;
 use crate::redrive::Engine;
-use crate::retention::Retention;
+use crate::retention::{self, Retention};
 use crate::rules::Keeper;
 use crate::supervise::{Supervisor, until_signalled};
 
@@ -132,14 +132,11 @@ fn attend_retention(context: &Arc<Context>, stop: &CancellationToken, supervisor
     let letters = &context.config.dead_letters;
     let Some(config) = letters.retention.clone() else { return };
     let (context, stop, name) = (context.clone(), stop.clone(), letters.name.clone());
-    let owner = OwnerSettings {
-        lease: format!("{name}-retention"),
-        ttl: letters.lease_ttl,
-        ..OwnerSettings::default()
-    };
+    let owner =
+        OwnerSettings { lease: retention::lease(&name), ttl: letters.lease_ttl, ..OwnerSettings::default() };
     supervisor.spawn("the retention of dead letters", async move {
         if let Some(ledger) = patiently(&stop, "ledger", || context.ledger()).await? {
-            Retention::new(ledger, name, config).run(owner, stop).await;
+            Retention::new(ledger, name, config)?.run(owner, stop).await;
         }
         Ok(())
     });

@@ -217,6 +217,11 @@ impl<'a> Section<'a> {
         self.place.clone()
     }
 
+    /// The environment of the process.
+    pub(super) fn env(&self) -> &'a Environment {
+        self.reader.env
+    }
+
     /// Notes a fault.
     pub(super) fn fault(&self, place: Place, what: impl Into<String>, hint: impl Into<String>) {
         self.reader.fault(place, what, hint);

@@ -190,3 +190,84 @@ fn s30_what_is_given_up_of_verified_connections_is_said_aloud() {
         assert_eq!(loosened(&broker(&lines)), warnings, "{lines}");
     }
 }
+
+/// A configuration with an archive, and more lines behind that.
+fn archived(archive: &str, more: &str) -> String {
+    format!("{MINIMAL}[dead_letters.retention]\narchive = \"{archive}\"\n{more}")
+}
+
+/// What is refused of an archive in a bucket, by line or variable; and no secret is told.
+#[test]
+fn a_bucket_that_cannot_be_reached_safely_is_refused() {
+    let s3 = |lines: &str| archived("s3://letters/old", &format!("[dead_letters.retention.s3]\n{lines}"));
+    for (text, expected) in [
+        (archived("s3://AKIA:S3cret@letters", ""), "archive holds a user, a password or a port"),
+        (archived("ftp://u:S3cret@host/x", ""), "archive is a URL of a kind that archives do not go to"),
+        (archived("s3:///old", ""), "archive names no bucket"),
+        (archived("", ""), "archive is empty"),
+        (
+            archived("/kept", "[dead_letters.retention.s3]\nregion = \"eu\"\n"),
+            "is for an archive in a bucket",
+        ),
+        (
+            s3("endpoint = \"http://minio.internal:9000\""),
+            "[dead_letters.retention.s3] endpoint is without TLS",
+        ),
+        (s3("endpoint = \"https://u:S3cret@minio.internal\""), "endpoint holds a user or a password"),
+        (s3("endpoint = \"minio.internal:9000\""), "endpoint is no address of a web server"),
+        (s3("access_key_id = \"AKIA\""), "access_key_id and secret_access_key belong together"),
+        (s3("secret_access_key = \"S3cret\""), "access_key_id and secret_access_key belong together"),
+        (s3("secret = \"S3cret\""), "unknown key \"secret\" in [dead_letters.retention.s3]"),
+    ] {
+        let what = fault(&text);
+        assert!(what.contains(expected) && !what.contains("S3cret"), "{text}: {what}");
+    }
+    for sound in [
+        s3("endpoint = \"http://127.0.0.1:9000\""),
+        s3("endpoint = \"http://minio.internal:9000\"\nallow_plaintext = true"),
+        s3("access_key_id = \"AKIA\"\nsecret_access_key = \"S3cret\""),
+    ] {
+        let config = parse(&sound).unwrap_or_else(|faults| panic!("{sound}: {faults:#?}"));
+        let shown = format!("{config:?} {}", serde_json::to_string(&config).expect("JSON"));
+        assert!(!shown.contains("S3cret"), "{shown}");
+    }
+    let open = s3("endpoint = \"http://minio.internal:9000\"\nallow_plaintext = true");
+    assert_eq!((loosened(&open), loosened(&s3("endpoint = \"http://[::1]:9000\""))), (1, 0));
+}
+
+/// The vendor's variables stand for what the file leaves out, and only that.
+#[test]
+fn the_environment_says_how_a_bucket_is_reached() {
+    let env = |endpoint: &str| {
+        Environment::from_iter([
+            ("AWS_ENDPOINT_URL", endpoint),
+            ("AWS_REGION", "eu-west-1"),
+            ("AWS_ACCESS_KEY_ID", "AKIA"),
+            ("AWS_SECRET_ACCESS_KEY", "S3cret-of-the-store"),
+        ])
+    };
+    let text = archived("s3://letters", "");
+    let faults = Config::parse(&text, &env("http://minio.internal")).expect_err("without TLS");
+    assert_eq!(
+        (&faults[0].place, &*faults[0].what),
+        (&Place::Variable("AWS_ENDPOINT_URL".to_owned()), "it is without TLS")
+    );
+    let s3 = |text: &str| {
+        let config = Config::parse(text, &env("https://minio.internal")).expect("sound");
+        assert_eq!(config.scrubber().scrub("S3cret-of-the-store").contains("S3cret"), text.contains("other"));
+        config.dead_letters.retention.and_then(|retention| retention.s3).expect("a bucket")
+    };
+    let of_environment = s3(&text);
+    assert_eq!(of_environment.endpoint.as_deref(), Some("https://minio.internal"));
+    assert_eq!((of_environment.region.as_deref(), of_environment.credentials.len()), (Some("eu-west-1"), 2));
+    let more = "[dead_letters.retention.s3]\nregion = \"us-east-2\"\naccess_key_id = \"other\"\nsecret_access_key = \"x\"\n";
+    let of_file = s3(&archived("s3://letters", more));
+    assert_eq!(of_file.region.as_deref(), Some("us-east-2"));
+    assert_eq!(
+        (of_file.access_key_id.as_deref(), of_file.credentials.len()),
+        (Some("other"), 0),
+        "halves are not mixed"
+    );
+    // Archives of a folder have nothing to do with them.
+    assert!(Config::parse(&archived("/kept", ""), &env("http://minio.internal")).is_ok());
+}

@@ -3,7 +3,9 @@
 use backstop_core::schema::Finding;
 use url::Url;
 
-use super::{BrokerConfig, Config, DatabaseConfig, HttpConfig, KafkaConfig, RabbitConfig};
+use super::{
+    BrokerConfig, Config, DatabaseConfig, HttpConfig, KafkaConfig, RabbitConfig, RetentionConfig, S3Config,
+};
 use crate::database::is_on_this_machine;
 
 impl Config {
@@ -14,7 +16,8 @@ impl Config {
             BrokerConfig::Kafka(kafka) => self::kafka(kafka),
             BrokerConfig::RabbitMq(rabbit) => self::rabbitmq(rabbit).into_iter().collect(),
         });
-        databases.chain(brokers).chain(self.http.as_ref().and_then(http)).collect()
+        let archive = self.dead_letters.retention.as_ref().and_then(archive);
+        databases.chain(brokers).chain(self.http.as_ref().and_then(http)).chain(archive).collect()
     }
 }
 
@@ -67,5 +70,12 @@ fn http(config: &HttpConfig) -> Option<Finding> {
     let open = config.token.is_none() && !config.listen.ip().is_loopback();
     open.then(|| {
         Finding::warning("HTTP", "anybody who reaches the address may ask", "set token_file in [http]")
+    })
+}
+
+fn archive(config: &RetentionConfig) -> Option<Finding> {
+    let is_bare = config.s3.as_ref().is_some_and(S3Config::is_bare);
+    is_bare.then(|| {
+        Finding::warning("archive TLS", "letters cross the network without TLS", "use an https:// endpoint")
     })
 }

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use backstop_core::ledger::terms;
 use serde::{Deserialize, Serialize};
 
 use super::document::{Located, Section};
-use crate::secret::is_secret_name;
+use crate::secret::is_unsearchable;
 
 /// Longest text of a filter, in bytes.
 const MAX_TEXT: usize = 512;
@@ -121,7 +122,7 @@ fn one(mut section: Section<'_>) -> Option<RuleConfig> {
         class: text(&mut section, "class"),
         reason: text(&mut section, "reason"),
         fingerprint: text(&mut section, "fingerprint"),
-        error: text(&mut section, "error"),
+        error: words(&mut section),
         header,
         key: text(&mut section, "key"),
         since: Some(since).filter(|since| !since.is_zero()),
@@ -150,13 +151,24 @@ fn located(section: &mut Section<'_>, key: &'static str) -> Option<Located> {
     None
 }
 
+/// Without a word the rule would take every letter.
+fn words(section: &mut Section<'_>) -> Option<String> {
+    let error = located(section, "error")?;
+    if terms::has_words(&error.text) {
+        return Some(error.text);
+    }
+    let what = format!("{} holds no word", section.path("error"));
+    section.fault(error.place, what, "give a word of letters or digits, or leave it out");
+    None
+}
+
 /// What a rule asks for is printed, and kept with its redrives, so that no secret may be in it.
 fn header(section: &mut Section<'_>) -> Option<String> {
     let header = located(section, "header")?;
     let (name, value) = header.text.split_once('=').unzip();
     let (what, hint) = if name.unwrap_or(&header.text).is_empty() {
         ("has no name", "write \"name\" or \"name=value\"")
-    } else if value.is_some() && name.is_some_and(is_secret_name) {
+    } else if value.is_some() && name.is_some_and(is_unsearchable) {
         ("may hold a secret, and rules are shown", "leave its value out, or choose by another header")
     } else {
         return Some(header.text);

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::*;
 
 /// Each table of the file, with the definition that describes it and what must stand before a key of it.
-const TABLES: [(&str, &str, &str); 16] = [
+const TABLES: [(&str, &str, &str); 17] = [
     ("database", "database", "[database]\n"),
     ("kafka", "broker", "[broker]\nkind = \"kafka\"\n"),
     ("rabbitmq", "broker", "[broker]\nkind = \"rabbitmq\"\n"),
@@ -20,6 +20,7 @@ const TABLES: [(&str, &str, &str); 16] = [
     ("redact", "dead_letters.redact", "[[dead_letters.redact]]\n"),
     ("encryption", "dead_letters.encryption", "[dead_letters.encryption]\n"),
     ("retention", "dead_letters.retention", "[dead_letters.retention]\n"),
+    ("s3", "dead_letters.retention.s3", "[dead_letters.retention.s3]\n"),
     ("database", "dead_letters.ledger", "[dead_letters.ledger]\n"),
     ("notify", "notify", "[[notify]]\n"),
 ];
@@ -65,7 +66,7 @@ fn the_schema_has_the_defaults_of_the_reader() {
     {
         let text = format!(
             "[database]\nurl = \"sqlite:x.db\"\n[broker]\nkind = \"{kind}\"\n{broker}\n[dead_letters.ledger]\nurl = \
-             \"sqlite:l.db\"\n[[dead_letters.rules]]\nname = \"r\"\nafter = \"new-version\"\nconsumer = \"c\"\n[[dead_letters.redact]]\nheader = \"a\"\n[dead_letters.retention]\narchive = \"a\"\n[http]\n[outbox]\nlayout = \
+             \"sqlite:l.db\"\n[[dead_letters.rules]]\nname = \"r\"\nafter = \"new-version\"\nconsumer = \"c\"\n[[dead_letters.redact]]\nheader = \"a\"\n[dead_letters.retention]\narchive = \"s3://a\"\n[http]\n[outbox]\nlayout = \
              \"debezium\"\n[outbox.database]\nurl = \"postgres://localhost/o\"\n[[notify]]\nurl = \"https://hooks.example/x\"\nsecret = \"0123456789abcdef\"\n"
         );
         let config = Config::parse(&text, &Environment::default()).expect("sound");

@@ -8,6 +8,7 @@ use regex::Regex;
 use toml::de::DeTable;
 use url::{Host, Url};
 
+use super::archive::{archive, s3};
 use super::databases::{DATABASE_URL, database, inner_database, url_is_local};
 use super::document::{Located, Place, Reader, Section};
 use super::encryption::encryption;
@@ -54,7 +55,16 @@ pub(super) fn config(table: &DeTable<'_>, reader: &Reader<'_>) -> Option<Config>
     };
     let http = top.section("http");
     let http = http.is_there().then(|| self::http(http));
-    let dead_letters = dead_letters(top.section("dead_letters"), rabbit, database.as_ref());
+    let letters = top.section("dead_letters");
+    let place_of_letters = letters.place();
+    let dead_letters = dead_letters(letters, rabbit, database.as_ref());
+    if dead_letters.enabled {
+        let name = &dead_letters.name;
+        if let Some(other) = shares_lease(&outbox, name, database.as_ref(), dead_letters.ledger.as_ref()) {
+            let what = format!("[dead_letters] name {name:?} takes the lease of [outbox] {other:?}");
+            top.fault(place_of_letters, what, "give one of them another name: it names the lease");
+        }
+    }
     let notify = notify(&mut top);
     top.finish();
     let brokers = brokers.into_iter().map(|(name, broker)| Some((name.text, broker?))).collect::<Option<_>>();
@@ -233,6 +243,27 @@ fn outboxes(top: &mut Section<'_>, database: Option<&DatabaseConfig>) -> Vec<Out
         outboxes.push(outbox);
     }
     outboxes
+}
+
+/// The outbox whose lease has the name of the dead letters' own, or of what belongs to them: one would wait for the other
+/// for ever.
+fn shares_lease<'a>(
+    outboxes: &'a [OutboxConfig],
+    letters: &str,
+    database: Option<&DatabaseConfig>,
+    ledger: Option<&DatabaseConfig>,
+) -> Option<&'a str> {
+    let is_theirs =
+        |name: &str| name.strip_prefix(letters).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    let leases = |database: Option<&DatabaseConfig>| {
+        database.map(|it| (it.url.expose().to_owned(), it.schema.clone(), it.prefix.clone()))
+    };
+    let mut sharing = outboxes.iter().filter(|outbox| {
+        outbox.enabled
+            && is_theirs(&outbox.name)
+            && leases(outbox.database.as_ref().or(database)) == leases(ledger.or(database))
+    });
+    sharing.next().map(|outbox| outbox.name.as_str())
 }
 
 /// What tells the table of an outbox from that of another.
@@ -446,22 +477,25 @@ fn is_pattern_of_bytes(text: &str) -> bool {
 
 fn retention(mut section: Section<'_>) -> RetentionConfig {
     let quarter = Some(millis(90 * 86_400_000));
+    let archive = archive(&mut section);
+    let s3 = s3(section.section("s3"), archive.as_ref(), section.has("archive"));
     let retention = RetentionConfig {
         resolved: kept(&mut section, "resolved", quarter),
         discarded: kept(&mut section, "discarded", quarter),
         superseded: kept(&mut section, "superseded", quarter),
         open: kept(&mut section, "open", None),
-        archive: section.text("archive").map(|folder| folder.text.into()),
+        archive,
+        s3,
         without_archive: section.switch("without_archive", false),
     };
-    if retention.archive.is_some() == retention.without_archive {
+    if section.has("archive") == retention.without_archive {
         let path = section.path("archive");
         let what = if retention.without_archive {
             format!("{path} and without_archive are both set")
         } else {
             format!("{path} is missing: letters would be deleted and kept nowhere")
         };
-        section.fault(section.place(), what, "name a folder, or set without_archive = true");
+        section.fault(section.place(), what, "name a folder or a bucket, or set without_archive = true");
     }
     section.finish();
     retention

@@ -209,6 +209,24 @@ fn routes_and_outboxes_that_cannot_be_meant_are_refused() {
 }
 
 #[test]
+fn outbox_and_dead_letters_do_not_share_a_lease() {
+    let named = |outbox: &str, more: &str| {
+        format!(
+            "{MINIMAL}[outbox]\nname = \"{outbox}\"\n[dead_letters]\nenabled = true\nname = \"shop\"\nsources = [\"a\"]\n{more}"
+        )
+    };
+    for outbox in ["shop", "shop.rules", &crate::retention::lease("shop")] {
+        let (line, what, _) = only_fault(&named(outbox, ""));
+        assert_eq!(line, 5);
+        assert_eq!(what, format!("[dead_letters] name \"shop\" takes the lease of [outbox] {outbox:?}"));
+    }
+    let elsewhere = "[dead_letters.ledger]\nurl = \"sqlite:letters.db\"\n";
+    for sound in [named("shop", elsewhere), named("shopping", "")] {
+        assert!(Config::parse(&sound, &env()).is_ok(), "{sound}");
+    }
+}
+
+#[test]
 fn s22_http_beyond_this_host_needs_a_token() {
     let http = |more: &str| format!("{MINIMAL}[http]\n{more}");
     let config = Config::parse(&http(""), &env()).expect("sound");

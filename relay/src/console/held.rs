@@ -191,9 +191,7 @@ fn order(letter: &Letter, endings: &[Ending]) -> Markup {
 
 const fn meaning(ending: Ending) -> &'static str {
     match ending {
-        Ending::Release => {
-            "later messages go on without it; the letter stays open, to be redriven or discarded"
-        }
+        Ending::Release => "later messages go on without it; its letter stays as it is",
         Ending::Skip => "it is never run, and the letter is discarded",
         Ending::Resolve => {
             "somebody has brought about its effects: it counts as handled, and the letter is resolved"

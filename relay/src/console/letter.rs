@@ -19,7 +19,7 @@ use crate::desk::filter::FilterQuery;
 use crate::desk::{Body, Caller, Desk};
 use crate::edit::notes;
 use crate::encryption::size_of;
-use crate::secret::is_secret_name;
+use crate::secret::hidden_headers;
 
 /// Longest body that is shown, in bytes; the API gives all of it.
 const MAX_BODY: usize = 256 << 10;
@@ -209,13 +209,14 @@ fn printed(bytes: &[u8]) -> String {
 }
 
 fn headers(letter: &Letter) -> Markup {
+    let is_hidden = hidden_headers(&letter.envelope.headers);
     html! {
         table.hdr { thead { tr { th scope="col" { "Name" } th scope="col" { "Value" } } }
             tbody { @for (header, value) in letter.envelope.headers.iter() {
                 tr { th scope="row" { span.id { (safe(header, 200)) } }
                     td { @match value {
                         None => span.muted { "null" },
-                        Some(value) if is_secret_name(header) => span.muted { (value.len()) " bytes, not shown" },
+                        Some(value) if is_hidden(header) => span.muted { (value.len()) " bytes, not shown" },
                         Some(value) => span.id { (safe(&String::from_utf8_lossy(value), MAX_HEADER)) },
                     } } }
             } } }

@@ -121,10 +121,9 @@ fn terms(redrive: &Redrive) -> Markup {
 
 fn facts(redrive: &Redrive) -> Markup {
     let plan = &redrive.plan;
-    let filter = FilterQuery::from(&plan.filter);
     html! {
         dl.facts {
-            dt { "Filter" } dd { (title(redrive)) "; " a href=(letters_of(&filter)) { "letters that match it now" } }
+            dt { "Filter" } dd { (title(redrive)) @if let Some(filter) = FilterQuery::shown(&plan.filter) { "; " a href=(letters_of(&filter)) { "letters that match it now" } } }
             dt { "Frozen" } dd { (at(redrive.created_at)) ", by " b { (safe(&plan.created_by, 64)) } }
             dt { "Canary" } dd { @if plan.canary == 0 { "none" } @else { (letters_in_words(plan.canary)) ": " (grouped(redrive.canary_letters.resolved)) " resolved, " (grouped(redrive.canary_letters.failed_again)) " failed again" } }
             dt { "Rate" } dd { @match plan.rate { Some(rate) => { (rate) " a second at most" }, None => "no limit" } }

@@ -15,7 +15,7 @@ use super::ROWS;
 use super::icons::state;
 use super::page::{Page, Place, Shown};
 use super::parts::{ago, grouped, safe};
-use crate::desk::filter::FilterQuery;
+use crate::desk::filter::{FilterQuery, without_secrets};
 use crate::desk::{Caller, Desk};
 
 /// Where the page begins.
@@ -84,7 +84,7 @@ pub(super) fn outcome(id: &str, outcome: &str) -> String {
 
 /// What a redrive is about, in a line.
 pub(super) fn title(redrive: &Redrive) -> String {
-    let filter = FilterQuery::from(&redrive.plan.filter);
+    let filter = FilterQuery::from(&without_secrets(redrive.plan.filter.clone()));
     let pairs = filter.pairs().into_iter().filter(|(name, _)| *name != "status");
     let said: Vec<String> = pairs.map(|(name, value)| format!("{name} {}", safe(value, 40))).collect();
     if said.is_empty() { "all open letters".to_owned() } else { said.join(", ") }

@@ -1,6 +1,6 @@
 //! The filter as it stands in an address, the same for API and console.
 
-use backstop_core::ledger::{HeaderFilter, LetterFilter, LetterStatus, Outcome};
+use backstop_core::ledger::{HeaderFilter, LetterFilter, LetterStatus, Outcome, terms};
 use backstop_core::report::escaped;
 use chrono::{DateTime, NaiveDateTime, SecondsFormat, Utc};
 use serde::de::Error;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::trouble::Trouble;
-use crate::secret::{MASK, is_secret_name};
+use crate::secret::{MASK, is_unsearchable};
 
 /// Longest value of a parameter, in bytes.
 const MAX_VALUE: usize = 512;
@@ -34,7 +34,8 @@ const NAMES: [&str; 16] = [
     "on_hold",
 ];
 
-/// Which letters are meant. Every parameter that is given narrows it; an empty one counts as not given.
+/// Which letters are meant. Every parameter that is given narrows it. In an address an empty one counts as not given; in a
+/// body it is refused.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams, ToSchema)]
 #[serde(default)]
 #[into_params(parameter_in = Query)]
@@ -108,10 +109,6 @@ impl FilterQuery {
     /// Names the parameter that makes no sense.
     pub(crate) fn filter(&self) -> Result<LetterFilter, Trouble> {
         let text = |name: &str, value: &Option<String>| given(name, value);
-        let header = given("header", &self.header)?.map(|header| match header.split_once('=') {
-            Some((name, value)) => HeaderFilter { name: name.to_owned(), value: Some(value.to_owned()) },
-            None => HeaderFilter { name: header, value: None },
-        });
         Ok(LetterFilter {
             ids: ids(&self.ids)?,
             fingerprint: text("fingerprint", &self.fingerprint)?,
@@ -124,8 +121,8 @@ impl FilterQuery {
             until: time("until", &self.until)?,
             key: text("key", &self.key)?,
             message_key: text("message_key", &self.message_key)?,
-            header,
-            error: text("error", &self.error)?,
+            header: header(&self.header)?,
+            error: words(&self.error)?,
             outcome: word("outcome", &self.outcome, Outcome::parse)?,
             redrive: text("redrive", &self.redrive)?,
             on_hold: word("on_hold", &self.on_hold, |word| word.parse().ok())?,
@@ -141,13 +138,18 @@ impl FilterQuery {
         query.finish()
     }
 
-    /// The same for the audit log, without the value of a header whose name announces a secret.
+    /// The same for the audit log, without the value of a header that may hold a secret.
     pub(crate) fn audited(&self) -> String {
         let secret = self.header.as_deref().and_then(|header| header.split_once('='));
-        match secret.filter(|(name, _)| is_secret_name(name)) {
+        match secret.filter(|(name, _)| is_unsearchable(name)) {
             Some((name, _)) => Self { header: Some(format!("{name}={MASK}")), ..self.clone() }.query(),
             None => self.query(),
         }
+    }
+
+    /// The letters that a frozen filter means now, by its address; `None` where it holds a secret.
+    pub(crate) fn shown(filter: &LetterFilter) -> Option<Self> {
+        (without_secrets(filter.clone()) == *filter).then(|| Self::from(filter))
     }
 
     /// Name and value of each parameter that is given.
@@ -178,11 +180,25 @@ impl FilterQuery {
     }
 }
 
-/// For bodies: a parameter that is not known is refused, for a filter without it would mean more letters.
+/// The filter as it may be shown, with `***` for the value of a header that may hold a secret.
+pub(crate) fn without_secrets(mut filter: LetterFilter) -> LetterFilter {
+    if let Some(header) = filter.header.as_mut().filter(|header| is_unsearchable(&header.name)) {
+        header.value = header.value.as_ref().map(|_| MASK.to_owned());
+    }
+    filter
+}
+
+/// For bodies: a parameter that is not known, or empty, as a script makes it of nothing, is refused, for a filter without it
+/// would mean more letters. A form sends the fields that nobody filled in, so that addresses may hold empty ones.
 pub(crate) fn strict<'de, D: Deserializer<'de>>(deserializer: D) -> Result<FilterQuery, D::Error> {
     let given = serde_json::Map::deserialize(deserializer)?;
     if let Some(name) = given.keys().find(|name| !NAMES.contains(&name.as_str())) {
         return Err(D::Error::custom(format!("unknown field `{}` in the filter", escaped(name))));
+    }
+    if let Some((name, _)) = given.iter().find(|(_, value)| value.as_str() == Some("")) {
+        return Err(D::Error::custom(format!(
+            "field `{name}` in the filter is empty: give it a value, or leave it out"
+        )));
     }
     serde_json::from_value(given.into()).map_err(D::Error::custom)
 }
@@ -224,13 +240,41 @@ fn given(name: &str, value: &Option<String>) -> Result<Option<String>, Trouble> 
     Ok(Some(value.clone()))
 }
 
+/// A list without any id, as a script may make it of nothing, would mean every letter.
 fn ids(value: &Option<String>) -> Result<Vec<String>, Trouble> {
+    let Some(list) = value.as_ref().filter(|list| !list.is_empty()) else { return Ok(Vec::new()) };
     let ids: Vec<String> =
-        value.iter().flat_map(|list| list.split(',')).map(str::trim).map(str::to_owned).collect();
-    let ids: Vec<String> = ids.into_iter().filter(|id| !id.is_empty()).collect();
+        list.split(',').map(str::trim).filter(|id| !id.is_empty()).map(str::to_owned).collect();
+    if ids.is_empty() {
+        return Err(Trouble::invalid("ids hold no id", "name at least one, or leave the field out"));
+    }
     match ids.iter().any(|id| id.len() > MAX_VALUE || id.contains('\0')) || ids.len() > MAX_IDS {
         true => Err(Trouble::invalid(format!("ids are no list of up to {MAX_IDS} ids"), "shorten it")),
         false => Ok(ids),
+    }
+}
+
+fn words(error: &Option<String>) -> Result<Option<String>, Trouble> {
+    let error = given("error", error)?;
+    match error.as_deref().is_none_or(terms::has_words) {
+        true => Ok(error),
+        false => Err(Trouble::invalid("error holds no word", "give a word of letters or digits")),
+    }
+}
+
+/// Filters are shown to everybody and kept with their redrives. Whoever may search for a secret can also guess it.
+fn header(header: &Option<String>) -> Result<Option<HeaderFilter>, Trouble> {
+    let Some(header) = given("header", header)? else { return Ok(None) };
+    match header.split_once('=') {
+        Some((name, _)) if is_unsearchable(name) => {
+            let what =
+                format!("header {:?} may hold a secret, whose value is not searched for", escaped(name));
+            Err(Trouble::invalid(what, "give its name alone, or use the command line"))
+        }
+        Some((name, value)) => {
+            Ok(Some(HeaderFilter { name: name.to_owned(), value: Some(value.to_owned()) }))
+        }
+        None => Ok(Some(HeaderFilter { name: header, value: None })),
     }
 }
 
@@ -290,6 +334,24 @@ mod tests {
     }
 
     #[test]
+    fn s27_the_value_of_a_secret_header_is_not_shown() {
+        let of = |name: &str| LetterFilter {
+            header: Some(HeaderFilter { name: name.to_owned(), value: Some("7".to_owned()) }),
+            ..LetterFilter::default()
+        };
+        for name in ["X-Api-Token", "x-api-to\u{212A}en", "amqp:typed"] {
+            assert_eq!(
+                without_secrets(of(name)).header.expect("given").value.as_deref(),
+                Some(MASK),
+                "{name}"
+            );
+        }
+        assert_eq!(FilterQuery::shown(&of("X-Api-Token")), None);
+        assert_eq!(without_secrets(of("x-region")), of("x-region"));
+        assert_eq!(FilterQuery::shown(&of("x-region")), Some(FilterQuery::from(&of("x-region"))));
+    }
+
+    #[test]
     fn s24_what_makes_no_sense_is_refused_by_name() {
         for query in [
             "status=gone",
@@ -297,6 +359,11 @@ mod tests {
             "until=%2B262142-01-01T00%3A00%3A00Z",
             "on_hold=maybe",
             "key=%00",
+            "ids=+%2C%0A",
+            "error=-%3E",
+            "header=X-Api-Key%3Dguess",
+            "header=x-api-to%E2%84%AAen%3Dguess",
+            "header=AMQP%3Atyped%3Dguess",
         ] {
             let trouble = read(query).filter().expect_err(query);
             let name = query.split('=').next().expect("a name");

@@ -30,6 +30,7 @@ impl Sender {
     /// # Errors
     /// When the system's certificates cannot be read.
     pub(crate) fn new(config: &NotifyConfig) -> Result<Self, AdapterError> {
+        crate::tls::choose_ring();
         let client =
             Client::builder().redirect(Policy::none()).no_proxy().connect_timeout(CONNECT).timeout(ANSWER);
         let client = client.user_agent(concat!("backstop-relay/", env!("CARGO_PKG_VERSION"))).build();

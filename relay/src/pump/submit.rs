@@ -6,6 +6,7 @@ use backstop_core::outbox::{OutboxRow, RowId};
 use backstop_core::sink::{PublishError, Refused, Scope};
 use backstop_core::{Destination, Envelope, cloudevents, crash_point};
 use bytes::Bytes;
+use tokio::time::Instant;
 use tracing::{Span, info_span, trace};
 
 use super::engine::{Engine, Phase};
@@ -37,7 +38,8 @@ impl Ready {
 impl Engine {
     /// Submits what may be submitted; `true` when more could follow at once.
     pub(super) fn submit(&mut self) -> bool {
-        if self.phase != Phase::Running || self.stop.is_some() {
+        // A probe may have taken time since the lease was looked at.
+        if self.phase != Phase::Running || self.stop.is_some() || Instant::now() >= self.term_until {
             return false;
         }
         if self.full_until.is_some_and(|until| until > self.now) {

@@ -124,7 +124,7 @@ impl<S: Sink> Engine<S> {
             let term = stop.child_token();
             tokio::select! {
                 () = self.attend_all(&lease, &term) => {}
-                never = owner.cancel_when_lost(&term) => match never {},
+                never = owner.cancel_when_lost(&lease, &term) => match never {},
             }
         }
         owner.release().await;
@@ -187,13 +187,26 @@ impl<S: Sink> Engine<S> {
     ) {
         let mut pause = RETRY_MIN;
         while let Err(trouble) = self.carry_out(lease, &id, term).await {
+            let pauses = matches!(trouble, Trouble::Target(..));
             self.troubled(trouble);
+            if pauses {
+                self.note_pause(&id, term).await;
+            }
             tokio::select! {
                 () = term.cancelled() => break,
                 () = sleep(pause) => pause = (pause * 2).min(RETRY_MAX),
             }
         }
         attended.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    /// Writes into the audit log that a redrive was paused, if it was. Whoever waits for it has been told before.
+    async fn note_pause(&self, id: &str, term: &CancellationToken) {
+        if let Ok(Some(redrive)) = answer(term, self.ledger.redrive(id)).await
+            && redrive.standing.run == Run::Paused
+        {
+            self.note(&redrive, &redrive.standing, term).await;
+        }
     }
 
     async fn carry_out(&self, lease: &Lease, id: &str, term: &CancellationToken) -> Result<(), Trouble> {
@@ -287,6 +300,8 @@ impl<S: Sink> Engine<S> {
         let most = tokio::select! {
             () = term.cancelled() => return Ok(Batch::Empty),
             most = pace.bucket.take(redrive.plan.rate, pace.portion.next()) => most,
+            // Somebody may have changed the rate.
+            () = sleep(LOOK_EVERY) => return Ok(Batch::Sent),
         };
         let claim = self.ledger.claim_letters(lease, &redrive.plan.id, most);
         let Some(letters) = answer(term, claim).await? else { return Ok(Batch::LeaseLost) };

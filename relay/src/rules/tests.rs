@@ -567,7 +567,7 @@ async fn who_does_not_tell_fires_nothing_and_is_named() {
     scenery.store.advance(Duration::from_secs(91));
     assert_eq!(blocked(scenery.standing().await).0, "no instance of stock is there");
     scenery.letters.rules[0].consumer = "mail".to_owned();
-    assert_eq!(blocked(scenery.standing().await).0, "mail has never reported in");
+    assert_eq!(blocked(scenery.standing().await).0, "mail does not report in");
     scenery.letters.receipts.clear();
     assert_eq!(blocked(scenery.standing().await).0, "this relay does not read what consumers report");
     scenery.letters.enabled = false;

@@ -184,7 +184,7 @@ impl<'a> Scene<'a> {
         };
         let (why, remedy) = if self.reports.is_empty() {
             (
-                format!("{consumer} has never reported in"),
+                format!("{consumer} does not report in"),
                 "give it `.receipts(…)`, and check how its name is spelt",
             )
         } else if self.there().next().is_none() {

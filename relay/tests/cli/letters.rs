@@ -155,6 +155,35 @@ fn letters_whose_time_is_over_go_to_the_archive_and_come_back() {
     assert!(ran.code == 1 && ran.stderr.contains("its manifest was written for"), "{}", ran.stderr);
 }
 
+/// Whoever redrives may choose letters by a secret; whoever looks at redrives does not see it.
+#[test]
+fn a_redrive_by_the_value_of_a_secret_header_does_not_show_it() {
+    let (relay, _broker) = with_letters();
+    relay.write(
+        "more.jsonl",
+        &lines().replace("letter-", "more-").replace("tenant", "x-api-key").replace("acme", "Tr0ub4dor"),
+    );
+    assert_eq!(relay.run("dead-letters import more.jsonl").code, 0);
+    let made = relay.run("dead-letters redrive --header x-api-key=Tr0ub4dor --canary 0 --yes --output json");
+    let id = id_of(&made);
+    assert_eq!(made.json()["redrive"]["filter"]["header"]["value"], "***", "{}", made.stdout);
+    let mut all = vec![made];
+    for command in ["list", "show ID", "pause ID", "rate ID 7", "resume ID", "cancel ID"] {
+        for output in ["", " --output json"] {
+            all.push(relay.run(&format!("redrives {}{output}", command.replace("ID", &id))));
+        }
+    }
+    for ran in all {
+        assert!(!ran.stdout.is_empty() || !ran.stderr.is_empty());
+        assert!(
+            !format!("{}{}", ran.stdout, ran.stderr).contains("Tr0ub4dor"),
+            "{}{}",
+            ran.stdout,
+            ran.stderr
+        );
+    }
+}
+
 /// Cards are not stored, and what was changed is not sent.
 #[test]
 fn what_is_redacted_is_neither_shown_nor_redriven() {

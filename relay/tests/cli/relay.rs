@@ -48,7 +48,8 @@ impl Relay {
         for entry in std::fs::read_dir(self.directory.path()).expect("readable").flatten() {
             std::fs::copy(entry.path(), copy.directory.path().join(entry.file_name())).expect("copied");
         }
-        Self { env: vec![(name.to_owned(), value.to_owned())], ..copy }
+        let env = self.env.iter().cloned().chain([(name.to_owned(), value.to_owned())]).collect();
+        Self { env, ..copy }
     }
 
     fn command(&self, args: &str) -> Command {

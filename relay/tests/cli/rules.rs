@@ -54,7 +54,7 @@ fn a_new_version_redrives_what_somebody_wrote_and_nothing_else() {
     let before = finding(&relay);
     assert_eq!(
         (&before["severity"], &before["detail"]),
-        (&json!("warning"), &json!("stock has never reported in"))
+        (&json!("warning"), &json!("stock does not report in"))
     );
     let ended = relay.run_while("run", || {
         report(&broker, "1", || listed(&relay)["standing"]["state"] == "watching");

@@ -95,7 +95,12 @@ pub(crate) fn limits() -> Limits {
 }
 
 pub(crate) async fn fresh(inbox: &MySqlInbox, id: &str) -> MySqlTx {
-    match inbox.begin(unit("k", &key(id)), limits()).await.expect("begun") {
+    fresh_of(inbox, "k", id).await
+}
+
+/// The same of that ordering key.
+pub(crate) async fn fresh_of(inbox: &MySqlInbox, ordering_key: &str, id: &str) -> MySqlTx {
+    match inbox.begin(unit(ordering_key, &key(id)), limits()).await.expect("begun") {
         Admission::Fresh(tx) => tx,
         other => panic!("{other:?}"),
     }

@@ -2,6 +2,7 @@
 
 mod commit;
 mod common;
+mod group;
 mod held;
 mod lease;
 mod lost;

@@ -6,6 +6,7 @@ use backstop_core::dead_rows::{DeadRowFilter, DeadRows};
 use backstop_core::inbox::Inbox;
 use backstop_core::lease::{Lease, Leases};
 use backstop_core::outbox::{DeadRow, OutboxReader, OutboxRow, OutboxStatus, OutboxStore, RowId};
+use backstop_core::scheduled::ScheduledRows;
 use backstop_core::{Destination, FaultKind, Message, Outgoing};
 use backstop_mysql::{MySqlOutbox, MySqlOutboxStore};
 use sqlx::{AssertSqlSafe, Executor};
@@ -182,6 +183,16 @@ async fn rows_that_are_no_messages_are_set_apart() {
     let store = MySqlOutboxStore::new(strict, db.tables.clone());
     assert!(store.bury(&lease, &claimed.unreadable[2..]).await.expect("moved"), "dates that are none, too");
     assert_eq!(store.status().await.expect("asked").dead, 4);
+    db.run(
+        "SET SESSION sql_mode = ''; INSERT INTO backstop_outbox_scheduled (destination, event_time, publish_after) \
+         VALUES ('f', '2026-00-31', '2026-01-01'), ('g', NULL, '2026-01-02'); SET SESSION sql_mode = DEFAULT",
+    )
+    .await;
+    assert_eq!(
+        store.promote(&lease, 10, 1 << 20).await.expect("moved"),
+        Some(2),
+        "nor do they stop scheduled rows"
+    );
     db.drop().await;
 }
 

@@ -1,7 +1,5 @@
 //! A copy with another body takes a letter's place.
 
-use std::slice;
-
 use backstop_core::AdapterError;
 use backstop_core::ledger::Edit;
 
@@ -25,14 +23,14 @@ impl PgLedger {
         let doing = || failed("put an edited copy in a letter's place");
         let mut tx = stranded::begin(&self.pool).await.map_err(doing())?;
         // In the order in which the collector locks: groups, counts, letters.
-        let written = self.record_some(&mut tx, slice::from_ref(copy)).await?;
+        let written = self.record_one(&mut tx, copy).await?;
         let closed = sqlx::query(self.sql(CLOSE))
             .bind(stored_id(id))
             .bind(storable(&format!("{}: {because}", copy.id)))
             .execute(&mut *tx)
             .await
             .map_err(doing())?;
-        if written == 0 || closed.rows_affected() == 0 {
+        if !written || closed.rows_affected() == 0 {
             tx.rollback().await;
             return Ok(false);
         }

@@ -1,37 +1,58 @@
 //! What consumers say: receipts of redriven letters, and reports of themselves.
 
+use std::sync::atomic::Ordering;
+
+use backstop_core::ledger::DIED_AGAIN;
+use backstop_core::report_in::KEPT;
 use backstop_core::{AdapterError, ConsumerReport, FaultKind, Receipt};
 
 use super::PgLedger;
-use crate::failure::failed;
+use crate::failure::{failed, failed_or_denied};
 use crate::storable::storable;
 use crate::stranded;
 
-/// Letters are locked in their order before anything else, here as everywhere. What is on hold is never discarded: of a
-/// skip it has the event alone.
+/// Letters are locked in their order before anything else, here as everywhere. What is on hold is never discarded, and what
+/// was discarded is not once more: of a skip it `stays` and has the event alone. A consumer that has skipped a message knows
+/// it from that, in the same batch as well. What the history has since the letter died last is not told again, and what was
+/// said before that death is not taken: see `Letter::died_since`. Of the lock's row, so as to know of a death meanwhile.
 const OUTCOMES: &str = "
     WITH receipt AS (
-        SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::text[])
-            AS u (letter, message_key, consumer, generation, outcome, instance)
+        SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::text[], $7::text[],
+                             $8::timestamptz[])
+            AS u (letter, message_key, consumer, generation, outcome, instance, redrive, at)
     ), named AS (
-        SELECT l.n, r.outcome, r.instance FROM receipt AS r JOIN {letter} AS l ON l.id = r.letter
+        SELECT l.n, r.outcome, r.instance, r.redrive, r.at FROM receipt AS r JOIN {letter} AS l ON l.id = r.letter
         UNION ALL
-        SELECT l.n, r.outcome, r.instance FROM receipt AS r JOIN {letter} AS l
+        SELECT l.n, r.outcome, r.instance, r.redrive, r.at FROM receipt AS r JOIN {letter} AS l
         ON l.message_key = r.message_key AND l.consumer = r.consumer AND l.generation = r.generation - 1
         WHERE r.letter IS NULL
-    ), found AS (
-        SELECT DISTINCT ON (n) n, outcome, instance FROM named
-        ORDER BY n, array_position(ARRAY['handled', 'already-handled', 'skipped'], outcome) NULLS LAST
     ), locked AS (
-        SELECT l.n, l.hold IS NOT NULL AS held FROM {letter} AS l WHERE l.n = ANY (ARRAY (SELECT n FROM found))
-        AND l.status IN ('open', 'redriving') ORDER BY l.n FOR UPDATE
+        SELECT l.n, l.hold IS NOT NULL OR l.status = 'discarded' AS stays, l.status = 'discarded' AS discarded,
+               l.dead_at, l.redrive
+        FROM {letter} AS l WHERE l.n = ANY (ARRAY (SELECT n FROM named))
+        AND l.status IN ('open', 'redriving', 'discarded') ORDER BY l.n FOR UPDATE
+    ), found AS (
+        SELECT DISTINCT ON (l.n) l.n, l.stays, l.discarded, r.outcome, r.instance
+        FROM named AS r JOIN locked AS l ON l.n = r.n
+        WHERE NOT (date_trunc('milliseconds', r.at) <= coalesce(date_trunc('milliseconds', l.dead_at), '-infinity')
+                   AND (r.redrive = l.redrive) IS NOT TRUE
+                   AND EXISTS (SELECT FROM {event} AS e WHERE e.letter = l.n AND e.what = '{died_again}'))
+        ORDER BY l.n, array_position(ARRAY['handled', 'skipped', 'already-handled'], r.outcome) NULLS LAST
+    ), said AS (
+        SELECT f.*, coalesce(told.skipped, false) AS skipped, coalesce(told.released, false) AS released
+        FROM found AS f CROSS JOIN LATERAL (
+            SELECT bool_or(e.what = 'skipped') AS skipped, bool_or(e.what = 'key-released') AS released
+            FROM {event} AS e WHERE f.outcome <> 'handled' AND e.letter = f.n AND e.n > coalesce(
+                (SELECT max(d.n) FROM {event} AS d WHERE d.letter = f.n AND d.what = '{died_again}'), 0)
+        ) AS told
     ), moved AS (
         UPDATE {letter} AS l SET
-            status = CASE f.outcome WHEN 'skipped' THEN 'discarded' ELSE 'resolved' END,
-            outcome = CASE f.outcome WHEN 'skipped' THEN l.outcome ELSE 'resolved' END
-        FROM found AS f JOIN locked ON locked.n = f.n
-        WHERE l.n = f.n AND (f.outcome IN ('handled', 'already-handled') OR f.outcome = 'skipped' AND NOT locked.held)
-        RETURNING l.n, f.outcome
+            status = CASE s.outcome WHEN 'skipped' THEN 'discarded' ELSE 'resolved' END,
+            outcome = CASE s.outcome WHEN 'skipped' THEN l.outcome ELSE 'resolved' END
+        FROM said AS s
+        WHERE l.n = s.n AND (s.outcome = 'handled' OR s.outcome = 'already-handled' AND NOT (s.discarded AND s.skipped)
+                             OR s.outcome = 'skipped' AND NOT s.stays)
+        RETURNING l.n, s.outcome
     ), stepped AS (
         UPDATE {cohort} AS c SET step = CASE moved.outcome WHEN 'skipped' THEN 'dropped' ELSE 'resolved' END
         FROM moved WHERE c.letter = moved.n AND c.step IN ('sending', 'waiting', 'silent', 'unknown')
@@ -39,15 +60,24 @@ const OUTCOMES: &str = "
         INSERT INTO {event} (letter, what, detail)
         SELECT n, CASE outcome WHEN 'skipped' THEN 'skipped' ELSE 'resolved' END, outcome FROM moved
         UNION ALL
-        SELECT f.n, 'skipped', f.outcome FROM found AS f JOIN locked ON locked.n = f.n
-        WHERE f.outcome = 'skipped' AND locked.held
-        AND NOT EXISTS (SELECT FROM {event} AS e WHERE e.letter = f.n AND e.what = 'skipped')
+        SELECT n, 'skipped', outcome FROM said WHERE outcome = 'skipped' AND stays AND NOT skipped
         UNION ALL
-        SELECT f.n, 'key-released', f.instance FROM found AS f JOIN locked ON locked.n = f.n
-        WHERE f.outcome NOT IN ('handled', 'already-handled', 'skipped')
-        AND NOT EXISTS (SELECT FROM {event} AS e WHERE e.letter = f.n AND e.what = 'key-released')
+        SELECT n, 'key-released', instance FROM said
+        WHERE outcome NOT IN ('handled', 'already-handled', 'skipped') AND NOT released
     )
     SELECT count(*) FROM moved";
+
+/// Forgets some instances that have not reported for long, or whose clock is far ahead. There are few: they are looked for
+/// each time.
+const FORGET: &str = "
+    DELETE FROM {consumer} AS c USING (
+        SELECT consumer, instance FROM {consumer}
+        WHERE reported_at NOT BETWEEN now() - make_interval(secs => $1) AND now() + make_interval(secs => $1)
+        LIMIT 1000 FOR UPDATE SKIP LOCKED
+    ) AS gone
+    WHERE c.consumer = gone.consumer AND c.instance = gone.instance";
+
+const MAY_FORGET: &str = "GRANT DELETE ON {consumer} TO the relay's user";
 
 /// In the order of the instances, so that two that do the same do not lock each other up.
 const REPORTS: &str = "
@@ -64,17 +94,20 @@ impl PgLedger {
         let texts = |field: fn(&Receipt) -> &str| -> Vec<String> {
             receipts.iter().map(|receipt| storable(field(receipt))).collect()
         };
-        let letters: Vec<Option<String>> =
-            receipts.iter().map(|receipt| receipt.letter.as_deref().map(storable)).collect();
+        let ids = |field: fn(&Receipt) -> Option<&str>| -> Vec<Option<String>> {
+            receipts.iter().map(|receipt| field(receipt).map(storable)).collect()
+        };
         let doing = || failed("record outcomes of redriven letters");
         let mut tx = stranded::begin(&self.pool).await.map_err(doing())?;
-        let changed: i64 = sqlx::query_scalar(self.sql(OUTCOMES))
-            .bind(letters)
+        let changed: i64 = sqlx::query_scalar(self.sql(&OUTCOMES.replace("{died_again}", DIED_AGAIN)))
+            .bind(ids(|receipt| receipt.letter.as_deref()))
             .bind(texts(|receipt| receipt.message_key.as_str()))
             .bind(texts(|receipt| &receipt.consumer))
             .bind(receipts.iter().map(|receipt| i64::from(receipt.generation)).collect::<Vec<_>>())
             .bind(texts(|receipt| receipt.outcome.as_str()))
             .bind(texts(|receipt| &receipt.instance))
+            .bind(ids(|receipt| receipt.redrive.as_deref()))
+            .bind(receipts.iter().map(|receipt| receipt.at).collect::<Vec<_>>())
             .fetch_one(&mut *tx)
             .await
             .map_err(doing())?;
@@ -100,7 +133,26 @@ impl PgLedger {
             .execute(&mut *tx)
             .await
             .map_err(doing())?;
-        tx.commit().await.map_err(doing())
+        tx.commit().await.map_err(doing())?;
+        self.forget_reports().await;
+        Ok(())
+    }
+
+    /// Apart from what is recorded, which must not wait for it: old reports take room, and lost receipts leave letters
+    /// open. A user whose permissions are those of an earlier version may not delete them. Said once, until it works.
+    async fn forget_reports(&self) {
+        let forgotten = async {
+            let mut tx = stranded::begin(&self.pool).await?;
+            sqlx::query(self.sql(FORGET)).bind(KEPT.as_seconds_f64()).execute(&mut *tx).await?;
+            tx.commit().await
+        };
+        let error = forgotten.await.err();
+        let was_said = self.cannot_forget.swap(error.is_some(), Ordering::Relaxed);
+        if let Some(error) = error.filter(|_| !was_said) {
+            let cause = error.to_string();
+            let error = failed_or_denied("forget old reports of consumers", &self.tables, MAY_FORGET)(error);
+            tracing::warn!(cause, hint = error.hint(), "{error}; new ones are recorded");
+        }
     }
 
     pub(super) async fn read_reports(&self) -> Result<Vec<ConsumerReport>, AdapterError> {

@@ -1,6 +1,7 @@
 //! Writing letters.
 
 use std::collections::HashMap;
+use std::slice;
 
 use backstop_core::ledger::{Letter, NewBody, Outcome, terms};
 use backstop_core::{AdapterError, FaultKind, header_column};
@@ -37,6 +38,16 @@ const NUMBERS: &str = "
                     WITH ORDINALITY AS u (fingerprint, consumer, place, class, reason, nth)
     JOIN {group} AS g ON g.digest = {digest} ORDER BY u.nth";
 
+/// Letters as [`bind`] binds them.
+const BATCH: &str = "
+    unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+           $9::text[], $10::text[], $11::text[], $12::bigint[], $13::bigint[], $14::timestamptz[],
+           $15::timestamptz[], $16::text[], $17::bytea[], $18::bytea[], $19::bytea[], $20::text[], $21::text[],
+           $22::text[], $23::text[], $24::bigint[]) WITH ORDINALITY
+    AS u (id, message_key, consumer, place, found_in, door, reason, class, error_type, error, fingerprint,
+          attempts, generation, first_failed_at, dead_at, status, msg_key, headers, body, outcome, redrive, hold,
+          terms, grp, place_in_batch)";
+
 /// Returns the numbers of the letters that are new.
 const LETTERS: &str = "
     INSERT INTO {letter} (id, message_key, consumer, place, found_in, door, reason, class, error_type, error,
@@ -45,27 +56,29 @@ const LETTERS: &str = "
     SELECT u.id, u.message_key, u.consumer, u.place, u.found_in, u.door, u.reason, u.class, u.error_type, u.error,
         u.fingerprint, u.attempts, u.generation, u.first_failed_at, u.dead_at, u.status, u.msg_key, u.headers,
         u.body, u.outcome, u.redrive, u.hold, u.terms::text[], coalesce(u.dead_at, now()), u.grp
-    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
-                $9::text[], $10::text[], $11::text[], $12::bigint[], $13::bigint[], $14::timestamptz[],
-                $15::timestamptz[], $16::text[], $17::bytea[], $18::bytea[], $19::bytea[], $20::text[], $21::text[],
-                $22::text[], $23::text[], $24::bigint[]) WITH ORDINALITY
-         AS u (id, message_key, consumer, place, found_in, door, reason, class, error_type, error, fingerprint,
-               attempts, generation, first_failed_at, dead_at, status, msg_key, headers, body, outcome, redrive, hold,
-               terms, grp, place_in_batch)
+    FROM {batch}
     ORDER BY u.place_in_batch
     ON CONFLICT (id) DO NOTHING
     RETURNING n";
 
+/// Whether one of them is not there: it was deleted after [`LETTERS`] had met it, which locks nothing.
+const GONE: &str = "
+    SELECT EXISTS (SELECT FROM unnest($1::text[]) AS u (id) WHERE NOT EXISTS (SELECT FROM {letter} AS l WHERE l.id = u.id))";
+
+/// How often that is tried. Retention deletes a letter once, and one that is written just now is not over.
+const ROUNDS: usize = 5;
+
 /// Closes the older letters of messages that were redriven and died again: from now on the new letter stands for them,
 /// so that as many letters are open as messages are dead. One may be open again because the confirmation of its redrive
-/// was lost; the higher generation proves that the redrive arrived.
+/// was lost; the higher generation proves that the redrive arrived. Of one batch it is older that was written before; what
+/// was there before is, whatever its number: a letter that died again may be of an earlier one than an edited copy.
 const SUPERSEDE: &str = "
     WITH newer AS (
         SELECT n, id, message_key, consumer, generation FROM {letter} WHERE n = ANY ($1) AND message_key IS NOT NULL
     ), found AS (
         SELECT DISTINCT ON (o.n) o.n, w.id AS by FROM {letter} AS o
         JOIN newer AS w ON o.message_key = w.message_key AND o.consumer IS NOT DISTINCT FROM w.consumer
-        WHERE o.generation < w.generation AND o.n < w.n ORDER BY o.n, w.generation DESC
+        WHERE o.generation < w.generation AND (o.n < w.n OR o.n <> ALL ($1)) ORDER BY o.n, w.generation DESC
     ), locked AS (
         SELECT l.n FROM {letter} AS l
         WHERE l.n = ANY (ARRAY (SELECT n FROM found)) AND l.status IN ('open', 'redriving') ORDER BY l.n FOR UPDATE
@@ -100,30 +113,81 @@ impl PgLedger {
         }
         let doing = || failed("record dead letters");
         let mut tx = stranded::begin(&self.pool).await.map_err(doing())?;
-        let new = self.record_some(&mut tx, letters).await?;
+        let groups = self.groups_of(&mut tx, letters).await?;
+        let written = self.write_or_reopen(&mut tx, letters, &groups).await?;
+        self.supersede(&mut tx, letters, &written).await?;
         tx.commit().await.map_err(doing())?;
-        Ok(new)
+        Ok(written.len() as u64)
     }
 
-    /// Writes those that are new, inside a transaction; returns how many.
-    pub(super) async fn record_some(
+    /// Writes letters that are new, and opens those again that died again; returns their numbers. A letter that was there
+    /// when it was to be written, and is deleted before it can be locked, is new after all.
+    async fn write_or_reopen(
         &self,
         tx: &mut PgConnection,
         letters: &[Letter],
-    ) -> Result<u64, AdapterError> {
-        let doing = || failed("record dead letters");
-        let Kinds { kinds, of } = Kinds::of(letters);
-        let numbers = self.record_groups(tx, &kinds).await?;
-        let groups = of.into_iter().map(|kind| numbers[kind]).collect();
-        let rows = bind(sqlx::query(self.sql(LETTERS)), letters, groups)?.fetch_all(&mut *tx).await;
-        let rows = rows.map_err(doing())?;
-        let new: Result<Vec<i64>, _> = rows.iter().map(|row| row.try_get(0)).collect();
-        let new = new.map_err(doing())?;
-        // There is nothing older than what was never redriven.
-        if letters.iter().any(|letter| letter.generation > 0) {
-            sqlx::query(self.sql(SUPERSEDE)).bind(&new).execute(tx).await.map_err(doing())?;
+        groups: &[i64],
+    ) -> Result<Vec<i64>, AdapterError> {
+        let mut written = Vec::new();
+        for _ in 0..ROUNDS {
+            written.extend(self.write_batch(tx, LETTERS, letters.iter(), groups).await?);
+            if written.len() == letters.len() {
+                return Ok(written);
+            }
+            written.extend(self.reopen_some(tx, letters, groups).await?);
+            if !self.is_one_gone(tx, letters).await? {
+                return Ok(written);
+            }
         }
-        Ok(new.len() as u64)
+        Err(AdapterError::new(FaultKind::Conflict, "dead letters are deleted as fast as they are recorded"))
+    }
+
+    async fn is_one_gone(&self, tx: &mut PgConnection, letters: &[Letter]) -> Result<bool, AdapterError> {
+        let ids: Vec<String> = letters.iter().map(|letter| stored_id(&letter.id)).collect();
+        let gone = sqlx::query_scalar(self.sql(GONE)).bind(ids).fetch_one(tx).await;
+        gone.map_err(failed("record dead letters"))
+    }
+
+    /// Writes a letter if it is new, inside a transaction; says whether it was.
+    pub(super) async fn record_one(
+        &self,
+        tx: &mut PgConnection,
+        letter: &Letter,
+    ) -> Result<bool, AdapterError> {
+        let letters = slice::from_ref(letter);
+        let groups = self.groups_of(tx, letters).await?;
+        let written = self.write_batch(tx, LETTERS, letters.iter(), &groups).await?;
+        self.supersede(tx, letters, &written).await?;
+        Ok(!written.is_empty())
+    }
+
+    /// Carries out a statement that reads letters from a [`BATCH`] and returns numbers of letters.
+    pub(super) async fn write_batch<'l>(
+        &self,
+        tx: &mut PgConnection,
+        statement: &str,
+        letters: impl Iterator<Item = &'l Letter> + Clone,
+        groups: &[i64],
+    ) -> Result<Vec<i64>, AdapterError> {
+        let query = sqlx::query(self.sql(&statement.replace("{batch}", BATCH)));
+        let rows = bind(query, letters, groups)?.fetch_all(tx).await;
+        let numbers = rows.and_then(|rows| rows.iter().map(|row| row.try_get(0)).collect());
+        numbers.map_err(failed("record dead letters"))
+    }
+
+    /// Closes what is older than the letters with these numbers, which are among those of the batch.
+    async fn supersede(
+        &self,
+        tx: &mut PgConnection,
+        letters: &[Letter],
+        written: &[i64],
+    ) -> Result<(), AdapterError> {
+        // There is nothing older than what was never redriven.
+        if letters.iter().all(|letter| letter.generation == 0) {
+            return Ok(());
+        }
+        let done = sqlx::query(self.sql(SUPERSEDE)).bind(written).execute(tx).await;
+        done.map(drop).map_err(failed("record dead letters"))
     }
 
     pub(super) async fn replace_all(&self, bodies: &[NewBody]) -> Result<u64, AdapterError> {
@@ -138,6 +202,13 @@ impl PgLedger {
         let done: i64 = row.and_then(|row| row.try_get(0)).map_err(doing())?;
         tx.commit().await.map_err(doing())?;
         Ok(u64::try_from(done).unwrap_or(0))
+    }
+
+    /// For each letter the number of its group.
+    async fn groups_of(&self, tx: &mut PgConnection, letters: &[Letter]) -> Result<Vec<i64>, AdapterError> {
+        let Kinds { kinds, of } = Kinds::of(letters);
+        let numbers = self.record_groups(tx, &kinds).await?;
+        Ok(of.into_iter().map(|kind| numbers[kind]).collect())
     }
 
     /// The numbers of the groups, which are written where they are not there yet.
@@ -227,22 +298,27 @@ impl Kinds {
     }
 }
 
-fn texts(letters: &[Letter], field: fn(&Letter) -> Option<&str>) -> Vec<Option<String>> {
-    letters.iter().map(|letter| stored(field(letter))).collect()
-}
-
-fn bind<'q>(query: Bound<'q>, letters: &[Letter], groups: Vec<i64>) -> Result<Bound<'q>, AdapterError> {
-    let of = |field: fn(&Letter) -> Option<&str>| texts(letters, field);
-    let headers = letters.iter().map(|letter| header_column::encode(&letter.envelope.headers));
+/// Binds letters and their groups as [`BATCH`] reads them.
+fn bind<'q, 'l>(
+    query: Bound<'q>,
+    letters: impl Iterator<Item = &'l Letter> + Clone,
+    groups: &[i64],
+) -> Result<Bound<'q>, AdapterError> {
+    let of = |field: fn(&Letter) -> Option<&str>| -> Vec<Option<String>> {
+        letters.clone().map(|letter| stored(field(letter))).collect()
+    };
+    let numbers = |field: fn(&Letter) -> Option<i64>| letters.clone().map(field).collect::<Vec<_>>();
+    let times = |field: fn(&Letter) -> Option<DateTime<Utc>>| letters.clone().map(field).collect::<Vec<_>>();
+    let bytes = |field: fn(&Letter) -> Option<&[u8]>| -> Vec<Option<Vec<u8>>> {
+        letters.clone().map(|letter| field(letter).map(<[u8]>::to_vec)).collect()
+    };
+    let headers = letters.clone().map(|letter| header_column::encode(&letter.envelope.headers));
     let headers: Vec<Vec<u8>> = headers.collect::<Result<_, _>>()?;
     let terms = letters
-        .iter()
+        .clone()
         .map(|letter| literal::array(terms::of_letter(letter).iter().map(|term| storable(term))));
-    let bytes = |field: fn(&Letter) -> Option<&[u8]>| -> Vec<Option<Vec<u8>>> {
-        letters.iter().map(|letter| field(letter).map(<[u8]>::to_vec)).collect()
-    };
     Ok(query
-        .bind(letters.iter().map(|letter| stored_id(&letter.id)).collect::<Vec<_>>())
+        .bind(letters.clone().map(|letter| stored_id(&letter.id)).collect::<Vec<_>>())
         .bind(of(|letter| letter.message_key.as_deref()))
         .bind(of(|letter| letter.consumer.as_deref()))
         .bind(of(|letter| letter.place.as_deref()))
@@ -253,10 +329,10 @@ fn bind<'q>(query: Bound<'q>, letters: &[Letter], groups: Vec<i64>) -> Result<Bo
         .bind(of(|letter| letter.error_type.as_deref()))
         .bind(of(|letter| letter.error.as_deref()))
         .bind(of(|letter| letter.fingerprint.as_deref()))
-        .bind(letters.iter().map(|letter| letter.attempts).collect::<Vec<_>>())
-        .bind(letters.iter().map(|letter| letter.generation).collect::<Vec<_>>())
-        .bind(letters.iter().map(|letter| letter.first_failed_at).collect::<Vec<_>>())
-        .bind(letters.iter().map(|letter| letter.dead_at).collect::<Vec<_>>())
+        .bind(numbers(|letter| letter.attempts))
+        .bind(numbers(|letter| Some(letter.generation)))
+        .bind(times(|letter| letter.first_failed_at))
+        .bind(times(|letter| letter.dead_at))
         .bind(of(|letter| Some(letter.status.as_str())))
         .bind(bytes(|letter| letter.envelope.key.as_deref()))
         .bind(headers)
@@ -265,5 +341,5 @@ fn bind<'q>(query: Bound<'q>, letters: &[Letter], groups: Vec<i64>) -> Result<Bo
         .bind(of(|letter| letter.redrive.as_deref()))
         .bind(of(|letter| letter.hold.as_deref()))
         .bind(terms.collect::<Vec<_>>())
-        .bind(groups))
+        .bind(groups.to_vec()))
 }

@@ -52,7 +52,8 @@ const CONFIRM: &str = "
     )
     INSERT INTO {event} (letter, what, detail) SELECT letter, 'redriven', 'confirmed by the broker' FROM stepped";
 
-/// Letters that were not sent are what they were before.
+/// Letters that were not sent are what they were before. Their outcome is the one that an earlier redrive waits for, where
+/// that had sent them.
 const PUT_BACK: &str = "
     WITH told AS (
         SELECT * FROM unnest($3::text[], $4::text[]) AS u (id, reason)
@@ -62,8 +63,11 @@ const PUT_BACK: &str = "
         UPDATE {cohort} AS c SET step = $5 FROM locked
         WHERE c.redrive = $1 AND c.letter = locked.n AND c.step = $2 RETURNING c.letter
     ), moved AS (
-        UPDATE {letter} AS l SET status = $6 FROM stepped
-        WHERE l.n = stepped.letter AND l.status = 'redriving'
+        UPDATE {letter} AS l SET status = $6, outcome = CASE $6 WHEN 'redriving' THEN (
+            SELECT o.step FROM {cohort} AS o
+            WHERE o.letter = l.n AND o.redrive <> $1 AND o.step IN ('waiting', 'silent', 'unknown')
+            ORDER BY o.redrive DESC LIMIT 1) END
+        FROM stepped WHERE l.n = stepped.letter AND l.status = 'redriving'
     )
     INSERT INTO {event} (letter, what, detail)
     SELECT stepped.letter, 'redrive-failed', told.reason

@@ -13,12 +13,12 @@ use backstop_core::{AdapterError, FaultKind, Origin, Via};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, Stream};
 use lapin::message::Delivery;
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 use tokio::time::{sleep, timeout};
 
-use super::settlement::{Acks, RabbitSettlement};
+use super::settlement::{Acks, GivenBack, RabbitSettlement};
 use crate::error::{adapter_error, timed_out};
 use crate::link::{Link, backoff};
 use crate::topology::Share;
@@ -50,7 +50,7 @@ pub(super) struct Subscription {
 
 enum State {
     Subscribing(BoxFuture<'static, Result<Live, AdapterError>>),
-    Live(Live),
+    Live(Box<Live>),
     /// A final error has been reported.
     Ended,
 }
@@ -58,6 +58,7 @@ enum State {
 struct Live {
     consumer: Consumer,
     acks: Acks,
+    given_back: GivenBack,
 }
 
 impl fmt::Debug for Subscription {
@@ -80,7 +81,7 @@ impl Subscription {
         loop {
             match &mut self.state {
                 State::Subscribing(subscribing) => match subscribing.poll_unpin(context) {
-                    Poll::Ready(Ok(live)) => self.state = State::Live(live),
+                    Poll::Ready(Ok(live)) => self.state = State::Live(Box::new(live)),
                     Poll::Ready(Err(error)) => {
                         self.state = State::Ended;
                         return Poll::Ready(Err(error));
@@ -88,6 +89,7 @@ impl Subscription {
                     Poll::Pending => return Poll::Pending,
                 },
                 State::Live(live) => {
+                    live.acks.give_back(&mut live.given_back, context);
                     let (batch, lost) = live.drain(&self.place, context);
                     if lost {
                         self.state = State::Subscribing(subscribe(self.place.clone(), First::No).boxed());
@@ -167,11 +169,12 @@ impl Live {
 
     /// Ends the subscription in order. The broker has taken every ack when it has answered the close, because it
     /// takes what comes on a channel in order.
+    ///
+    /// Everything else goes back with the channel, at once and in its order. Nothing may be given back and the
+    /// subscription may not be cancelled before: somebody else would be given a part of it then, or what comes after it.
     async fn close(self) -> lapin::Result<bool> {
-        let channel = self.acks.channel();
-        channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default()).await?;
         let written = self.acks.flush().await;
-        channel.close(200, "OK".into()).await?;
+        self.acks.channel().close(200, "OK".into()).await?;
         Ok(written)
     }
 }
@@ -224,7 +227,10 @@ async fn attempt(place: &Place, first: First) -> Result<Live, AdapterError> {
     let what = format!("cannot read queue {}", place.queue);
     let consuming = timeout(place.link.settings().connect_timeout, consume(place, &channel));
     match consuming.await {
-        Ok(Ok(consumer)) => Ok(Live { consumer, acks: Acks::start(channel) }),
+        Ok(Ok(consumer)) => {
+            let (acks, given_back) = Acks::start(channel, consumer.clone());
+            Ok(Live { consumer, acks, given_back })
+        }
         Ok(Err(error)) => Err(adapter_error(&what, error)),
         Err(_) => Err(timed_out(&what)),
     }

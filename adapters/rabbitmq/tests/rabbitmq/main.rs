@@ -6,6 +6,7 @@ mod alarm;
 mod dead_letters;
 mod logged;
 mod management;
+mod order;
 mod permissions;
 mod publisher;
 mod recovery;

@@ -12,9 +12,9 @@ use backstop_core::source::{Received, Source};
 use backstop_rabbitmq::{RabbitPublisher, RabbitSettings, RabbitSettlement, RabbitSource};
 use backstop_testkit::fault::Proxy;
 use lapin::message::BasicGetMessage;
-use lapin::options::{BasicAckOptions, BasicGetOptions, QueueDeclareOptions};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicGetOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Connection, ConnectionProperties};
+use lapin::{Channel, Connection, ConnectionProperties, Consumer};
 use uuid::Uuid;
 
 /// A bound on waiting, never a wait.
@@ -105,6 +105,22 @@ impl Client {
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let queue = self.channel.queue_declare(queue.into(), options, FieldTable::default()).await.unwrap();
         queue.message_count()
+    }
+
+    /// Waits until that many messages are ready in the queue.
+    pub(crate) async fn ready(&self, queue: &str, messages: u32) {
+        within("messages in the queue", async {
+            while self.count(queue).await != messages {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+    }
+
+    /// Subscribes to the queue, whose next messages come as soon as they may.
+    pub(crate) async fn subscribe(&self, queue: &str) -> Consumer {
+        let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+        self.channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await.unwrap()
     }
 
     /// Bodies of everything in the queue.

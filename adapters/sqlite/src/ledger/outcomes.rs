@@ -1,6 +1,7 @@
 //! What consumers say: receipts of redriven letters, and reports of themselves; and what people do by hand.
 
-use backstop_core::ledger::{Change, LetterFilter};
+use backstop_core::ledger::{Change, DIED_AGAIN, LetterFilter};
+use backstop_core::report_in::KEPT;
 use backstop_core::{AdapterError, ConsumerReport, FaultKind, Receipt, ReceiptOutcome};
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
@@ -9,58 +10,80 @@ use super::choice::{self, Builder};
 use crate::commit::commit;
 use crate::database::plain;
 use crate::error::adapter;
+use crate::time::NOW;
+
+/// A letter that a receipt belongs to.
+struct Addressee {
+    n: i64,
+    held: bool,
+    discarded: bool,
+    /// Whether its consumer has skipped the message since it died last.
+    skipped: bool,
+}
 
 impl SqliteLedger {
     pub(super) async fn take_receipts(&self, receipts: &[Receipt]) -> Result<u64, AdapterError> {
         let mut changed = 0;
         let mut tx = self.database.write("cannot record outcomes").await?;
         for receipt in receipts {
-            if let Some((n, held)) = self.addressee(&mut tx, receipt).await? {
-                changed += u64::from(self.take_receipt(&mut tx, n, held, receipt).await?);
+            if let Some(letter) = self.addressee(&mut tx, receipt).await? {
+                changed += u64::from(self.take_receipt(&mut tx, &letter, receipt).await?);
             }
         }
         commit(tx).await.map_err(plain)?;
         Ok(changed)
     }
 
-    /// The number of the letter that a receipt belongs to, if that is open or redriving, and whether it is on hold.
+    /// The letter that a receipt belongs to: one that waits for an outcome, or else one that was discarded. None that died
+    /// again since the receipt was written, see `Letter::died_since`.
     async fn addressee(
         &self,
         tx: &mut SqliteConnection,
         receipt: &Receipt,
-    ) -> Result<Option<(i64, bool)>, AdapterError> {
+    ) -> Result<Option<Addressee>, AdapterError> {
         let condition = match &receipt.letter {
             Some(_) => "id = ?1",
             None => "message_key = ?2 AND consumer = ?3 AND generation = ?4 - 1",
         };
         let sql = format!(
-            "SELECT n, hold IS NOT NULL FROM {} WHERE ?1 IS ?1 AND ?2 IS ?2 AND ?3 IS ?3 AND ?4 IS ?4 \
-             AND {condition} AND status IN ('open', 'redriving')",
-            self.database.tables.letter()
+            "SELECT n, hold IS NOT NULL AS held, status = 'discarded' AS discarded, \
+             'skipped' IS (SELECT e.what FROM {events} AS e WHERE e.letter = l.n AND e.what IN ('skipped', '{DIED_AGAIN}') \
+             ORDER BY e.n DESC LIMIT 1) AS skipped \
+             FROM {letters} AS l WHERE ?1 IS ?1 AND ?2 IS ?2 AND ?3 IS ?3 AND ?4 IS ?4 \
+             AND {condition} AND status IN ('open', 'redriving', 'discarded') \
+             AND NOT (l.dead_at IS NOT NULL AND ?5 <= l.seen_at AND (?6 = l.redrive) IS NOT TRUE \
+                      AND EXISTS (SELECT 1 FROM {events} AS e WHERE e.letter = l.n AND e.what = '{DIED_AGAIN}')) \
+             ORDER BY discarded, n LIMIT 1",
+            events = self.database.tables.letter_event(),
+            letters = self.database.tables.letter()
         );
-        sqlx::query_as(AssertSqlSafe(sql))
+        let found: Option<(i64, bool, bool, bool)> = sqlx::query_as(AssertSqlSafe(sql))
             .bind(receipt.letter.as_deref())
             .bind(receipt.message_key.as_str())
             .bind(&receipt.consumer)
             .bind(receipt.generation)
+            .bind(receipt.at.timestamp_millis())
+            .bind(receipt.redrive.as_deref())
             .fetch_optional(tx)
             .await
-            .map_err(|error| adapter("cannot find the letter of a receipt", error))
+            .map_err(|error| adapter("cannot find the letter of a receipt", error))?;
+        Ok(found.map(|(n, held, discarded, skipped)| Addressee { n, held, discarded, skipped }))
     }
 
-    /// Whether the letter changed. What is on hold is never discarded: of a skip it has the event alone.
+    /// Whether the letter changed. What is on hold is never discarded, and what was discarded is not once more: of a skip
+    /// it has the event alone. A consumer that has skipped it knows it from that.
     async fn take_receipt(
         &self,
         tx: &mut SqliteConnection,
-        n: i64,
-        held: bool,
+        &Addressee { n, held, discarded, skipped }: &Addressee,
         receipt: &Receipt,
     ) -> Result<bool, AdapterError> {
         let (set, step, what) = match receipt.outcome {
+            ReceiptOutcome::AlreadyHandled if discarded && skipped => return Ok(false),
             ReceiptOutcome::Handled | ReceiptOutcome::AlreadyHandled => {
                 ("status = 'resolved', outcome = 'resolved'", "resolved", "resolved")
             }
-            ReceiptOutcome::Skipped if !held => ("status = 'discarded'", "dropped", "skipped"),
+            ReceiptOutcome::Skipped if !held && !discarded => ("status = 'discarded'", "dropped", "skipped"),
             ReceiptOutcome::Skipped => {
                 self.note_once(tx, n, "skipped", receipt.outcome.as_str()).await?;
                 return Ok(false);
@@ -78,6 +101,7 @@ impl SqliteLedger {
         Ok(true)
     }
 
+    /// Writes what the history does not have since the letter died last.
     async fn note_once(
         &self,
         tx: &mut SqliteConnection,
@@ -88,7 +112,8 @@ impl SqliteLedger {
         let events = self.database.tables.letter_event();
         let sql = format!(
             "INSERT INTO {events} (letter, what, detail) SELECT ?1, ?2, ?3 \
-             WHERE NOT EXISTS (SELECT 1 FROM {events} WHERE letter = ?1 AND what = ?2)"
+             WHERE ?2 IS NOT (SELECT e.what FROM {events} AS e WHERE e.letter = ?1 AND e.what IN (?2, '{DIED_AGAIN}') \
+             ORDER BY e.n DESC LIMIT 1)"
         );
         let query = sqlx::query(AssertSqlSafe(sql)).bind(n).bind(what).bind(detail);
         query.execute(tx).await.map_err(|error| adapter("cannot write a letter's history", error))?;
@@ -117,7 +142,20 @@ impl SqliteLedger {
                 .await
                 .map_err(|error| adapter("cannot record a report of a consumer", error))?;
         }
+        self.forget_reports(&mut tx).await?;
         commit(tx).await.map_err(plain)
+    }
+
+    /// Forgets some instances that have not reported for long, or whose clock is far ahead. There are few: they are
+    /// looked for each time.
+    async fn forget_reports(&self, tx: &mut SqliteConnection) -> Result<(), AdapterError> {
+        let sql = format!(
+            "DELETE FROM {consumers} WHERE (consumer, instance) IN (SELECT consumer, instance FROM {consumers} \
+             WHERE abs({NOW} - reported_at) > ? LIMIT 1000)",
+            consumers = self.database.tables.consumer()
+        );
+        let done = sqlx::query(AssertSqlSafe(sql)).bind(KEPT.num_milliseconds()).execute(tx).await;
+        done.map(drop).map_err(|error| adapter("cannot forget old reports of consumers", error))
     }
 
     pub(super) async fn read_reports(&self) -> Result<Vec<ConsumerReport>, AdapterError> {

@@ -15,7 +15,8 @@ impl SqliteLedger {
         let mut new = 0;
         let mut tx = self.database.write("cannot write dead letters").await?;
         for letter in letters {
-            new += u64::from(self.write_letter(&mut tx, letter).await?.is_some());
+            let written = self.write_letter(&mut tx, letter).await?.is_some();
+            new += u64::from(written || self.reopen(&mut tx, letter).await?);
         }
         commit(tx).await.map_err(plain)?;
         Ok(new)
@@ -82,7 +83,11 @@ impl SqliteLedger {
     }
 
     /// The number of the group that the letter belongs to.
-    async fn group_of(&self, tx: &mut SqliteConnection, letter: &Letter) -> Result<i64, AdapterError> {
+    pub(super) async fn group_of(
+        &self,
+        tx: &mut SqliteConnection,
+        letter: &Letter,
+    ) -> Result<i64, AdapterError> {
         let sql = format!(
             "INSERT INTO {} (kind, fingerprint, consumer, place, class, reason, error_type, error, first_seen, last_seen) \
              VALUES (json_array(?1, ?2, ?3, ?4, ?5), ?1, ?2, ?3, ?4, ?5, ?6, ?7, {seen_at}, {seen_at}) ON CONFLICT (kind) DO UPDATE \
@@ -105,7 +110,7 @@ impl SqliteLedger {
             .map_err(|error| adapter("cannot write a group of dead letters", error))
     }
 
-    async fn write_terms(
+    pub(super) async fn write_terms(
         &self,
         tx: &mut SqliteConnection,
         n: i64,
@@ -123,7 +128,11 @@ impl SqliteLedger {
 
     /// Closes older letters of the same message: this one says how their redrive ended. One may be open again because
     /// the confirmation of its redrive was lost; the higher generation proves that the redrive arrived.
-    async fn supersede(&self, connection: &mut SqliteConnection, newer: &Letter) -> Result<(), AdapterError> {
+    pub(super) async fn supersede(
+        &self,
+        connection: &mut SqliteConnection,
+        newer: &Letter,
+    ) -> Result<(), AdapterError> {
         let sql = format!(
             "UPDATE {} SET status = 'superseded', outcome = CASE WHEN redrive IS NULL THEN outcome ELSE 'failed-again' END \
              WHERE consumer IS ? AND message_key = ? AND status IN ('open', 'redriving') AND generation < ? \

@@ -374,14 +374,14 @@ impl SqliteLedger {
         );
         let query = sqlx::query(AssertSqlSafe(sql)).bind(step).bind(redrive).bind(n);
         query.execute(&mut *tx).await.map_err(failed)?;
-        let (sql, value) = match reason {
-            None => (format!("UPDATE {letters} SET outcome = ?1 WHERE n = ?2"), step),
-            Some(_) => {
-                (format!("UPDATE {letters} SET status = ?1 WHERE n = ?2 AND status = 'redriving'"), from)
+        match reason {
+            None => {
+                let sql = format!("UPDATE {letters} SET outcome = ?1 WHERE n = ?2");
+                let query = sqlx::query(AssertSqlSafe(sql)).bind(step).bind(n);
+                query.execute(&mut *tx).await.map_err(failed)?;
             }
-        };
-        let query = sqlx::query(AssertSqlSafe(sql)).bind(value).bind(n);
-        query.execute(&mut *tx).await.map_err(failed)?;
+            Some(_) => self.put_back(tx, redrive, n, from).await?,
+        }
         match reason {
             None => self.note(tx, n, "redriven", Some("confirmed by the broker")).await?,
             Some(reason) => self.note(tx, n, "redrive-failed", Some(reason)).await?,
@@ -390,6 +390,26 @@ impl SqliteLedger {
             self.refuse_followers(tx, redrive, n).await?;
         }
         Ok(())
+    }
+
+    /// A letter that was not sent is what it was before. Its outcome is the one that an earlier redrive waits for, where
+    /// that had sent it.
+    async fn put_back(
+        &self,
+        tx: &mut SqliteConnection,
+        redrive: i64,
+        n: i64,
+        from: &str,
+    ) -> Result<(), AdapterError> {
+        let sql = format!(
+            "UPDATE {} AS l SET status = ?1, outcome = CASE ?1 WHEN 'redriving' THEN (SELECT o.step FROM {} AS o \
+             WHERE o.letter = l.n AND o.redrive <> ?3 AND o.step IN ('waiting', 'silent', 'unknown') \
+             ORDER BY o.redrive DESC LIMIT 1) END WHERE n = ?2 AND status = 'redriving'",
+            self.database.tables.letter(),
+            self.database.tables.redrive_letter()
+        );
+        let done = sqlx::query(AssertSqlSafe(sql)).bind(from).bind(n).bind(redrive).execute(tx).await;
+        done.map(drop).map_err(|error| adapter("cannot put back a letter that was not sent", error))
     }
 
     /// Letters behind one that was refused must not pass it.

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::common::{File, effect, fresh, key, limits, unit};
+use backstop_core::classify::causes;
 use backstop_core::inbox::{Admission, CommitError, Inbox, Limits};
 use backstop_core::{Disposition, ErrorClass, FaultKind};
 use backstop_sqlite::{SqliteInbox, SqliteTx, open};
@@ -327,6 +328,31 @@ async fn errors_of_the_database_are_explained() {
     let unavailable = Some(Disposition::Fail(ErrorClass::Unavailable));
     assert_eq!(inbox.explain(&error).expect("known").disposition, unavailable);
     assert_eq!(inbox.explain(&std::fmt::Error), None);
+}
+
+/// A file of another kind, and one whose pages are damaged although it still opens.
+#[tokio::test]
+async fn a_damaged_file_is_no_messages_fault() {
+    let unavailable = Disposition::Fail(ErrorClass::Unavailable);
+    let file = File::new().await;
+    let page = file.count("SELECT rootpage FROM sqlite_schema WHERE name = 'backstop_inbox'").await;
+    let size = file.count("PRAGMA page_size").await;
+    file.pool.close().await;
+    file.overwrite((page - 1) * size, size);
+    let pool = file.again().await;
+    let inbox = SqliteInbox::new(pool.clone());
+    inbox.ready().await.expect("what is looked at is sound");
+    let damaged = inbox.begin(unit("k", &key("1")), limits()).await.expect_err("damaged");
+    pool.close().await;
+    file.overwrite(0, 100);
+    let strange = open(file.path().to_str().expect("UTF-8")).await.expect_err("no database");
+    for (error, code) in [(damaged, "code=11"), (strange, "code=26")] {
+        assert_eq!(error.kind(), FaultKind::Other, "{error:?}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("backup")), "{error:?}");
+        let explained = causes(&error).find_map(|cause| inbox.explain(cause)).expect("known");
+        assert_eq!(explained.disposition, Some(unavailable), "{error:?}");
+        assert_eq!(explained.facts.as_deref(), Some(code), "{error:?}");
+    }
 }
 
 #[tokio::test]

@@ -43,6 +43,14 @@ impl File {
         open(self.path().to_str().expect("UTF-8")).await.expect("open")
     }
 
+    /// Writes nonsense over that part of the file.
+    pub(crate) fn overwrite(&self, from: i64, bytes: i64) {
+        let mut content = std::fs::read(self.path()).expect("the file");
+        let (from, bytes) = (usize::try_from(from).expect("in it"), usize::try_from(bytes).expect("in it"));
+        content[from..from + bytes].fill(0xff);
+        std::fs::write(self.path(), content).expect("written");
+    }
+
     pub(crate) async fn count(&self, sql: &'static str) -> i64 {
         sqlx::query_scalar(sql).fetch_one(&self.pool).await.expect(sql)
     }

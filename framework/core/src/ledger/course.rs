@@ -37,7 +37,8 @@ impl Redrive {
         }
     }
 
-    /// The rest goes out once every letter of the canary is resolved, and never after one that is not.
+    /// The rest goes out once every letter of the canary is resolved, but for those that somebody else has taken, and never
+    /// after one that failed.
     fn after_canary(&self) -> Next {
         let canary = self.canary_letters;
         let failures = [
@@ -57,6 +58,9 @@ impl Redrive {
             // Somebody who resumes it has looked.
             let why = "the canary is sent, and nobody tells its outcome: look, then resume".to_owned();
             self.change(Run::Paused, Phase::Sending, Some(why))
+        } else if canary.resolved == 0 && canary.dropped > 0 {
+            let why = "somebody else took every letter of the canary, which shows nothing: look, then resume";
+            self.change(Run::Paused, Phase::Sending, Some(why.to_owned()))
         } else {
             self.change(Run::Running, Phase::Sending, None)
         }
@@ -224,6 +228,12 @@ mod tests {
         redrive.standing = to;
         redrive.standing = redrive.resumed().expect("it is paused");
         assert_eq!(redrive.next(), Next::Send);
+    }
+
+    #[test]
+    fn a_canary_that_others_have_taken_asks_somebody_to_look() {
+        let redrive = redrive(2, tally(|tally| tally.dropped = 2), tally(|tally| tally.pending = 5));
+        assert_eq!(changed(redrive.next()), (Run::Paused, Phase::Sending));
     }
 
     #[test]

@@ -37,6 +37,11 @@ pub fn of_error(text: &str) -> impl Iterator<Item = String> + '_ {
     words.map(|word| format!("e:{}", cut(&word.to_lowercase(), MAX_WORD)))
 }
 
+/// Whether there is a word to search for in it. A filter by words without any would mean every letter.
+pub fn has_words(text: &str) -> bool {
+    of_error(text).next().is_some()
+}
+
 /// The term of a header.
 pub fn of_header(name: &str, value: Option<&str>) -> String {
     let name = cut(&name.to_lowercase(), MAX_WORD);

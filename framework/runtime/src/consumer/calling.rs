@@ -3,7 +3,8 @@
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use backstop_core::{BatchHandler, Delivery, Handler, Outcomes, crash_point};
+use backstop_core::inbox::Inbox;
+use backstop_core::{AdapterError, BatchHandler, Delivery, Handler, Outcomes, crash_point};
 
 use crate::consumer::invoke::{Failed, Invocation};
 
@@ -11,6 +12,9 @@ use crate::consumer::invoke::{Failed, Invocation};
 pub(crate) trait Calls<Tx>: Send + Sync + 'static {
     /// What bodies are read into.
     type Message: Send + Sync;
+
+    /// How old a shared transaction becomes, unless set.
+    const MAX_AGE: Duration;
 
     /// Handles a message that has its transaction for itself.
     fn one(
@@ -20,12 +24,13 @@ pub(crate) trait Calls<Tx>: Send + Sync + 'static {
         tx: &mut Tx,
     ) -> impl Future<Output = Result<(), Failed>> + Send;
 
-    /// Handles messages that share a transaction, which is to be as old as `age` at most.
-    fn several(
+    /// Handles messages that share a transaction of the inbox, which is to be as old as `age` at most.
+    fn several<I: Inbox<Tx = Tx>>(
         &self,
         invocation: Invocation<'_>,
         deliveries: &[&Delivery<Self::Message>],
         age: Duration,
+        inbox: &I,
         tx: &mut Tx,
     ) -> impl Future<Output = Called> + Send;
 }
@@ -39,6 +44,10 @@ pub(crate) enum Called {
         /// There was time for so many, at least 1.
         in_time: usize,
     },
+    /// The handler of the last of so many has ended the transaction; the others were not handled.
+    Ended { count: usize },
+    /// The transaction is lost between two handlers.
+    Lost(AdapterError),
     /// Nothing of it may be committed.
     Failed {
         /// Why.
@@ -57,6 +66,8 @@ pub(crate) struct Each<H>(pub(crate) H);
 impl<Tx: Send, H: Handler<Tx>> Calls<Tx> for Each<H> {
     type Message = H::Message;
 
+    const MAX_AGE: Duration = Duration::from_millis(50);
+
     async fn one(
         &self,
         invocation: Invocation<'_>,
@@ -66,15 +77,22 @@ impl<Tx: Send, H: Handler<Tx>> Calls<Tx> for Each<H> {
         invocation.run(&self.0, delivery, tx).await
     }
 
-    async fn several(
+    async fn several<I: Inbox<Tx = Tx>>(
         &self,
         invocation: Invocation<'_>,
         deliveries: &[&Delivery<H::Message>],
         age: Duration,
+        inbox: &I,
         tx: &mut Tx,
     ) -> Called {
         let began = Instant::now();
         for (at, delivery) in deliveries.iter().enumerate() {
+            let is_unbroken = if at > 0 { inbox.is_unbroken(tx).await } else { Ok(true) };
+            match is_unbroken {
+                Ok(true) => {}
+                Ok(false) => return Called::Ended { count: at },
+                Err(error) => return Called::Lost(error),
+            }
             if at > 0 && began.elapsed() >= age {
                 return Called::Handled { count: at, in_time: at };
             }
@@ -94,6 +112,8 @@ pub(crate) struct Whole<H>(pub(crate) H);
 impl<Tx: Send, H: BatchHandler<Tx>> Calls<Tx> for Whole<H> {
     type Message = H::Message;
 
+    const MAX_AGE: Duration = Duration::from_millis(250);
+
     async fn one(
         &self,
         invocation: Invocation<'_>,
@@ -104,11 +124,12 @@ impl<Tx: Send, H: BatchHandler<Tx>> Calls<Tx> for Whole<H> {
         outcomes.into_first_error().map_or(Ok(()), |error| Err(Failed { error, tx_is_sound: true }))
     }
 
-    async fn several(
+    async fn several<I: Inbox<Tx = Tx>>(
         &self,
         invocation: Invocation<'_>,
         deliveries: &[&Delivery<H::Message>],
         age: Duration,
+        _: &I,
         tx: &mut Tx,
     ) -> Called {
         let (began, count) = (Instant::now(), deliveries.len());

@@ -4,14 +4,15 @@
 //! back, nobody is charged, and whoever is to blame is handled by itself: its attempts are counted there.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use backstop_core::held::{HeldMessages, ordering_key};
 use backstop_core::inbox::{CommitError, GroupAdmission, Standing, Unit};
 use backstop_core::source::{Received, Settlement};
 use backstop_core::{
-    AdapterError, Codec, DeadLetters, Delivery, Disposition, HandlerError, Identity, MessageKey, Via,
-    crash_point,
+    AdapterError, Codec, DeadLetters, Delivery, Disposition, FaultKind, HandlerError, Identity, MessageKey,
+    Via, crash_point,
 };
 use tokio::time::timeout;
 
@@ -76,8 +77,11 @@ where
             match self.join(received, sequence) {
                 Joined::As(member, settlement) => members.push((member, settlement)),
                 Joined::Not(odd, sequence) => {
-                    // It must not overtake those of its key that came before it.
+                    // It must not overtake those of its key that came before it, nor those that are left for the next run.
                     self.share(std::mem::take(&mut members)).await;
+                    if self.context.stop.is_cancelled() {
+                        return;
+                    }
                     self.receive_checked(odd, sequence).await;
                 }
             }
@@ -122,7 +126,7 @@ where
                 }
                 size => {
                     let ended = self.attempt_group(&rest.members[..size]).await;
-                    self.follow_up(&mut rest, size, ended).await;
+                    self.follow_up(&mut rest, ended).await;
                 }
             }
             if !rest.members.is_empty() {
@@ -138,7 +142,7 @@ where
         }
     }
 
-    async fn follow_up<S: Settlement>(&self, rest: &mut Rest<S, H::Message>, size: usize, ended: Ended) {
+    async fn follow_up<S: Settlement>(&self, rest: &mut Rest<S, H::Message>, ended: Ended) {
         if let Ended::Committed(standings) = ended {
             return self.settle(rest.take(standings.len()), standings).await;
         }
@@ -152,7 +156,7 @@ where
             }
             Ended::Conflict => {
                 self.group_size.met_others();
-                rest.at_most = size / 2;
+                rest.at_most = 1;
             }
             Ended::Committed(_) | Ended::Apart => rest.at_most = 1,
         }
@@ -181,6 +185,9 @@ where
             }
         }
         for (member, settlement) in of_held_keys {
+            if self.context.stop.is_cancelled() {
+                return;
+            }
             self.alone(member, settlement).await;
         }
     }
@@ -206,7 +213,9 @@ where
             self.inbox.rollback(tx).await;
             return Ended::Committed(standings);
         }
-        match self.handler.several(self.invocation(), &fresh, self.group_age, &mut tx).await {
+        let called =
+            self.handler.several(self.invocation(), &fresh, self.group_age, &self.inbox, &mut tx).await;
+        match called {
             Called::Handled { count, in_time } => {
                 if let Some(at) = places.get(in_time) {
                     self.group_size.had_time_for(*at);
@@ -220,20 +229,48 @@ where
                 }
                 self.commit_group(tx, &units, standings).await
             }
+            // Other instances may have handled them before that can be asked: what the inbox knows does not tell.
+            Called::Lost(error) => {
+                tracing::debug!(%consumer, %error, "a shared transaction is lost");
+                self.inbox.rollback(tx).await;
+                Ended::Apart
+            }
+            Called::Ended { count } => self.after_the_end(tx, &units, standings, places[count]).await,
             Called::Failed { failed, from, guilty } => {
                 let judged = self.judge(&failed.error);
                 tracing::debug!(%consumer, error = %judged.report.message, "a shared transaction is rolled back");
                 let ended = self.roll_back(tx, failed.tx_is_sound).await;
-                if ended && self.are_handled(&fresh_keys(&units, &standings)).await {
+                let is_conflict = judged.disposition == Disposition::Conflict;
+                // Where a deadlock ends a transaction as well, somebody else may have handled them since.
+                let by_handler = ended && !(is_conflict && self.inbox.conflicts_end_transactions());
+                if by_handler && self.are_handled(&fresh_keys(&units, &standings)).await {
                     self.take_out(&units[places[from]..], &standings[places[from]..]).await;
                     return Ended::Apart;
                 }
-                if judged.disposition == Disposition::Conflict {
+                if is_conflict {
                     return Ended::Conflict;
                 }
                 Ended::Failed(guilty.into_iter().map(|at| places[at]).collect())
             }
         }
+    }
+
+    /// A transaction had ended before the handlers of messages from `at` on were called. If that was a commit, the inbox
+    /// rows of all are committed, those too of messages that are not handled.
+    async fn after_the_end(
+        &self,
+        tx: I::Tx,
+        units: &[Unit<'_>],
+        mut standings: Vec<Standing>,
+        at: usize,
+    ) -> Ended {
+        self.inbox.rollback(tx).await;
+        if !self.are_handled(&fresh_keys(units, &standings)).await {
+            return Ended::Apart;
+        }
+        self.take_out(&units[at..], &standings[at..]).await;
+        standings.truncate(at);
+        Ended::Committed(standings)
     }
 
     /// Takes messages that are not begun out of the transaction.
@@ -261,17 +298,29 @@ where
     /// Takes messages whose handlers have not run out of the inbox, to which a handler has committed them.
     async fn take_out(&self, units: &[Unit<'_>], standings: &[Standing]) {
         self.found_out();
+        // The others are not in it, and must not come into it here.
+        let fresh = units.iter().zip(standings).filter(|(_, standing)| **standing == Standing::Fresh);
+        let fresh: Vec<Unit<'_>> = fresh.map(|(unit, _)| *unit).collect();
+        let is_uncertain = AtomicBool::new(false);
         // Where the consumer stops before, there is nothing more to be done.
-        self.until_taken(|| self.forget(units, standings)).await;
+        self.until_taken(|| self.forget(&fresh, &is_uncertain)).await;
     }
 
-    /// Takes messages out of the inbox in a transaction of its own.
-    async fn forget(&self, units: &[Unit<'_>], standings: &[Standing]) -> Result<(), AdapterError> {
-        let GroupAdmission::Shared { mut tx, .. } = self.inbox.begin_group(units, self.limits).await? else {
+    /// Takes messages out of the inbox in a transaction of its own. Where it `is_uncertain` whether an earlier try has done
+    /// it, what is there may be another instance's.
+    async fn forget(&self, units: &[Unit<'_>], is_uncertain: &AtomicBool) -> Result<(), AdapterError> {
+        let keys: Vec<&MessageKey> = units.iter().map(|unit| unit.message_key).collect();
+        if is_uncertain.load(Ordering::Relaxed) && !self.are_handled(&keys).await {
             return Ok(());
+        }
+        let GroupAdmission::Shared { mut tx, .. } = self.inbox.begin_group(units, self.limits).await? else {
+            return Err(AdapterError::new(FaultKind::Conflict, "another instance is at these messages"));
         };
-        self.leave_out(&mut tx, units, standings).await?;
-        self.inbox.commit(tx).await.map_err(CommitError::into_error)
+        self.inbox.withdraw(&mut tx, &self.context.consumer, &keys).await?;
+        self.inbox.commit(tx).await.map_err(|error| {
+            is_uncertain.fetch_or(matches!(error, CommitError::Unknown(_)), Ordering::Relaxed);
+            error.into_error()
+        })
     }
 
     async fn commit_group(&self, tx: I::Tx, units: &[Unit<'_>], standings: Vec<Standing>) -> Ended {

@@ -2,19 +2,21 @@
 //!
 //! It begins with one and grows while groups commit: a handler that ends its transactions is found out before it can
 //! do so to its neighbours. It shrinks by half with every group that fails, since the work of a failed group is done
-//! twice. After a deadlock it does not grow for a while, and for longer after the next: a server takes about a second
-//! to notice one, and handlers that share rows would meet again and again.
+//! twice. After a deadlock nothing is shared for a while, and for longer after the next: a server takes about a second
+//! to notice one, and handlers that share rows would meet again and again, in groups of any size.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::settings::GroupCommit;
 
-/// How long groups do not grow after a deadlock: the first time, and at most.
+/// How long nothing is shared after a deadlock: the first time, and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
+/// After so many times the last pause without a deadlock the next one counts as the first.
+const QUIET: u32 = 10;
 
 /// The size of groups, shared by all workers of a consumer.
 #[derive(Debug)]
@@ -27,12 +29,12 @@ pub(crate) struct GroupSize {
 #[derive(Debug)]
 struct Pause {
     until: Instant,
-    next: Duration,
+    last: Duration,
 }
 
 impl GroupSize {
     pub(crate) fn new(settings: GroupCommit) -> Self {
-        let pause = Pause { until: Instant::now(), next: PAUSE.0 };
+        let pause = Pause { until: Instant::now(), last: Duration::ZERO };
         Self {
             now: AtomicUsize::new(1),
             most: AtomicUsize::new(settings.messages()),
@@ -53,10 +55,14 @@ impl GroupSize {
     /// A group of that size has committed.
     pub(crate) fn committed(&self, messages: usize) {
         let now = self.now();
-        if messages < now || now >= self.most.load(Ordering::Relaxed) || self.is_paused() {
+        if messages < now || now >= self.most.load(Ordering::Relaxed) {
             return;
         }
-        self.set(now + now / 8 + 1);
+        // Held while it grows: a deadlock meanwhile is not to be overwritten.
+        let pause = self.pause();
+        if pause.until <= Instant::now() {
+            self.set(now + now / 8 + 1);
+        }
     }
 
     /// A group failed.
@@ -66,12 +72,15 @@ impl GroupSize {
 
     /// A group stood in the way of others.
     pub(crate) fn met_others(&self) {
-        self.failed();
-        let mut pause = self.pause.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pause = self.pause();
+        self.set(1);
         let now = Instant::now();
         if pause.until <= now {
-            pause.until = now + pause.next;
-            pause.next = (pause.next * 2).min(PAUSE.1);
+            if now.saturating_duration_since(pause.until) >= pause.last * QUIET {
+                pause.last = Duration::ZERO;
+            }
+            pause.last = (pause.last * 2).clamp(PAUSE.0, PAUSE.1);
+            pause.until = now + pause.last;
         }
     }
 
@@ -85,8 +94,8 @@ impl GroupSize {
         self.most.store(1, Ordering::Relaxed);
     }
 
-    fn is_paused(&self) -> bool {
-        Instant::now() < self.pause.lock().unwrap_or_else(PoisonError::into_inner).until
+    fn pause(&self) -> MutexGuard<'_, Pause> {
+        self.pause.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set(&self, messages: usize) {
@@ -137,5 +146,10 @@ mod tests {
             grow(&size, 100);
             assert_eq!(size.now(), 64, "after {seconds} s");
         }
+        tokio::time::advance(Duration::from_secs(400)).await;
+        size.met_others();
+        tokio::time::advance(PAUSE.0).await;
+        grow(&size, 100);
+        assert_eq!(size.now(), 64, "after a quiet time it is the first again");
     }
 }

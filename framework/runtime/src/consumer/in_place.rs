@@ -109,12 +109,11 @@ impl<H, C, D> InPlace<H, C, D> {
                     if !self.context.sleep(due_in.min(self.in_place_max)).await {
                         return Ended::Stopped;
                     }
-                    let gate = &self.context.control.gate;
+                    let (gate, asked) = (&self.context.control.gate, Instant::now());
                     let Some(turn) = gate.again(&self.context.stop).await else { return Ended::Stopped };
                     _turn = Some(turn);
-                    if is_outage {
-                        outages += attempt.began.elapsed();
-                    }
+                    // Others may have found that something is down, or somebody has paused the consumer.
+                    outages += if is_outage { attempt.began.elapsed() } else { asked.elapsed() };
                 }
                 Next::Retry { .. } => {
                     return Ended::GivenUp(GivenUp { judged, reason: DeadReason::Exhausted, attempts, age });

@@ -1,16 +1,17 @@
 //! Lanes: one message of a key at a time, other keys meanwhile.
 //!
-//! A lane is a hash bucket of keys. Workers take the next jobs of lanes that nobody works on; while they work, those
-//! lanes are theirs. There are many more lanes than workers, so that a slow key delays few others.
+//! A lane is a key that has messages here, by its hash. Workers take the next jobs of lanes that nobody works on; while
+//! they work, those lanes are theirs. Ready lanes have their turns one after another, however much waits in each.
 
 use std::collections::VecDeque;
-use std::hash::{BuildHasher, Hash, RandomState};
+use std::collections::hash_map::{Entry, HashMap};
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, Semaphore};
 
-/// Lanes per worker: enough that two busy keys seldom share one.
-const LANES_PER_WORKER: usize = 32;
+/// Empty queues that are kept for the next lanes, and how long each may have become.
+const SPARE: (usize, usize) = (1_024, 8);
 
 /// A queue of jobs per lane, and which lanes are ready.
 pub(crate) struct Lanes<J> {
@@ -18,14 +19,14 @@ pub(crate) struct Lanes<J> {
     ready: Semaphore,
     idle: Notify,
     hasher: RandomState,
-    lanes: usize,
     workers: usize,
 }
 
 struct State<J> {
-    queues: Vec<VecDeque<J>>,
-    busy: Vec<bool>,
-    ready: VecDeque<usize>,
+    /// Those that have jobs, or are worked on.
+    lanes: HashMap<u64, Lane<J>, BuildHasherDefault<Hashed>>,
+    spare: Vec<VecDeque<J>>,
+    ready: VecDeque<u64>,
     /// Jobs that nobody has taken.
     queued: usize,
     /// Those, and the ones that are at work.
@@ -33,20 +34,42 @@ struct State<J> {
     open: bool,
 }
 
+struct Lane<J> {
+    queue: VecDeque<J>,
+    busy: bool,
+}
+
+/// What lanes are found by is a hash already.
+#[derive(Default)]
+struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}
+
 /// The right to work on lanes, with their next jobs. Dropping it frees the lanes.
 pub(crate) struct Turn<'a, J> {
     lanes: &'a Lanes<J>,
     /// Each lane with the number of jobs that were taken from it.
-    taken: Vec<(usize, usize)>,
+    taken: Vec<(u64, usize)>,
 }
 
 impl<J> Lanes<J> {
     /// Lanes for that many workers.
     pub(crate) fn new(workers: usize) -> Self {
-        let lanes = workers * LANES_PER_WORKER;
         let state = State {
-            queues: (0..lanes).map(|_| VecDeque::new()).collect(),
-            busy: vec![false; lanes],
+            lanes: HashMap::default(),
+            spare: Vec::new(),
             ready: VecDeque::new(),
             queued: 0,
             unfinished: 0,
@@ -57,30 +80,19 @@ impl<J> Lanes<J> {
             ready: Semaphore::new(0),
             idle: Notify::new(),
             hasher: RandomState::new(),
-            lanes,
             workers,
         }
     }
 
-    /// Queues jobs, each with what its lane is chosen by.
+    /// Queues jobs, each with the hash of its lane.
     pub(crate) fn push(&self, jobs: impl Iterator<Item = (u64, J)>) {
         let mut state = self.lock();
-        let mut woken = 0;
-        for (hash, job) in jobs {
-            let lane = (hash % self.lanes as u64) as usize;
-            state.queues[lane].push_back(job);
-            state.queued += 1;
-            state.unfinished += 1;
-            if state.queues[lane].len() == 1 && !state.busy[lane] {
-                state.ready.push_back(lane);
-                woken += 1;
-            }
-        }
+        let woken = jobs.map(|(lane, job)| usize::from(state.push(lane, job))).sum();
         drop(state);
         self.ready.add_permits(woken);
     }
 
-    /// What a lane is chosen by.
+    /// The lane of a key.
     pub(crate) fn hash(&self, key: impl Hash) -> u64 {
         self.hasher.hash_one(key)
     }
@@ -126,13 +138,13 @@ impl<J> Lanes<J> {
         state.open = false;
         state.ready.clear();
         state.queued = 0;
-        let queued: Vec<_> = state.queues.iter_mut().map(std::mem::take).collect();
+        let queued: Vec<_> = state.lanes.values_mut().map(|lane| std::mem::take(&mut lane.queue)).collect();
         drop(state);
         self.ready.close();
         drop(queued);
     }
 
-    fn finish(&self, taken: &[(usize, usize)]) {
+    fn finish(&self, taken: &[(u64, usize)]) {
         let mut state = self.lock();
         let more: usize = taken.iter().map(|(lane, jobs)| usize::from(state.finish(*lane, *jobs))).sum();
         let idle = state.unfinished == 0;
@@ -151,35 +163,56 @@ impl<J> Lanes<J> {
 }
 
 impl<J> State<J> {
+    /// Queues a job; whether its lane is ready by that.
+    fn push(&mut self, hash: u64, job: J) -> bool {
+        let spare = &mut self.spare;
+        let new = || Lane { queue: spare.pop().unwrap_or_default(), busy: false };
+        let lane = self.lanes.entry(hash).or_insert_with(new);
+        lane.queue.push_back(job);
+        self.queued += 1;
+        self.unfinished += 1;
+        let ready = lane.queue.len() == 1 && !lane.busy;
+        if ready {
+            self.ready.push_back(hash);
+        }
+        ready
+    }
+
     /// What waits, divided among those who can work on it.
     fn share(&self, workers: usize) -> usize {
         self.queued.div_ceil(self.ready.len().clamp(1, workers.max(1)))
     }
 
     /// At most so many jobs, of as many ready lanes as it takes.
-    fn take(&mut self, most: usize) -> (Vec<(usize, usize)>, Vec<J>) {
+    fn take(&mut self, most: usize) -> (Vec<(u64, usize)>, Vec<J>) {
         let (mut taken, mut jobs) = (Vec::new(), Vec::new());
         while jobs.len() < most
-            && let Some(lane) = self.ready.pop_front()
+            && let Some(hash) = self.ready.pop_front()
         {
-            let of_lane = (most - jobs.len()).min(self.queues[lane].len());
-            jobs.extend(self.queues[lane].drain(..of_lane));
-            self.busy[lane] = true;
+            let Some(lane) = self.lanes.get_mut(&hash) else { continue };
+            let of_lane = (most - jobs.len()).min(lane.queue.len());
+            jobs.extend(lane.queue.drain(..of_lane));
+            lane.busy = true;
             self.queued -= of_lane;
-            taken.push((lane, of_lane));
+            taken.push((hash, of_lane));
         }
         (taken, jobs)
     }
 
     /// Frees a lane; whether there are more jobs in it.
-    fn finish(&mut self, lane: usize, jobs: usize) -> bool {
-        self.busy[lane] = false;
+    fn finish(&mut self, hash: u64, jobs: usize) -> bool {
         self.unfinished = self.unfinished.saturating_sub(jobs);
-        let more = self.open && !self.queues[lane].is_empty();
-        if more {
-            self.ready.push_back(lane);
+        let Entry::Occupied(mut lane) = self.lanes.entry(hash) else { return false };
+        if self.open && !lane.get().queue.is_empty() {
+            lane.get_mut().busy = false;
+            self.ready.push_back(hash);
+            return true;
         }
-        more
+        let Lane { queue, .. } = lane.remove();
+        if self.spare.len() < SPARE.0 && queue.capacity() <= SPARE.1 {
+            self.spare.push(queue);
+        }
+        false
     }
 }
 
@@ -261,6 +294,19 @@ mod tests {
             rest += lanes.next(64).await.expect("jobs").1.len();
         }
         assert_eq!((rest, lanes.lock().unfinished, lanes.ready.available_permits()), (39, 0, 0));
+        assert!(lanes.lock().lanes.is_empty(), "a lane goes with its last job");
+    }
+
+    #[tokio::test]
+    async fn no_two_keys_share_a_lane() {
+        let lanes = Lanes::new(2);
+        lanes.push((0..20_000_u64).map(|n| (lanes.hash(n), n)));
+        let mut turns = Vec::new();
+        while turns.len() < 20_000 {
+            let (turn, jobs) = lanes.next(1).await.expect("every key has its turn at once");
+            assert_eq!(jobs.len(), 1);
+            turns.push(turn);
+        }
     }
 
     #[tokio::test]

@@ -167,6 +167,10 @@ async fn work<S: Source, P: Process<S::Settlement>, D>(
 ) {
     while let Some((turn, received)) = lanes.next(process.at_once()).await {
         let Some(pass) = context.control.gate.pass(&context.stop).await else { return };
+        // What came before it in its lane may have been left because of the stop.
+        if context.stop.is_cancelled() {
+            return;
+        }
         let Some(first) = received.first() else { continue };
         let taken = context.control.taken(&first.origin, first.message.key.as_ref());
         process.process(received).await;

@@ -79,6 +79,10 @@ where
             return self.receive_group(received).await;
         }
         for received in received {
+            // Groups were switched off meanwhile. What is left now must not be overtaken.
+            if self.context.stop.is_cancelled() {
+                return;
+            }
             self.receive(received).await;
         }
     }

@@ -5,7 +5,8 @@
 //! closes it by degrees: one attempt at a time at first, one more with each that succeeds.
 //!
 //! A message that says `Unavailable` for ever must not count as an outage: it is *charged* as soon as messages of other
-//! keys succeed that began after its last failure, and most of them do.
+//! keys succeed that began after its last failure, and most of them do. Several keys at once are an outage of what only some
+//! messages need, and none of them is charged for as long as such an outage may take.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
@@ -28,6 +29,11 @@ const PROBE_WAIT: (Duration, Duration) = (Duration::from_millis(250), Duration::
 const PROBE_PATIENCE: Duration = Duration::from_secs(2);
 /// How often the number of attempts doubles while it closes, if nothing speaks against it.
 const DOUBLING: Duration = Duration::from_secs(1);
+/// For how long a key is not charged because other keys are unavailable too. What is gone for longer, while others succeed,
+/// is taken to be gone for good.
+const PATIENCE: Duration = Duration::from_secs(15 * 60);
+/// A key that was not tried for so long begins anew: nobody knows what became of it meanwhile.
+const FORGOTTEN: Duration = Duration::from_secs(60);
 /// Keys whose last failure is remembered, at most.
 const MARKS: usize = 1_024;
 
@@ -135,9 +141,10 @@ struct Ended {
     unavailable: bool,
 }
 
-/// What was counted when a key was unavailable last.
+/// What was counted when a key was unavailable last, and since when it has been.
 #[derive(Debug, Clone, Copy)]
 struct Mark {
+    since: Instant,
     at: Instant,
     succeeded: u64,
     unavailable: u64,
@@ -263,7 +270,11 @@ impl Breaker {
         let unavailable = outcome == Outcome::Unavailable;
         self.window.push_back(Ended { at: now, key: attempt.key, unavailable });
         match outcome {
-            Outcome::Failed => {}
+            Outcome::Failed => {
+                if let Some(mark) = self.marks.get_mut(&attempt.key) {
+                    mark.since = now;
+                }
+            }
             Outcome::Succeeded => {
                 self.succeeded += 1;
                 self.last_success = self.last_success.max(Some(attempt.began));
@@ -290,7 +301,7 @@ impl Breaker {
         unavailable * 2 >= self.window.len() && keys >= KEYS && keys * 2 >= last.len()
     }
 
-    /// Whether others succeed while this key does not.
+    /// Whether others succeed while this key does not, and hardly another one.
     fn charge(&mut self, key: u64, now: Instant) -> bool {
         let charged = self.marks.get(&key).is_some_and(|mark| {
             let (succeeded, unavailable) =
@@ -298,10 +309,19 @@ impl Breaker {
             self.last_success.is_some_and(|began| began > mark.at) && succeeded >= unavailable
         });
         self.unavailable += 1;
+        let last = self.marks.get(&key).filter(|mark| now.saturating_duration_since(mark.at) < FORGOTTEN);
+        let since = last.map_or(now, |mark| mark.since);
         self.forget_oldest();
-        let mark = Mark { at: now, succeeded: self.succeeded, unavailable: self.unavailable };
+        let mark = Mark { since, at: now, succeeded: self.succeeded, unavailable: self.unavailable };
         self.marks.insert(key, mark);
-        charged
+        charged && (mark.is_gone(now) || self.lately_unavailable(now) < KEYS)
+    }
+
+    /// Keys that said so lately, and nothing else since. Those that are gone say nothing of the others.
+    fn lately_unavailable(&self, now: Instant) -> usize {
+        let is_late =
+            |mark: &&Mark| now.saturating_duration_since(mark.at) <= WINDOW_AGE && !mark.is_gone(now);
+        self.marks.values().filter(is_late).count()
     }
 
     /// Makes room for one more key.
@@ -328,6 +348,12 @@ impl Breaker {
         self.state = state;
         self.window.clear();
         self.marks.clear();
+    }
+}
+
+impl Mark {
+    fn is_gone(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) >= PATIENCE
     }
 }
 

@@ -37,6 +37,8 @@ pub(crate) enum Trouble {
     Swallow(u32),
     RawCommit,
     RawRollback,
+    /// Commits by itself, and then fails with a conflict.
+    RawCommitAndConflict,
     Conflict(u32),
     UntilRedriven(u32),
 }
@@ -77,6 +79,10 @@ impl Handler<MemoryTx> for Apply {
             Trouble::Swallow(times) if early(times) => tx.fail_statement(),
             Trouble::RawCommit => tx.commit_raw(),
             Trouble::RawRollback => tx.rollback_raw(),
+            Trouble::RawCommitAndConflict => {
+                tx.commit_raw();
+                return Err(AdapterError::new(FaultKind::Conflict, "busy").into());
+            }
             _ => {}
         }
         Ok(())

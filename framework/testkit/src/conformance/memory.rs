@@ -21,6 +21,7 @@ impl StoreHarness for MemoryStore {
         concurrent_writers: true,
         failure_dooms_transaction: true,
         handler_can_commit: true,
+        sees_ends_between_handlers: true,
         unreadable_rows: true,
         schema: false,
     };

@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod charges;
+pub mod died_again;
 pub mod envelopes;
 pub mod expiry;
 pub mod group;
@@ -44,6 +45,9 @@ pub struct StoreCapabilities {
     pub failure_dooms_transaction: bool,
     /// A handler can end the transaction that it was lent by a statement of its own.
     pub handler_can_commit: bool,
+    /// [`is_unbroken`](backstop_core::inbox::Inbox::is_unbroken) asks. Not so on PostgreSQL, where it would cost each message
+    /// of a group another round trip, and only a handler that rolls back by itself needs it.
+    pub sees_ends_between_handlers: bool,
     /// The outbox can hold rows that cannot be read as messages.
     pub unreadable_rows: bool,
     /// There is a schema with migrations.

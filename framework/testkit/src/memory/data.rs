@@ -15,6 +15,7 @@ use backstop_core::{
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 
+use super::ledger::Death;
 use super::redrives::RedriveRow;
 use super::store::CommitFault;
 
@@ -42,6 +43,8 @@ pub(super) struct Data {
     pub(super) scheduled: BTreeMap<(DateTime<Utc>, i64), OutboxRow>,
     pub(super) leases: BTreeMap<String, LeaseRow>,
     pub(super) letters: Vec<Letter>,
+    /// What the letters tell of, those that died again once for each time.
+    pub(super) deaths: Vec<Death>,
     pub(super) events: BTreeMap<String, Vec<LetterEvent>>,
     pub(super) redrives: Vec<RedriveRow>,
     pub(super) audit: Vec<AuditEntry>,

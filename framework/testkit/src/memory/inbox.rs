@@ -124,6 +124,10 @@ impl Inbox for Store {
         tx.commit(|_| {})
     }
 
+    async fn is_unbroken(&self, tx: &mut MemoryTx) -> Result<bool, AdapterError> {
+        tx.is_ended().map(|ended| !ended)
+    }
+
     async fn is_ended(&self, tx: &mut MemoryTx) -> Result<bool, AdapterError> {
         tx.is_ended()
     }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use backstop_core::ledger::{
-    COUNT_LIMIT, Change, Edit, Expired, Expiry, Ledger, Letter, LetterEvent, LetterFilter, LetterGone,
-    LetterGroup, LetterMinute, LetterStatus, NewBody, Outcome, Step,
+    COUNT_LIMIT, Change, DIED_AGAIN, Edit, Expired, Expiry, Ledger, Letter, LetterEvent, LetterFilter,
+    LetterGone, LetterGroup, LetterMinute, LetterStatus, NewBody, Outcome, Step, died_again,
 };
-use backstop_core::{AdapterError, ConsumerReport, Receipt, ReceiptOutcome};
+use backstop_core::{AdapterError, ConsumerReport, Receipt, ReceiptOutcome, report_in};
 use chrono::{DateTime, DurationRound as _, TimeDelta, Utc};
 use futures_core::future::BoxFuture;
 
@@ -19,17 +19,53 @@ impl Data {
         self.reachable()?;
         let mut new = 0;
         for letter in letters {
-            if self.letters.iter().any(|known| known.id == letter.id) {
+            let is_known = self.letters.iter().any(|known| known.id == letter.id);
+            if is_known && !self.has_died_again(letter) {
                 continue;
             }
             self.supersede(letter);
-            let collected_at = self.date();
-            self.letters.push(letter.clone());
-            self.letters.last_mut().expect("it was pushed just now").collected_at = collected_at;
-            self.tell(&letter.id, "collected", None);
+            self.deaths.push(Death::of(letter, self.date()));
+            if is_known {
+                self.reopen(letter)
+            } else {
+                self.take(letter)
+            }
             new += 1;
         }
         Ok(new)
+    }
+
+    fn take(&mut self, letter: &Letter) {
+        let mut taken = letter.clone();
+        taken.collected_at = self.date();
+        self.letters.push(taken);
+        self.tell(&letter.id, "collected", None);
+    }
+
+    /// Whether a letter that is there already tells of another death, which no other letter stands for.
+    fn has_died_again(&self, letter: &Letter) -> bool {
+        let Some(known) = self.letters.iter().find(|known| known.id == letter.id) else { return false };
+        letter.died_after(known, self.history_of(&letter.id))
+            && !self.letters.iter().any(|other| other.stands_for(known))
+    }
+
+    fn history_of(&self, id: &str) -> &[LetterEvent] {
+        self.events.get(id).map_or(&[], Vec::as_slice)
+    }
+
+    /// Opens a closed letter again, with what the new one says; one on hold keeps what it says, as evidence.
+    fn reopen(&mut self, letter: &Letter) {
+        let Some(known) = self.letter_mut(&letter.id) else { return };
+        let (was, on_hold) = (known.status, known.hold.is_some());
+        if !on_hold {
+            let collected_at = known.collected_at;
+            *known = letter.clone();
+            known.collected_at = collected_at;
+        }
+        (known.status, known.dead_at) = (letter.status, letter.dead_at);
+        (known.outcome, known.redrive) = (None, None);
+        self.leave_out_of_redrives(&letter.id);
+        self.tell(&letter.id, DIED_AGAIN, Some(&died_again(was, on_hold, letter.error.as_deref())));
     }
 
     /// Closes the letters whose message was redriven and failed again: the new letter stands for it from now on.
@@ -158,16 +194,14 @@ impl Data {
 
     fn minutes(&self, fingerprint: Option<&str>) -> Vec<LetterMinute> {
         let since = Utc::now() - TimeDelta::hours(2);
-        let is_meant = |letter: &&Letter| {
-            let at = letter.seen_at();
-            at > since
-                && letter.collected_at - at < TimeDelta::hours(1)
-                && at - letter.collected_at < TimeDelta::minutes(5)
-                && fingerprint.is_none_or(|fingerprint| letter.fingerprint.as_deref() == Some(fingerprint))
+        let is_meant = |death: &&Death| {
+            death.at > since
+                && death.is_of_late
+                && fingerprint.is_none_or(|fingerprint| death.of[0].as_deref() == Some(fingerprint))
         };
         let mut minutes = BTreeMap::new();
-        for letter in self.letters.iter().filter(is_meant) {
-            let at = letter.seen_at().duration_trunc(TimeDelta::minutes(1)).unwrap_or_default();
+        for death in self.deaths.iter().filter(is_meant) {
+            let at = death.at.duration_trunc(TimeDelta::minutes(1)).unwrap_or_default();
             *minutes.entry(at).or_insert(0) += 1;
         }
         minutes.into_iter().map(|(at, letters)| LetterMinute { at, letters }).collect()
@@ -175,8 +209,8 @@ impl Data {
 
     fn describe(&self, of: &Dimensions, counts: LetterGroup) -> LetterGroup {
         let recent = Utc::now() - TimeDelta::hours(1);
-        let all: Vec<&Letter> = self.letters.iter().filter(|letter| dimensions(letter) == *of).collect();
-        let seen = || all.iter().map(|letter| letter.seen_at());
+        let first = self.letters.iter().find(|letter| dimensions(letter) == *of);
+        let seen = || self.deaths.iter().filter(|death| death.of == *of).map(|death| death.at);
         let [fingerprint, consumer, place, class, reason] = of.clone();
         LetterGroup {
             fingerprint,
@@ -184,8 +218,8 @@ impl Data {
             place,
             class,
             reason,
-            error_type: all[0].error_type.clone(),
-            error: all[0].error.clone(),
+            error_type: first.and_then(|letter| letter.error_type.clone()),
+            error: first.and_then(|letter| letter.error.clone()),
             first_seen: seen().min().unwrap_or_default(),
             last_seen: seen().max().unwrap_or_default(),
             last_hour: seen().filter(|at| *at > recent).count() as u64,
@@ -214,8 +248,7 @@ impl Data {
     }
 
     fn is_over(&self, expiry: &Expiry, letter: &Letter) -> bool {
-        let history = self.events.get(&letter.id).map_or(&[][..], Vec::as_slice);
-        expiry.applies_to(letter, history) && !self.is_in_a_redrive(&letter.id)
+        expiry.applies_to(letter, self.history_of(&letter.id)) && !self.is_in_a_redrive(&letter.id)
     }
 
     pub(super) fn letter_mut(&mut self, id: &str) -> Option<&mut Letter> {
@@ -233,25 +266,18 @@ impl Data {
 
     /// Whether a letter changed.
     fn take_receipt(&mut self, receipt: &Receipt) -> bool {
-        let fits = |letter: &&Letter| match &receipt.letter {
-            Some(id) => letter.id == *id,
-            None => {
-                letter.message_key.as_deref() == Some(receipt.message_key.as_str())
-                    && letter.consumer.as_deref() == Some(&receipt.consumer)
-                    && letter.generation + 1 == i64::from(receipt.generation)
-            }
-        };
-        let Some(id) = self.letters.iter().find(fits).map(|letter| letter.id.clone()) else { return false };
+        let Some(id) = self.addressee(receipt) else { return false };
+        let was_skipped = self.has_told(&id, "skipped");
         let letter = self.letter_mut(&id).expect("it was found just now");
-        if !matches!(letter.status, LetterStatus::Open | LetterStatus::Redriving) {
-            return false;
-        }
+        let is_discarded = letter.status == LetterStatus::Discarded;
         let (step, what) = match receipt.outcome {
+            // Its consumer knows it from the skip.
+            ReceiptOutcome::AlreadyHandled if is_discarded && was_skipped => return false,
             ReceiptOutcome::Handled | ReceiptOutcome::AlreadyHandled => {
                 (letter.status, letter.outcome) = (LetterStatus::Resolved, Some(Outcome::Resolved));
                 (Step::Resolved, "resolved")
             }
-            ReceiptOutcome::Skipped if letter.hold.is_none() => {
+            ReceiptOutcome::Skipped if letter.hold.is_none() && !is_discarded => {
                 letter.status = LetterStatus::Discarded;
                 (Step::Dropped, "skipped")
             }
@@ -269,9 +295,30 @@ impl Data {
         true
     }
 
+    /// The letter that a receipt belongs to; one that waits for an outcome rather than one that was discarded.
+    fn addressee(&self, receipt: &Receipt) -> Option<String> {
+        let fits = |letter: &&Letter| match &receipt.letter {
+            Some(id) => letter.id == *id,
+            None => {
+                letter.message_key.as_deref() == Some(receipt.message_key.as_str())
+                    && letter.consumer.as_deref() == Some(&receipt.consumer)
+                    && letter.generation + 1 == i64::from(receipt.generation)
+            }
+        };
+        let takes = |letter: &&Letter| !letter.status.is_closed() || letter.status == LetterStatus::Discarded;
+        let is_current = |letter: &&Letter| !letter.died_since(receipt, self.history_of(&letter.id));
+        let found = self.letters.iter().filter(fits).filter(takes).filter(is_current);
+        found.min_by_key(|letter| letter.status.is_closed()).map(|letter| letter.id.clone())
+    }
+
+    /// Whether the history has that, since the letter died last.
+    fn has_told(&self, id: &str, what: &str) -> bool {
+        let events = self.events.get(id).into_iter().flatten();
+        events.rev().take_while(|event| event.what != DIED_AGAIN).any(|event| event.what == what)
+    }
+
     fn tell_once(&mut self, id: &str, what: &str, detail: &str) {
-        let told = |events: &Vec<LetterEvent>| events.iter().any(|event| event.what == what);
-        if !self.events.get(id).is_some_and(told) {
+        if !self.has_told(id, what) {
             self.tell(id, what, Some(detail));
         }
     }
@@ -287,12 +334,31 @@ impl Data {
                 *kept = report.clone();
             }
         }
+        let now = self.date();
+        self.consumers.retain(|_, report| (now - report.at).abs() <= report_in::KEPT);
         Ok(())
     }
 }
 
 /// What letters of a group have in common: fingerprint, consumer, place, class and reason.
 type Dimensions = [Option<String>; 5];
+
+/// That a letter of a group died.
+#[derive(Debug)]
+pub(super) struct Death {
+    of: Dimensions,
+    at: DateTime<Utc>,
+    /// Whether it was taken soon enough to be counted by the minute.
+    is_of_late: bool,
+}
+
+impl Death {
+    fn of(letter: &Letter, taken_at: DateTime<Utc>) -> Self {
+        let at = letter.dead_at.unwrap_or(taken_at);
+        let is_of_late = taken_at - at < TimeDelta::hours(1) && at - taken_at < TimeDelta::minutes(5);
+        Self { of: dimensions(letter), at, is_of_late }
+    }
+}
 
 fn dimensions(letter: &Letter) -> Dimensions {
     [&letter.fingerprint, &letter.consumer, &letter.place, &letter.class, &letter.reason].map(Clone::clone)

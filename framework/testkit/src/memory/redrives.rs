@@ -64,6 +64,16 @@ impl Data {
         }
     }
 
+    /// Letters that died again are others than those that a redrive has not sent yet.
+    pub(super) fn leave_out_of_redrives(&mut self, id: &str) {
+        let going_on = self.redrives.iter_mut().filter(|row| !row.standing.run.is_over());
+        let waits = |letter: &&mut LetterOfRedrive| letter.id == id && letter.step == Step::Pending;
+        going_on
+            .flat_map(|row| row.letters.iter_mut())
+            .filter(waits)
+            .for_each(|row| row.step = Step::Dropped);
+    }
+
     /// Whether a redrive that may still send is of this letter.
     pub(super) fn is_in_a_redrive(&self, id: &str) -> bool {
         let mut going_on = self.redrives.iter().filter(|row| !row.standing.run.is_over());
@@ -238,10 +248,23 @@ impl Data {
         }
     }
 
+    /// What was not sent is what it was before: its outcome is the one that an earlier redrive waits for.
     fn put_back(&mut self, letter: &str, to: LetterStatus) {
+        let outcome = self.outcome_awaited(letter).filter(|_| to == LetterStatus::Redriving);
         if let Some(found) = self.letter_mut(letter) {
-            found.status = to;
+            (found.status, found.outcome) = (to, outcome);
         }
+    }
+
+    /// What the last redrive that has sent the letter knows of it.
+    fn outcome_awaited(&self, letter: &str) -> Option<Outcome> {
+        let rows = self.redrives.iter().rev().flat_map(|row| &row.letters).filter(|row| row.id == letter);
+        rows.map(|row| row.step).find_map(|step| match step {
+            Step::Waiting => Some(Outcome::Waiting),
+            Step::Silent => Some(Outcome::Silent),
+            Step::Unknown => Some(Outcome::Unknown),
+            _ => None,
+        })
     }
 
     fn refuse_followers(&mut self, id: &str, refused: &str) {

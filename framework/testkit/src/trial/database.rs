@@ -164,6 +164,15 @@ impl<I: HeldMessages> Inbox for TestInbox<I> {
         self.conclude(tx, "", |tx| self.inbox.commit(tx)).await
     }
 
+    async fn is_unbroken(&self, tx: &mut I::Tx) -> Result<bool, AdapterError> {
+        self.tie.life.ask().await?;
+        self.inbox.is_unbroken(tx).await
+    }
+
+    fn conflicts_end_transactions(&self) -> bool {
+        self.inbox.conflicts_end_transactions()
+    }
+
     async fn is_ended(&self, tx: &mut I::Tx) -> Result<bool, AdapterError> {
         self.tie.life.ask().await?;
         self.inbox.is_ended(tx).await

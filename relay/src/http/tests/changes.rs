@@ -26,8 +26,13 @@ async fn send_form(server: &Running, path: &str, form: &str) -> String {
 }
 
 async fn api(server: &Running, path: &str, order: Value) -> (String, Value) {
-    let head =
-        format!("POST /api/v1/letters/{path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json");
+    api_at(server, &format!("letters/{path}"), order).await
+}
+
+async fn api_at(server: &Running, path: &str, order: Value) -> (String, Value) {
+    let head = format!(
+        "POST /api/v1/{path} HTTP/1.1\r\nHost: localhost\r\nIdempotency-Key: one\r\nContent-Type: application/json"
+    );
     let answer = send_body(server, &head, &order.to_string()).await;
     let document = answer.split("\r\n\r\n").nth(1).unwrap_or_default();
     (status(&answer).to_owned(), serde_json::from_str(document).unwrap_or(Value::Null))
@@ -181,4 +186,27 @@ async fn a_program_may_say_how_many_letters_it_expects() {
     let (code, again) =
         api(&server, "discard", json!({ "filter": { "fingerprint": "f1" }, "because": "x" })).await;
     assert_eq!((code.as_str(), &again["letters"], &again["complete"]), ("200", &json!(0), &json!(true)));
+}
+
+/// A script whose list is empty means no letter, not every one.
+#[tokio::test]
+async fn an_empty_field_of_a_filter_is_refused() {
+    let server = serve("").await;
+    scene::fill(&server).await;
+    for path in ["redrives", "letters/discard", "letters/hold", "letters/release"] {
+        for filter in
+            [json!({ "ids": "" }), json!({ "fingerprint": "f1", "ids": "" }), json!({ "error": "" })]
+        {
+            let order = match path {
+                "redrives" => json!({ "filter": filter }),
+                _ => json!({ "filter": filter, "because": "x" }),
+            };
+            let (code, problem) = api_at(&server, path, order).await;
+            assert_eq!(code, "422", "{path} {filter}: {problem}");
+            assert!(problem["detail"].as_str().is_some_and(|text| text.contains("is empty")), "{problem}");
+        }
+    }
+    assert_eq!(server.ledger.redrives(None, 10).await.expect("read"), []);
+    let address = get_with(&server, "/api/v1/letters/count?ids=", "\r\nHost: localhost").await;
+    assert_eq!(status(&address), "200", "as a form writes it: {address}");
 }

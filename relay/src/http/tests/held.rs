@@ -3,6 +3,7 @@
 use backstop_core::held::{Failure, HeldMessages, NewHeld};
 use backstop_core::held_keys::Ending;
 use backstop_core::inbox::Unit;
+use backstop_core::ledger::{Change, LetterFilter, LetterStatus};
 use backstop_core::sink::Scope;
 use backstop_core::{
     DeadReason, Envelope, ErrorClass, MessageKey, Origin, Receipt, ReceiptOutcome, Via, names,
@@ -134,16 +135,39 @@ async fn nobody_is_asked_what_makes_no_sense() {
     let server = serve("").await;
     scene::fill(&server).await;
     server.broker.create(DOOR, 1);
+    let (open, resolved) = (LetterStatus::Open, LetterStatus::Resolved);
+    let done = ["letter-f1-005".to_owned()];
+    server.ledger.mark(&done, open, resolved, "resolved", None).await.expect("marked");
     for (letter, form, expected) in [
         (LETTER, "ending=explode&because=x", "400"),
         (LETTER, "ending=release&because=", "400"),
-        ("letter-f1-000", "ending=release&because=x", "409"),
+        ("letter-f1-005", "ending=release&because=x", "409"),
         ("letter-f3-001", "ending=release&because=x", "409"),
         ("letter-none", "ending=release&because=x", "404"),
     ] {
         assert_eq!(status(&end(&server, letter, form).await), expected, "{letter} {form}");
     }
     assert_eq!(server.broker.published(DOOR).len(), 0);
-    let letter = page(&server, "/dead-letters/letter-f1-000").await;
-    assert!(!letter.contains("End the wait"), "it is discarded: {letter}");
+    let letter = page(&server, "/dead-letters/letter-f1-005").await;
+    assert!(!letter.contains("End the wait"), "it is resolved: {letter}");
+}
+
+/// Its consumer does not learn of a discard: the key waits on, and somebody can let it go.
+#[tokio::test]
+async fn the_consumer_of_a_discarded_letter_can_be_asked() {
+    let server = serve("").await;
+    scene::fill(&server).await;
+    hold(&server).await;
+    server.broker.create(DOOR, 1);
+    let discard = Change::Discard { because: "not needed".into() };
+    let one = LetterFilter::of_ids(&[LETTER.to_owned()]);
+    server.ledger.change(&one, &discard, 1).await.expect("changed");
+    let letter = page(&server, &format!("/dead-letters/{LETTER}")).await;
+    assert!(letter.contains("discarded") && letter.contains("End the wait"), "{letter}");
+    for (n, ending) in ["release", "skip", "resolve"].into_iter().enumerate() {
+        let answer = end(&server, LETTER, &format!("ending={ending}&because=INC-7")).await;
+        assert_eq!(status(&answer), "303", "{answer}");
+        assert_eq!(server.broker.published(DOOR).len(), n + 1);
+        assert!(page(&server, "/held").await.contains(&format!("{ending} asked, no answer yet")), "{ending}");
+    }
 }

@@ -111,6 +111,60 @@ fn less_than_half_does_not_open_it() {
     }
 }
 
+/// Keys whose dependencies are gone for good, while others succeed, are waited for as long as an outage may take, and then
+/// charged: they protect neither each other nor those that come later.
+#[test]
+fn what_is_gone_for_good_is_charged_in_the_end() {
+    let mut bench = Bench::new();
+    let mut charged = |time: Duration| {
+        let (mut charged, until) = (0, bench.now + time);
+        while bench.now < until {
+            (0..30).for_each(|key| bench.succeed(100 + key));
+            charged += (0..5).filter(|key| bench.unavailable(*key)).count();
+            bench.pass(SECOND * 3);
+        }
+        charged
+    };
+    assert_eq!(charged(PATIENCE), 0);
+    charged(SECOND * 5);
+    assert!(charged(SECOND * 60) >= 5 * 19, "each of the five, each time");
+}
+
+/// Whoever was unavailable once, long ago, is not gone, and takes no protection from others.
+#[test]
+fn what_was_unavailable_long_ago_is_not_gone() {
+    for since in [Outcome::Failed, Outcome::Unavailable] {
+        let mut bench = Bench::new();
+        bench.unavailable(0);
+        bench.attempt(0, since);
+        for _ in 0..360 {
+            bench.pass(SECOND * 10).succeed(100);
+        }
+        for round in 0..20 {
+            (0..30).for_each(|key| bench.succeed(200 + key));
+            let charged = (0..3).filter(|key| bench.unavailable(*key)).count();
+            // At first it is the only one that says so.
+            assert!(charged <= usize::from(round == 0), "{since:?}, in round {round}");
+            bench.pass(SECOND * 3);
+        }
+    }
+}
+
+/// What three messages in ten need is down: no breaker opens, and nobody is to blame all the same.
+#[test]
+fn an_outage_of_what_some_messages_need_charges_nobody() {
+    let mut bench = Bench::new();
+    for round in 0..200 {
+        (0..7).for_each(|healthy| bench.succeed(1_000 + round * 7 + healthy));
+        let charged = (0..3).filter(|key| bench.pass(100 * MS).unavailable(*key)).count();
+        assert_eq!((charged, bench.state()), (0, BreakerPhase::Closed), "in round {round}");
+    }
+    bench.pass(WINDOW_AGE + SECOND).succeed(1);
+    bench.unavailable(0);
+    bench.pass(MS).succeed(1);
+    assert!(bench.unavailable(0), "it is the only one by now");
+}
+
 #[test]
 fn other_failures_are_no_outage() {
     let mut bench = Bench::new();

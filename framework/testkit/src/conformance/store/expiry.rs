@@ -1,15 +1,15 @@
 //! Letters whose time in the ledger is over.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use backstop_core::ledger::{
-    Change, Expiry, Guard, Ledger, Letter, LetterFilter, LetterStatus, NewRedrive, Run, Sent,
+    Change, Expiry, Ledger, Letter, LetterFilter, LetterStatus, NewRedrive, Run, Sent,
 };
 use chrono::{TimeDelta, Utc};
 
 use super::StoreHarness;
 use super::ledger::{found, letter, record, with_status};
+use super::redrives;
 
 /// Everything that has happened until now is before this.
 fn soon(status: LetterStatus) -> Expiry {
@@ -91,22 +91,10 @@ pub async fn a_hold_forbids_to_purge<H: StoreHarness>(harness: &H) {
 pub async fn a_purge_leaves_redrives_alone<H: StoreHarness>(harness: &H) {
     let ledger: Arc<dyn Ledger> = harness.ledger();
     record(&*ledger, &letters(&["a", "b"])).await;
-    let new = NewRedrive {
-        id: "job".to_owned(),
-        filter: with_status(LetterStatus::Open),
-        guard: Guard::default(),
-        limit: None,
-        canary: 0,
-        rate: None,
-        brake: 1.0,
-        silent_after: Duration::from_secs(600),
-        created_by: "ann".to_owned(),
-        because: None,
-    };
+    let new = NewRedrive { brake: 1.0, ..redrives::new("job") };
     let redrive = ledger.create_redrive(&new).await.expect("the database answers");
-    let lease = ledger.acquire("redrive", "me", Duration::from_secs(60)).await;
-    let lease = lease.expect("the database answers").expect("nobody else has it");
-    ledger.claim_letters(&lease, "job", 1).await.expect("the database answers").expect("the lease stands");
+    let lease = redrives::lease(&ledger, "me").await;
+    redrives::claim(&ledger, &lease, "job", 1).await;
     let sent = [("a".to_owned(), Sent::Confirmed)];
     ledger.settle_letters("job", &sent).await.expect("the database answers");
     discard(&*ledger, &["a", "b"]).await;

@@ -189,6 +189,24 @@ pub async fn a_swallowed_failure_dooms_the_group<H: StoreHarness>(harness: &H) {
     assert_eq!(handled(&store, &messages).await, [false; 2]);
 }
 
+/// Between two handlers it is seen whether the one before has ended the transaction; one that goes on is as it was.
+pub async fn the_end_of_a_group_is_seen_between_handlers<H: StoreHarness>(harness: &H) {
+    needs!(H::CAPABILITIES, sees_ends_between_handlers);
+    let (store, messages) = (harness.store(), samples(&["1", "2"]));
+    let (mut tx, _) = share(&store, &messages).await;
+    for _ in &messages {
+        harness.write_effect(&mut tx, "tea").await;
+        assert!(store.is_unbroken(&mut tx).await.expect("the database answers"));
+    }
+    store.commit(tx).await.expect("the commit is proved all the same");
+    assert_eq!(harness.effects("tea").await, 2);
+    let (mut tx, _) = share(&store, &samples(&["3", "4"])).await;
+    harness.raw_commit(&mut tx).await;
+    harness.write_effect(&mut tx, "milk").await;
+    assert!(!store.is_unbroken(&mut tx).await.expect("the database answers"));
+    store.rollback(tx).await;
+}
+
 /// A handler that commits by itself is found out in a group too.
 pub async fn a_raw_commit_in_a_group_is_found_out<H: StoreHarness>(harness: &H) {
     needs!(H::CAPABILITIES, handler_can_commit);

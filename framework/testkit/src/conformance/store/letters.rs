@@ -3,7 +3,7 @@
 use backstop_core::ledger::{
     Change, Edit, HeaderFilter, Ledger, Letter, LetterFilter, LetterStatus, Outcome, StatusCounts,
 };
-use backstop_core::report_in::ConsumerState;
+use backstop_core::report_in::{ConsumerState, KEPT};
 use backstop_core::{ConsumerReport, FaultKind, MessageKey, Receipt, ReceiptOutcome};
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -360,9 +360,46 @@ pub async fn an_edited_copy_takes_a_letters_place<H: StoreHarness>(harness: &H) 
     assert_eq!(groups.iter().map(|group| group.letters).sum::<u64>(), 4);
 }
 
+/// The consumer of a letter that was discarded may still be asked to let its key go: what it says is taken. A skip
+/// changes nothing any more, and what its consumer knows from a skip is not taken for handled.
+pub async fn a_discarded_letter_takes_receipts<H: StoreHarness>(harness: &H) {
+    use ReceiptOutcome::{AlreadyHandled, Handled, Released, Skipped};
+    let ledger = harness.ledger();
+    let letters = ["a", "b", "c", "d", "e", "f"].map(letter);
+    record(&*ledger, &letters).await;
+    let [a, b, c, d, e, f] = &letters;
+    let discard = Change::Discard { because: "not needed".to_owned() };
+    let four = LetterFilter::of_ids(&["a", "b", "c", "d"].map(str::to_owned));
+    assert_eq!(ledger.change(&four, &discard, 10).await.expect("it answers"), 4);
+    let said = [
+        receipt(a, true, Released),
+        receipt(b, false, Skipped),
+        receipt(c, true, Handled),
+        receipt(d, false, AlreadyHandled),
+        receipt(e, true, Skipped),
+        receipt(f, true, Skipped),
+        receipt(f, true, AlreadyHandled),
+    ];
+    assert_eq!(ledger.record_outcomes(&said).await.expect("it answers"), 4, "c, d, e and f");
+    assert_eq!(ledger.record_outcomes(&said).await.expect("it answers"), 0, "twice is once");
+    // A command may come twice, and the second time its consumer knows the message.
+    let known = [receipt(b, true, AlreadyHandled), receipt(e, false, AlreadyHandled)];
+    assert_eq!(ledger.record_outcomes(&known).await.expect("it answers"), 0);
+    assert_eq!(found(&*ledger, &with_status(LetterStatus::Discarded)).await, ["a", "b", "e", "f"]);
+    assert_eq!(found(&*ledger, &with_status(LetterStatus::Resolved)).await, ["c", "d"]);
+    for (id, last) in [("a", "key-released"), ("b", "skipped"), ("c", "resolved"), ("d", "resolved")] {
+        assert_eq!(whats(&*ledger, id).await, ["collected", "discarded", last]);
+    }
+    assert_eq!(whats(&*ledger, "e").await, ["collected", "skipped"]);
+    let resolved = LetterFilter { outcome: Some(Outcome::Resolved), ..all() };
+    assert_eq!(found(&*ledger, &resolved).await, ["c", "d"]);
+}
+
 /// The latest report of each instance is kept, and what is not known stays so.
 pub async fn the_latest_report_is_kept<H: StoreHarness>(harness: &H) {
     let ledger = harness.ledger();
+    let began = DateTime::from_timestamp(Utc::now().timestamp(), 0).expect("a time");
+    let at = |seconds| began + TimeDelta::seconds(seconds);
     let report = |instance: &str, seconds, lag| ConsumerReport {
         consumer: "stock".to_owned(),
         instance: instance.to_owned(),
@@ -386,4 +423,28 @@ pub async fn the_latest_report_is_kept<H: StoreHarness>(harness: &H) {
     assert_eq!(record(&[two.clone(), one.clone()]).await, [one.clone(), two.clone()]);
     let (late, newer) = (report("1", 5, Some(99)), report("2", 20, Some(8)));
     assert_eq!(record(&[late, newer.clone(), two]).await, [one, newer]);
+}
+
+/// Reports of instances that are long gone are forgotten, with the next report that comes in; so are those that a clock
+/// dated far ahead.
+pub async fn reports_are_kept_for_a_while<H: StoreHarness>(harness: &H) {
+    let ledger = harness.ledger();
+    let now = ledger.time().await.expect("the database answers");
+    let report = |instance: &str, at| ConsumerReport {
+        at,
+        ..ConsumerReport::new("stock", instance, ConsumerState::Running)
+    };
+    let little = TimeDelta::minutes(10);
+    let mut told = vec![report("gone", now - KEPT - little), report("ahead", now + KEPT + little)];
+    told.extend((0..2_500).map(|n| report(&format!("gone {n}"), now - KEPT - little)));
+    let kept = [report("old", now - KEPT + little), report("young", now)];
+    told.extend(kept.clone());
+    ledger.record_reports(&told).await.expect("the database answers");
+    // Not all at once, where there are many.
+    for _ in 0..3 {
+        ledger.record_reports(&kept[1..]).await.expect("the database answers");
+    }
+    let found = ledger.consumers().await.expect("the database answers");
+    let found: Vec<_> = found.iter().map(|report| report.instance.as_str()).collect();
+    assert_eq!(found, ["old", "young"]);
 }

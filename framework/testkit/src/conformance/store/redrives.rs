@@ -29,7 +29,7 @@ fn dead_many(many: usize) -> Vec<Letter> {
     (0..many).map(|n| dead(&format!("{n:03}"))).collect()
 }
 
-fn new(id: &str) -> NewRedrive {
+pub(super) fn new(id: &str) -> NewRedrive {
     NewRedrive {
         id: id.to_owned(),
         filter: with_status(LetterStatus::Open),
@@ -52,12 +52,12 @@ async fn read(ledger: &AnyLedger, id: &str) -> Redrive {
     ledger.redrive(id).await.expect("the database answers").expect("it is there")
 }
 
-async fn lease(ledger: &AnyLedger, owner: &str) -> Lease {
+pub(super) async fn lease(ledger: &AnyLedger, owner: &str) -> Lease {
     let lease = ledger.acquire("redrive", owner, Duration::from_secs(60)).await;
     lease.expect("the database answers").expect("nobody else has it")
 }
 
-async fn claim(ledger: &AnyLedger, lease: &Lease, id: &str, limit: u32) -> Vec<String> {
+pub(super) async fn claim(ledger: &AnyLedger, lease: &Lease, id: &str, limit: u32) -> Vec<String> {
     let letters = ledger.claim_letters(lease, id, limit).await.expect("the database answers");
     let letters = letters.expect("the lease stands");
     assert!(letters.iter().all(|letter| letter.status == LetterStatus::Redriving));
@@ -300,6 +300,39 @@ pub async fn what_is_being_sent_outlives_its_redrive<H: StoreHarness>(harness: &
     ];
     assert_eq!(read(&ledger, "r").await.letters(), tally(&expected));
     assert_eq!(found(&*ledger, &of(Outcome::Silent)).await, ["005"]);
+}
+
+/// A letter that was surely not sent waits for no outcome, although its redrive ended while it was being sent. Where an
+/// earlier redrive had sent it, that one's outcome is the letter's again.
+pub async fn what_was_not_sent_waits_for_nothing<H: StoreHarness>(harness: &H) {
+    let ledger = harness.ledger();
+    let mut letters = dead_many(3);
+    letters.iter_mut().for_each(|letter| letter.envelope.key = None);
+    record(&*ledger, &letters).await;
+    let lease = lease(&ledger, "engine").await;
+    let of = |outcome| LetterFilter { outcome: Some(outcome), ..LetterFilter::default() };
+    let cancel = async |made: Redrive| {
+        let cancelled = made.cancelled(Some("enough".to_owned())).expect("it is not over");
+        assert!(ledger.steer_redrive(&made.plan.id, &made.standing, &cancelled).await.expect("it answers"));
+    };
+    let made = create(&ledger, &new("r")).await;
+    let claimed = claim(&ledger, &lease, "r", 10).await;
+    cancel(made).await;
+    assert_eq!(found(&*ledger, &of(Outcome::Waiting)).await, claimed, "perhaps sent");
+    settle(&ledger, "r", &claimed[..1], &Sent::NotTried).await;
+    settle(&ledger, "r", &claimed[1..2], &Sent::Refused("too large".to_owned())).await;
+    settle(&ledger, "r", &claimed[2..], &Sent::Unanswered).await;
+    assert_eq!(found(&*ledger, &with_status(LetterStatus::Open)).await, ["000", "001"]);
+    assert_eq!(found(&*ledger, &of(Outcome::Waiting)).await, [""; 0]);
+
+    let filter = with_status(LetterStatus::Redriving);
+    let made = create(&ledger, &NewRedrive { filter, ..new("s") }).await;
+    assert_eq!(claim(&ledger, &lease, "s", 10).await, ["002"]);
+    cancel(made).await;
+    assert_eq!(found(&*ledger, &of(Outcome::Waiting)).await, ["002"]);
+    settle(&ledger, "s", &claimed[2..], &Sent::NotTried).await;
+    assert_eq!(found(&*ledger, &of(Outcome::Waiting)).await, [""; 0]);
+    assert_eq!(found(&*ledger, &of(Outcome::Unknown)).await, ["002"], "as the first redrive left it");
 }
 
 /// The rate can be changed until the redrive is over.
