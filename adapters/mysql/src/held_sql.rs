@@ -33,12 +33,13 @@ const INSERT: &str = "
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND, ?)";
 
 /// The head that is due longest and that nobody else has. The index gives them in the order in which they fall due, so
-/// that no row is locked beside those that are looked at, and READ COMMITTED unlocks those that are no heads.
+/// that no row is locked beside those that are looked at, and READ COMMITTED unlocks those that are no heads. The head of a
+/// key is asked for by its number: that nothing comes before it would be looked for among all that comes behind it.
 const CLAIM: &str = "
     SELECT h.n FROM {held} AS h FORCE INDEX (`due`)
     WHERE h.consumer = ? AND h.state = 'retry' AND h.due_at <= UTC_TIMESTAMP(6) AND (h.crashes > 0) = ?
-      AND NOT EXISTS (SELECT 1 FROM {held} AS l WHERE l.consumer = h.consumer AND l.place = h.place
-                      AND l.digest = h.digest AND l.n < h.n)
+      AND h.n = (SELECT l.n FROM {held} AS l FORCE INDEX (`in_order`)
+                 WHERE l.consumer = h.consumer AND l.place = h.place AND l.digest = h.digest ORDER BY l.n LIMIT 1)
     ORDER BY h.due_at LIMIT 1
     FOR UPDATE SKIP LOCKED";
 
@@ -83,8 +84,8 @@ impl HeldSql {
         let fill = |statement: &str| Arc::<str>::from(tables.fill(statement));
         // The claim may have compared what was committed at different moments; this one has the head for itself.
         let head = format!(
-            "SELECT {}, NOT EXISTS (SELECT 1 FROM {{held}} AS l WHERE l.consumer = h.consumer AND l.place = h.place \
-             AND l.digest = h.digest AND l.n < h.n) FROM {{held}} AS h WHERE h.n = ?",
+            "SELECT {}, h.n = (SELECT l.n FROM {{held}} AS l FORCE INDEX (`in_order`) WHERE l.consumer = h.consumer \
+             AND l.place = h.place AND l.digest = h.digest ORDER BY l.n LIMIT 1) FROM {{held}} AS h WHERE h.n = ?",
             held_row::COLUMNS
         );
         Self {

@@ -1,4 +1,6 @@
 //! Charges: what was being handled when a process died.
+//!
+//! They are to outlive the consumer's process, not the server's, so that nobody waits until they are on its disk.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,14 +33,19 @@ impl ChargesSql {
         Self {
             charges: fill("SELECT crashes FROM {charge} WHERE consumer = $1 AND message_key = $2"),
             charge: fill(
-                "INSERT INTO {charge} AS c (consumer, message_key, crashes, charged_at) VALUES ($1, $2, 1, now())
+                "INSERT INTO {charge} AS c (consumer, message_key, crashes, charged_at)
+                 SELECT $1, $2, 1, now() FROM (SELECT set_config('synchronous_commit', 'off', true) OFFSET 0) AS soon
                  ON CONFLICT (consumer, message_key) DO UPDATE SET crashes = c.crashes + 1, charged_at = now()
                  RETURNING crashes - 1",
             ),
-            acquit: fill("DELETE FROM {charge} WHERE consumer = $1 AND message_key = $2 AND crashes <= $3"),
+            acquit: fill(
+                "DELETE FROM {charge} WHERE consumer = $1 AND message_key = $2 AND crashes <= $3
+                 AND (SELECT set_config('synchronous_commit', 'off', true)) IS NOT NULL",
+            ),
             acquit_head: fill(
                 "UPDATE {held} SET crashes = $3, due_at = clock_timestamp()
-                 WHERE consumer = $1 AND n = $2 AND crashes > $3 AND crashes <= $4 AND condemned IS NULL",
+                 WHERE consumer = $1 AND n = $2 AND crashes > $3 AND crashes <= $4 AND condemned IS NULL
+                 AND (SELECT set_config('synchronous_commit', 'off', true)) IS NOT NULL",
             ),
             prune: fill(
                 "DELETE FROM {charge} WHERE consumer = $1 AND charged_at < now() - make_interval(secs => $2)",

@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, Row};
 use crate::failure::failed;
 use crate::inbox::{PgInbox, is_busy};
 use crate::limits::milliseconds;
+use crate::of_key::elder;
 use crate::patience::answer_within;
 use crate::proof::Proof;
 use crate::scoped::Scoped;
@@ -21,15 +22,13 @@ use crate::transaction::PgTx;
 ///
 /// Rows are written in the order of their keys, so that two instances with the same messages wait for each other in
 /// one direction only. The limits are set before the first row, by a subquery that runs once, and the short lock
-/// timeout is given back after the last, by a row that exists only then. The held keys are looked for by a subquery that no planner can
-/// turn into a join over the whole table.
-const ADMIT: &str = "
+/// timeout is given back after the last, by a row that exists only then.
+const ADMIT: &str = concat!(
+    "
     WITH unit AS MATERIALIZED (
-        SELECT message_key, (
-            SELECT h.n FROM {held} AS h
-            WHERE h.consumer = $1 AND h.place = u.place AND sha256(h.ordering_key) = sha256(u.ordering_key)
-            ORDER BY h.n LIMIT 1
-        ) IS NOT NULL AS held
+        SELECT message_key, ",
+    elder!("$1", "u.place", "u.ordering_key"),
+    " IS NOT NULL AS held
         FROM unnest($2::text[], $3::text[], $4::bytea[]) AS u (message_key, place, ordering_key)
         WHERE (SELECT set_config('statement_timeout', $6, true) || set_config('lock_timeout', $5, true)
                    || set_config('idle_in_transaction_session_timeout', $6, true)) IS NOT NULL
@@ -41,7 +40,8 @@ const ADMIT: &str = "
     )
     SELECT coalesce(fresh, ARRAY[]::text[]), ARRAY(SELECT message_key FROM unit WHERE held),
            set_config('lock_timeout', current_setting('backstop.lock_timeout'), true)
-    FROM (SELECT array_agg(message_key) AS fresh FROM fresh) AS answer";
+    FROM (SELECT array_agg(message_key) AS fresh FROM fresh) AS answer"
+);
 
 const WITHDRAW: &str = "DELETE FROM {inbox} WHERE consumer = $1 AND message_key = ANY($2)";
 

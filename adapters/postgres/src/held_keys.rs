@@ -18,6 +18,7 @@ use crate::failure::failed;
 use crate::held_row::{read_message, seconds, via_name};
 use crate::held_sql::integer;
 use crate::inbox::PgInbox;
+use crate::of_key::elder;
 use crate::patience::answer_within;
 use crate::proof::Proof;
 use crate::tables::PgTables;
@@ -52,19 +53,20 @@ const SEIZE: &str = "
 /// A message that is at work has its inbox row written and not committed; that one is waited for.
 const SETTLE: &str = "INSERT INTO {inbox} (consumer, message_key) VALUES ($1, $2) ON CONFLICT DO NOTHING";
 
-const HEADS: &str = "
+const HEADS: &str = concat!(
+    "
     SELECT {columns}, (
         SELECT count(*) FROM {held} AS l WHERE l.consumer = h.consumer AND l.place = h.place
-           AND sha256(l.ordering_key) = sha256(h.ordering_key)
+           AND sha256(l.ordering_key) BETWEEN sha256(h.ordering_key) AND sha256(h.ordering_key)
     ) - 1
     FROM {held} AS h
     WHERE n > $1 AND ($2::bigint[] = '{}' OR n = ANY($2)) AND ($3::text IS NULL OR consumer = $3)
       AND ($4::text IS NULL OR place = $4) AND (NOT $5 OR state = 'waiting' AND condemned IS NOT NULL)
-      AND n = (SELECT l.n FROM {held} AS l
-               WHERE l.consumer = h.consumer AND l.place = h.place
-                 AND sha256(l.ordering_key) = sha256(h.ordering_key)
-               ORDER BY l.n LIMIT 1)
-    ORDER BY n LIMIT $6";
+      AND n = ",
+    elder!("h.consumer", "h.place", "h.ordering_key"),
+    "
+    ORDER BY n LIMIT $6"
+);
 
 /// The statements with the names of the tables filled in.
 #[derive(Debug)]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use backstop_core::held::{AFTER_CRASH, Failure, HeldMessage};
 
 use crate::hex::hex;
+use crate::of_key::elder;
 use crate::tables::PgTables;
 use crate::time;
 
@@ -29,8 +30,8 @@ const APPEND: &str = "
     WITH known AS MATERIALIZED (SELECT 1 FROM {inbox} WHERE consumer = $1 AND message_key = $4),
     tail AS MATERIALIZED (
         SELECT n FROM {held}
-        WHERE consumer = $1 AND place = $2 AND sha256(ordering_key) = sha256($3)
-        ORDER BY n DESC LIMIT 1 FOR KEY SHARE
+        WHERE consumer = $1 AND place = $2 AND sha256(ordering_key) BETWEEN sha256($3) AND sha256($3)
+        ORDER BY sha256(ordering_key) DESC, n DESC LIMIT 1 FOR KEY SHARE
     ), ins AS (
         INSERT INTO {held} (consumer, place, ordering_key, message_key, msg_key, headers, body, origin, via, state)
         SELECT $1, $2, $3, $4, $5, $6, $7, $8::json, $9, 'waiting' FROM tail
@@ -45,8 +46,8 @@ const IMPORT: &str = "
     WITH known AS MATERIALIZED (SELECT 1 FROM {inbox} WHERE consumer = $1 AND message_key = $4),
     tail AS MATERIALIZED (
         SELECT n FROM {held}
-        WHERE consumer = $1 AND place = $2 AND sha256(ordering_key) = sha256($3)
-        ORDER BY n DESC LIMIT 1 FOR KEY SHARE
+        WHERE consumer = $1 AND place = $2 AND sha256(ordering_key) BETWEEN sha256($3) AND sha256($3)
+        ORDER BY sha256(ordering_key) DESC, n DESC LIMIT 1 FOR KEY SHARE
     ), ins AS (
         INSERT INTO {held} (consumer, place, ordering_key, message_key, msg_key, headers, body, origin, via, state)
         SELECT $1, $2, $3, $4, $5, $6, $7, $8::json, $9,
@@ -57,21 +58,21 @@ const IMPORT: &str = "
     )
     SELECT EXISTS (SELECT FROM known), true, (SELECT count(*) FROM ins)";
 
-/// The head that is due longest and that nobody else has. The elder is looked for by a subquery that no planner can
-/// turn into a join over the whole table. FOR NO KEY UPDATE rather than FOR UPDATE: followers are appended while it
-/// runs.
-const CLAIM: &str = "
+/// The head that is due longest and that nobody else has. FOR NO KEY UPDATE rather than FOR UPDATE: followers are appended
+/// while it runs.
+const CLAIM: &str = concat!(
+    "
     SELECT n, place, ordering_key, message_key, msg_key, headers, body, origin::text, via, attempts, class, error,
            {held_since}, extract(epoch FROM clock_timestamp() - {held_since})::float8, throttled, condemned,
            pg_current_xact_id()::text, crashes
     FROM {held} AS h
     WHERE consumer = $1 AND state = 'retry' AND due_at <= clock_timestamp() AND (crashes > 0) = $2
-      AND n = (SELECT l.n FROM {held} AS l
-               WHERE l.consumer = h.consumer AND l.place = h.place
-                 AND sha256(l.ordering_key) = sha256(h.ordering_key)
-               ORDER BY l.n LIMIT 1)
+      AND n = ",
+    elder!("h.consumer", "h.place", "h.ordering_key"),
+    "
     ORDER BY due_at LIMIT 1
-    FOR NO KEY UPDATE OF h SKIP LOCKED";
+    FOR NO KEY UPDATE OF h SKIP LOCKED"
+);
 
 /// The head that was charged, in the transaction in which it is to be handled. Somebody else may have been quicker.
 const CLAIM_CHARGED: &str = "
@@ -150,7 +151,7 @@ impl HeldSql {
             "DELETE FROM {table} WHERE n = {n} AND {condition}; \
              UPDATE {table} SET state = 'retry', due_at = clock_timestamp() WHERE state = 'waiting' AND condemned IS NULL \
              AND n = (SELECT n FROM {table} WHERE consumer = {consumer} AND place = {place} \
-             AND sha256(ordering_key) = sha256({key}) ORDER BY n LIMIT 1); "
+             AND sha256(ordering_key) BETWEEN sha256({key}) AND sha256({key}) ORDER BY sha256(ordering_key), n LIMIT 1); "
         )
     }
 
@@ -186,11 +187,12 @@ impl HeldSql {
         )
     }
 
-    /// Charges a head that is claimed.
+    /// Charges a head that is claimed. It is to outlive this process, not the server's.
     pub(crate) fn charge_head(&self, n: i64) -> String {
         let (table, pause) = (&self.table, AFTER_CRASH.as_secs_f64());
         format!(
-            "UPDATE {table} SET crashes = crashes + 1, due_at = clock_timestamp() + make_interval(secs => {pause}) \
+            "SET LOCAL synchronous_commit = off; \
+             UPDATE {table} SET crashes = crashes + 1, due_at = clock_timestamp() + make_interval(secs => {pause}) \
              WHERE n = {n}; "
         )
     }

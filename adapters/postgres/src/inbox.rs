@@ -18,6 +18,7 @@ use crate::group::GroupSql;
 use crate::held_keys::KeysSql;
 use crate::held_sql::HeldSql;
 use crate::limits::{milliseconds, shown};
+use crate::of_key::elder;
 use crate::owed::OwedSql;
 use crate::patience::{answer_within, within};
 use crate::proof::{DECLARE, Proof};
@@ -28,32 +29,38 @@ use crate::transaction::PgTx;
 /// Writes the inbox row unless the message is handled or its key is held. On the way the server is told the limits,
 /// and the session's own lock timeout is given back once the row is there: the short one is not for the handler's
 /// statements. A plain INSERT, because CTEs would cost the server a third more for each message.
-const ADMIT: &str = "
+const ADMIT: &str = concat!(
+    "
     INSERT INTO {inbox} (consumer, message_key)
     SELECT $1, $2
     FROM (SELECT set_config('lock_timeout', $5, true), set_config('statement_timeout', $6, true),
                  set_config('idle_in_transaction_session_timeout', $6, true) OFFSET 0) AS limits
-    WHERE NOT EXISTS (
-        SELECT FROM {held} WHERE consumer = $1 AND place = $3 AND sha256(ordering_key) = sha256($4)
-    )
+    WHERE ",
+    elder!("$1", "$3", "$4"),
+    " IS NULL
     ON CONFLICT DO NOTHING
-    RETURNING set_config('lock_timeout', current_setting('backstop.lock_timeout'), true)";
+    RETURNING set_config('lock_timeout', current_setting('backstop.lock_timeout'), true)"
+);
 
 /// The same where the session enforces the limits. A handler may have changed that for its session: then there is no
 /// row. The wait for another instance is not limited here.
-const ADMIT_NEXT: &str = "
+const ADMIT_NEXT: &str = concat!(
+    "
     INSERT INTO {inbox} (consumer, message_key)
     SELECT $1, $2
     WHERE current_setting('statement_timeout') = $5 AND current_setting('idle_in_transaction_session_timeout') = $5
-      AND NOT EXISTS (
-        SELECT FROM {held} WHERE consumer = $1 AND place = $3 AND sha256(ordering_key) = sha256($4)
-    )
-    ON CONFLICT DO NOTHING";
+      AND ",
+    elder!("$1", "$3", "$4"),
+    " IS NULL
+    ON CONFLICT DO NOTHING"
+);
 
 /// Why there was nothing to insert.
-const REFUSAL: &str = "
-    SELECT EXISTS (SELECT FROM {held} WHERE consumer = $1 AND place = $3 AND sha256(ordering_key) = sha256($4)),
-           EXISTS (SELECT FROM {inbox} WHERE consumer = $1 AND message_key = $2)";
+const REFUSAL: &str = concat!(
+    "SELECT ",
+    elder!("$1", "$3", "$4"),
+    " IS NOT NULL, EXISTS (SELECT FROM {inbox} WHERE consumer = $1 AND message_key = $2)"
+);
 
 /// Begins the transaction of a live message, and keeps the session's own lock timeout aside for it and those that are
 /// chained to it.

@@ -39,6 +39,7 @@ mod limits;
 mod literal;
 #[cfg(test)]
 mod model;
+mod of_key;
 mod open;
 mod outbox;
 mod outbox_row;

@@ -37,7 +37,11 @@ impl OwedSql {
                  WHERE consumer = $1 AND (instance = $2 OR owed_since < now() - make_interval(secs => $3))
                  ORDER BY n LIMIT $4",
             ),
-            paid: fill("DELETE FROM {receipt} WHERE n = ANY($1)"),
+            // Told once more after a crash of the server.
+            paid: fill(
+                "DELETE FROM {receipt} WHERE n = ANY($1)
+                 AND (SELECT set_config('synchronous_commit', 'off', true)) IS NOT NULL",
+            ),
             can_owe: fill(
                 "SELECT bool_and(has_table_privilege(to_regclass($1), right_)) \
                  FROM unnest(ARRAY['SELECT', 'INSERT', 'DELETE']) AS right_",

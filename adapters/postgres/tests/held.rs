@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use backstop_core::held::{ClaimedHead, Failure, Heads, HeldMessage, HeldMessages, Holding};
-use backstop_core::inbox::{Admission, CommitError, Inbox, Unit};
+use backstop_core::inbox::{Admission, CommitError, GroupAdmission, Inbox, Unit};
 use backstop_core::{DeadReason, FaultKind, MessageKey, Via};
 use backstop_postgres::{PgInbox, PgTx};
 use sqlx::Executor;
@@ -399,5 +399,57 @@ async fn heads_have_one_owner_each() {
     let made = groups_of_owners().await - before;
     // Other tests make some meanwhile.
     assert!(made < HEADS / 3, "{made} rows had several owners");
+    db.drop().await;
+}
+
+/// Rows of held messages that the transactions of this connection have read lately.
+async fn rows_read(tx: &mut PgTx) -> i64 {
+    let read = "SELECT coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0) FROM pg_stat_xact_user_tables \
+                WHERE relid = 'backstop_held'::regclass";
+    sqlx::query_scalar(read).fetch_one(&mut **tx).await.expect("counted")
+}
+
+/// Statistics say that every key is a common one: no statement may read what is held of it for a message of another key.
+#[tokio::test]
+async fn a_key_of_which_nearly_everything_is_held_slows_no_other() {
+    const HELD: i64 = 30_000;
+    let db = Db::new().await;
+    let inbox = db.inbox();
+    hold_with(&inbox, "hot", "hot").await;
+    let followers = format!(
+        "INSERT INTO backstop_held (consumer, place, ordering_key, message_key, headers, origin, via, state)
+         SELECT consumer, place, ordering_key, 'hot-' || i, headers, origin, via, 'waiting'
+         FROM backstop_held, generate_series(1, {HELD}) AS i;
+         ANALYZE backstop_held"
+    );
+    db.run(&followers).await;
+    let hot = claim(&inbox).await.expect("due");
+    // The server plans the first executions of a statement for what they are given, and then for any key.
+    for n in 0..12 {
+        let id = n.to_string();
+        let cold = key(&format!("cold-{id}"));
+        let mut tx = fresh(&inbox, &format!("live-{id}")).await;
+        assert!(rows_read(&mut tx).await < HELD / 10, "a message, {n}");
+        inbox.rollback(tx).await;
+        let Ok(GroupAdmission::Shared { mut tx, .. }) =
+            inbox.begin_group(&[unit("cold", &cold)], limits()).await
+        else {
+            panic!("they may share");
+        };
+        assert!(rows_read(&mut tx).await < HELD / 10, "a group, {n}");
+        inbox.rollback(tx).await;
+        assert_eq!(append(&inbox, &id).await, Holding::KeyFree);
+        import(&inbox, &id).await;
+        assert_eq!(append(&inbox, &format!("{id}, again")).await, Holding::Stored);
+        for _ in 0..2 {
+            let mut claimed = claim(&inbox).await.expect("due");
+            assert_eq!(claimed.head.ordering_key, b"k");
+            assert!(rows_read(&mut claimed.tx).await < HELD / 10, "a head, {n}");
+            inbox.finish(CONSUMER, claimed.tx, &claimed.head).await.expect("finished");
+        }
+    }
+    let mut tx = fresh(&inbox, "live").await;
+    assert!(rows_read(&mut tx).await < HELD / 10, "all of it");
+    drop((hot, tx));
     db.drop().await;
 }

@@ -20,6 +20,7 @@ mod run;
 mod sequence;
 mod suspects;
 mod transactional;
+mod turns;
 
 use std::fmt;
 use std::future::Future;
@@ -54,6 +55,7 @@ use receipts::{Address, Desk, Post};
 use run::{LoopSettings, Process};
 use sequence::Sequences;
 use transactional::Transactional;
+use turns::Turns;
 
 /// Longest consumer name in bytes, so that it fits every index.
 const MAX_NAME: usize = 128;
@@ -489,6 +491,7 @@ impl<S: Source, I, H, C, D> Consumer<S, WithInbox<I>, H, C, D> {
             continue_trace,
             retention,
             group_size: GroupSize::new(group_commit),
+            turns: Turns::new(),
             group_age: group_commit.age(H::MAX_AGE),
             held_work: held_work::HeldWork::default(),
             suspects: suspects::Suspects::new(&context.consumer, max_crashes),

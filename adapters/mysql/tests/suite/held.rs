@@ -9,7 +9,7 @@ use backstop_core::Via;
 use backstop_core::held::{ClaimedHead, Heads, HeldMessages, Holding};
 use backstop_core::inbox::{Admission, CommitError, Inbox, Unit};
 use backstop_mysql::{MySqlInbox, MySqlTx};
-use sqlx::Executor;
+use sqlx::{Executor, Row};
 
 const NOW: Duration = Duration::ZERO;
 
@@ -195,5 +195,36 @@ async fn a_head_that_was_handled_meanwhile_says_so() {
     assert!(claimed.handled);
     inbox.finish(CONSUMER, claimed.tx, &claimed.head).await.expect("finished");
     assert_eq!(db.number("SELECT count(*) FROM backstop_held").await, 0);
+    db.drop().await;
+}
+
+/// Rows that this connection has gone through one after another.
+async fn rows_read(tx: &mut MySqlTx) -> u64 {
+    let row = tx.fetch_one("SHOW SESSION STATUS LIKE 'Handler_read_next'").await.expect("counted");
+    row.get::<String, _>(1).parse().expect("a number")
+}
+
+/// What waits behind a head is not read to find it, nor for a message of another key.
+#[tokio::test]
+async fn a_key_of_which_nearly_everything_is_held_slows_nobody() {
+    const MANY: u64 = 10_000;
+    let db = Db::new().await;
+    let inbox = db.inbox();
+    hold_with(&inbox, "hot", "hot").await;
+    for _ in 0..15 {
+        let twice = "INSERT INTO backstop_held (consumer, place, ordering_key, message_key, headers, origin, via, state)
+                     SELECT consumer, place, ordering_key, CONCAT('/orders|', UUID()), headers, origin, via, 'waiting' FROM backstop_held";
+        db.run(twice).await;
+    }
+    db.run("ANALYZE TABLE backstop_held").await;
+    for n in 0..5 {
+        let mut tx = fresh(&inbox, &format!("live-{n}")).await;
+        assert!(rows_read(&mut tx).await < MANY, "a message, {n}");
+        inbox.rollback(tx).await;
+        let mut claimed = claim(&inbox).await.expect("due");
+        assert_eq!(claimed.head.ordering_key, b"hot");
+        assert!(rows_read(&mut claimed.tx).await < MANY, "a head, {n}");
+        inbox.finish(CONSUMER, claimed.tx, &claimed.head).await.expect("finished");
+    }
     db.drop().await;
 }

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use crate::consumer::calling::{Called, Calls};
 use crate::consumer::invoke::decode;
 use crate::consumer::transactional::Transactional;
+use crate::consumer::turns::Place;
 use crate::control::breaker::Attempt;
 use crate::stats::{count, count_all};
 
@@ -150,16 +151,17 @@ where
         match ended {
             Ended::Failed(guilty) => {
                 self.group_size.failed();
-                rest.at_most = if guilty.is_empty() { 1 } else { self.group_size.now() };
+                rest.at_most = if guilty.is_empty() { 1 } else { self.at_most() };
                 // Those that were known before come after this group.
                 guilty.into_iter().rev().for_each(|at| rest.guilty.push_front(at));
             }
-            Ended::Conflict => {
-                self.group_size.met_others();
-                rest.at_most = 1;
-            }
-            Ended::Committed(_) | Ended::Apart => rest.at_most = 1,
+            Ended::Committed(_) | Ended::Conflict | Ended::Apart => rest.at_most = 1,
         }
+    }
+
+    /// How many messages may share a transaction now.
+    pub(crate) fn at_most(&self) -> usize {
+        if self.turns.is_apart() { 1 } else { self.group_size.now() }
     }
 
     /// After the commit.
@@ -196,6 +198,7 @@ where
     async fn attempt_group(&self, members: &[Member<H::Message>]) -> Ended {
         let consumer = &self.context.consumer;
         let units: Vec<Unit<'_>> = members.iter().map(|member| member.unit(consumer)).collect();
+        let place = self.turns.place().await;
         let asked = tokio::time::Instant::now();
         let admission = self.inbox.begin_group(&units, self.limits).await;
         let (mut tx, mut standings) = match self.context.answered(asked, admission) {
@@ -213,8 +216,7 @@ where
             self.inbox.rollback(tx).await;
             return Ended::Committed(standings);
         }
-        let called =
-            self.handler.several(self.invocation(), &fresh, self.group_age, &self.inbox, &mut tx).await;
+        let (called, in_turn) = self.call(place, &fresh, &mut tx).await;
         match called {
             Called::Handled { count, in_time } => {
                 if let Some(at) = places.get(in_time) {
@@ -248,11 +250,28 @@ where
                     return Ended::Apart;
                 }
                 if is_conflict {
+                    self.turns.met_others(in_turn);
                     return Ended::Conflict;
                 }
                 Ended::Failed(guilty.into_iter().map(|at| places[at]).collect())
             }
         }
+    }
+
+    /// Calls the handlers; and whether that was in turn.
+    async fn call(
+        &self,
+        place: Option<Place<'_>>,
+        fresh: &[&Delivery<H::Message>],
+        tx: &mut I::Tx,
+    ) -> (Called, bool) {
+        let turn = self.turns.turn(place).await;
+        let called = self.handler.several(self.invocation(), fresh, self.group_age, &self.inbox, tx).await;
+        let in_turn = turn.is_some();
+        if let Some(turn) = turn {
+            turn.end(fresh.len());
+        }
+        (called, in_turn)
     }
 
     /// A transaction had ended before the handlers of messages from `at` on were called. If that was a commit, the inbox

@@ -2,44 +2,22 @@
 //!
 //! It begins with one and grows while groups commit: a handler that ends its transactions is found out before it can
 //! do so to its neighbours. It shrinks by half with every group that fails, since the work of a failed group is done
-//! twice. After a deadlock nothing is shared for a while, and for longer after the next: a server takes about a second
-//! to notice one, and handlers that share rows would meet again and again, in groups of any size.
+//! twice.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-
-use tokio::time::Instant;
 
 use crate::settings::GroupCommit;
-
-/// How long nothing is shared after a deadlock: the first time, and at most.
-const PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
-/// After so many times the last pause without a deadlock the next one counts as the first.
-const QUIET: u32 = 10;
 
 /// The size of groups, shared by all workers of a consumer.
 #[derive(Debug)]
 pub(crate) struct GroupSize {
     now: AtomicUsize,
     most: AtomicUsize,
-    pause: Mutex<Pause>,
-}
-
-#[derive(Debug)]
-struct Pause {
-    until: Instant,
-    last: Duration,
 }
 
 impl GroupSize {
     pub(crate) fn new(settings: GroupCommit) -> Self {
-        let pause = Pause { until: Instant::now(), last: Duration::ZERO };
-        Self {
-            now: AtomicUsize::new(1),
-            most: AtomicUsize::new(settings.messages()),
-            pause: Mutex::new(pause),
-        }
+        Self { now: AtomicUsize::new(1), most: AtomicUsize::new(settings.messages()) }
     }
 
     /// Whether messages share transactions at all.
@@ -55,12 +33,7 @@ impl GroupSize {
     /// A group of that size has committed.
     pub(crate) fn committed(&self, messages: usize) {
         let now = self.now();
-        if messages < now || now >= self.most.load(Ordering::Relaxed) {
-            return;
-        }
-        // Held while it grows: a deadlock meanwhile is not to be overwritten.
-        let pause = self.pause();
-        if pause.until <= Instant::now() {
+        if messages >= now && now < self.most.load(Ordering::Relaxed) {
             self.set(now + now / 8 + 1);
         }
     }
@@ -68,20 +41,6 @@ impl GroupSize {
     /// A group failed.
     pub(crate) fn failed(&self) {
         self.set(self.now() / 2);
-    }
-
-    /// A group stood in the way of others.
-    pub(crate) fn met_others(&self) {
-        let mut pause = self.pause();
-        self.set(1);
-        let now = Instant::now();
-        if pause.until <= now {
-            if now.saturating_duration_since(pause.until) >= pause.last * QUIET {
-                pause.last = Duration::ZERO;
-            }
-            pause.last = (pause.last * 2).clamp(PAUSE.0, PAUSE.1);
-            pause.until = now + pause.last;
-        }
     }
 
     /// A group had time for so many only.
@@ -92,10 +51,6 @@ impl GroupSize {
     /// No groups from now on.
     pub(crate) fn switch_off(&self) {
         self.most.store(1, Ordering::Relaxed);
-    }
-
-    fn pause(&self) -> MutexGuard<'_, Pause> {
-        self.pause.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set(&self, messages: usize) {
@@ -130,26 +85,5 @@ mod tests {
         size.switch_off();
         grow(&size, 5);
         assert_eq!((size.now(), size.is_on()), (1, false));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn deadlocks_keep_it_small_for_longer_and_longer() {
-        let size = GroupSize::new(GroupCommit::up_to(64));
-        grow(&size, 100);
-        for seconds in [10, 20, 40] {
-            // Several groups that meet are one deadlock.
-            (0..8).for_each(|_| size.met_others());
-            tokio::time::advance(Duration::from_secs(seconds - 1)).await;
-            grow(&size, 100);
-            assert_eq!(size.now(), 1, "after {seconds} s less one");
-            tokio::time::advance(Duration::from_secs(1)).await;
-            grow(&size, 100);
-            assert_eq!(size.now(), 64, "after {seconds} s");
-        }
-        tokio::time::advance(Duration::from_secs(400)).await;
-        size.met_others();
-        tokio::time::advance(PAUSE.0).await;
-        grow(&size, 100);
-        assert_eq!(size.now(), 64, "after a quiet time it is the first again");
     }
 }

@@ -206,6 +206,7 @@ where
 
     /// Begin, handler, proven commit.
     async fn attempt(&self, unit: Unit<'_>, delivery: &Delivery<H::Message>) -> Try {
+        let place = self.turns.place().await;
         let asked = Instant::now();
         let admission = self.inbox.begin(unit, self.limits).await;
         let mut tx = match self.context.answered(asked, admission) {
@@ -215,7 +216,12 @@ where
             Ok(Admission::Busy) => return Try::Busy,
             Err(error) => return Try::Outage(error),
         };
-        if let Err(failed) = self.handler.one(self.invocation(), delivery, &mut tx).await {
+        let turn = self.turns.turn(place).await;
+        let called = self.handler.one(self.invocation(), delivery, &mut tx).await;
+        if let Some(turn) = turn {
+            turn.end(1);
+        }
+        if let Err(failed) = called {
             if failed.tx_is_sound {
                 self.inbox.rollback(tx).await;
             }

@@ -16,6 +16,7 @@ use crate::consumer::held_work::HeldWork;
 use crate::consumer::invoke::Invocation;
 use crate::consumer::run::Process;
 use crate::consumer::suspects::Suspects;
+use crate::consumer::turns::Turns;
 use crate::settings::MissingId;
 
 /// Rows that one clean-up statement forgets at most.
@@ -40,6 +41,7 @@ pub(crate) struct Transactional<I, H, C, D> {
     pub(crate) continue_trace: bool,
     pub(crate) retention: Duration,
     pub(crate) group_size: GroupSize,
+    pub(crate) turns: Turns,
     pub(crate) group_age: Duration,
     pub(crate) held_work: HeldWork,
     pub(crate) suspects: Suspects,
@@ -71,7 +73,7 @@ where
     }
 
     fn at_once(&self) -> usize {
-        self.group_size.now()
+        self.at_most()
     }
 
     async fn process(&self, received: Vec<Received<S>>) {
