@@ -61,7 +61,7 @@ pub(crate) const FULL: Sizes = Sizes {
     grouped: 200_000,
     polled: 500_000,
     waited: 750_000,
-    shared: 50_000,
+    shared: 200_000,
     behind: 1_000_000,
     letters: 100_000,
     shown: 1_000_000,

@@ -2,13 +2,14 @@
 
 mod common;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use backstop::inbox::{GroupAdmission, Inbox, Limits, Unit};
 use backstop::{
-    Consumer, Delivery, GroupCommit, Handler, HandlerError, Message, MessageKey, Snapshot, names,
+    AdapterError, Consumer, Delivery, FaultKind, GroupCommit, Handler, HandlerError, Message, MessageKey,
+    Snapshot, names,
 };
 use backstop_testkit::memory::{CommitFault, MemoryTx, Store};
 use common::warm::*;
@@ -127,6 +128,73 @@ async fn a_deadlock_makes_groups_smaller_and_charges_nobody() {
     assert_eq!(of_key(&applied(&scene), "a"), ALL_OF_A);
     assert_eq!((report.failures, report.held), (0, 0), "{report:?}");
     assert!(report.regrouped > 0, "{report:?}");
+}
+
+/// Takes a moment for each message; the first of a group that is named `a2` meets another transaction. Remembers how many were
+/// at work at once afterwards.
+#[derive(Clone, Default)]
+struct Crowd {
+    apply: Apply,
+    met: Arc<AtomicBool>,
+    now: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+}
+
+impl Handler<MemoryTx> for Crowd {
+    type Message = Order;
+
+    async fn handle(&self, delivery: &Delivery<Order>, tx: &mut MemoryTx) -> Result<(), HandlerError> {
+        if delivery.body().name == "a2" && !self.met.swap(true, Ordering::SeqCst) {
+            return Err(AdapterError::new(FaultKind::Conflict, "a deadlock").into());
+        }
+        let others = self.now.fetch_add(1, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        self.now.fetch_sub(1, Ordering::SeqCst);
+        if self.met.load(Ordering::SeqCst) {
+            self.most.fetch_max(others + 1, Ordering::SeqCst);
+        }
+        self.apply.handle(delivery, tx).await
+    }
+}
+
+/// How many handlers are at work at once, of 8 that may, after one group has met another transaction, or none has.
+async fn most_at_once(meets: bool) -> usize {
+    let scene = Scene { concurrency: 8, ..scene() };
+    let handler = Crowd { apply: scene.handler.clone(), ..Crowd::default() };
+    let (met, most) = (handler.met.clone(), handler.most.clone());
+    let source = scene.broker.source("stock", ["orders"]);
+    let consumer = Consumer::transactional("stock", source, scene.store.clone(), handler)
+        .dead_letter(scene.broker.dead_letters())
+        .group_commit(scene.groups)
+        .concurrency(scene.concurrency);
+    publish_warmth(&scene);
+    let publish = |scene: &Scene| {
+        met.store(!meets, Ordering::SeqCst);
+        publish_around(Trouble::None)(scene);
+    };
+    let published_more = AtomicBool::new(false);
+    let warm = once_warm(publish, |_, applied| applied.len() >= 10);
+    let done = |scene: &Scene| {
+        // What is published when the group has met the other: what was at work beside it is done.
+        if warm(scene) && !published_more.swap(true, Ordering::SeqCst) {
+            most.store(0, Ordering::SeqCst);
+            (0..200).for_each(|n| scene.publish(&format!("k{}", n % 40), &format!("n{n}"), Trouble::None));
+        }
+        published_more.load(Ordering::SeqCst) && scene.settled() && scene.store.applied().len() == 310
+    };
+    let run = |stopped: oneshot::Receiver<()>| {
+        consumer.run(async {
+            let _ = stopped.await;
+        })
+    };
+    scene.drive(run, done).await;
+    most.load(Ordering::SeqCst)
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_deadlock_handlers_have_turns() {
+    assert!(most_at_once(false).await > 1);
+    assert_eq!(most_at_once(true).await, 1);
 }
 
 #[tokio::test(start_paused = true)]
