@@ -19,7 +19,6 @@ use tokio::time::timeout;
 use crate::consumer::calling::{Called, Calls};
 use crate::consumer::invoke::decode;
 use crate::consumer::transactional::Transactional;
-use crate::consumer::turns::Place;
 use crate::control::breaker::Attempt;
 use crate::stats::{count, count_all};
 
@@ -216,7 +215,10 @@ where
             self.inbox.rollback(tx).await;
             return Ended::Committed(standings);
         }
-        let (called, in_turn) = self.call(place, &fresh, &mut tx).await;
+        let turn = place.turn().await;
+        let called =
+            self.handler.several(self.invocation(), &fresh, self.group_age, &self.inbox, &mut tx).await;
+        let was_alone = turn.end(fresh.len());
         match called {
             Called::Handled { count, in_time } => {
                 if let Some(at) = places.get(in_time) {
@@ -250,28 +252,12 @@ where
                     return Ended::Apart;
                 }
                 if is_conflict {
-                    self.turns.met_others(in_turn);
+                    self.turns.met_others(was_alone);
                     return Ended::Conflict;
                 }
                 Ended::Failed(guilty.into_iter().map(|at| places[at]).collect())
             }
         }
-    }
-
-    /// Calls the handlers; and whether that was in turn.
-    async fn call(
-        &self,
-        place: Option<Place<'_>>,
-        fresh: &[&Delivery<H::Message>],
-        tx: &mut I::Tx,
-    ) -> (Called, bool) {
-        let turn = self.turns.turn(place).await;
-        let called = self.handler.several(self.invocation(), fresh, self.group_age, &self.inbox, tx).await;
-        let in_turn = turn.is_some();
-        if let Some(turn) = turn {
-            turn.end(fresh.len());
-        }
-        (called, in_turn)
     }
 
     /// A transaction had ended before the handlers of messages from `at` on were called. If that was a commit, the inbox

@@ -216,11 +216,9 @@ where
             Ok(Admission::Busy) => return Try::Busy,
             Err(error) => return Try::Outage(error),
         };
-        let turn = self.turns.turn(place).await;
+        let turn = place.turn().await;
         let called = self.handler.one(self.invocation(), delivery, &mut tx).await;
-        if let Some(turn) = turn {
-            turn.end(1);
-        }
+        turn.end(1);
         if let Err(failed) = called {
             if failed.tx_is_sound {
                 self.inbox.rollback(tx).await;

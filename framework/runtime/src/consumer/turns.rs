@@ -5,6 +5,7 @@
 //! others are, and the commit of one runs beside the handlers of the next. Where that does not help, because what is in
 //! the way belongs to another instance, or costs too much, because handlers take long, nothing is shared instead.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,8 +16,6 @@ use tokio::time::Instant;
 const PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
 /// After so many times the last pause without a deadlock the next one counts as the first.
 const QUIET: u32 = 10;
-/// What was begun before a pause may stay in the way for so long.
-const LINGER: Duration = Duration::from_secs(3);
 /// A message whose handler takes longer is better handled beside others than in turn.
 const LONG: Duration = Duration::from_millis(1);
 /// How much is measured before handlers are said to take long.
@@ -29,11 +28,12 @@ pub(crate) struct Turns {
     /// Two transactions at once: one that has the turn, and the next one, which begins meanwhile.
     places: Semaphore,
     turn: Semaphore,
+    /// Transactions whose handlers are called without a turn: they may have begun before a pause, and be in the way.
+    others: AtomicUsize,
 }
 
 #[derive(Debug)]
 struct Pause {
-    since: Instant,
     until: Instant,
     last: Duration,
     /// Whether turns were no remedy.
@@ -42,43 +42,49 @@ struct Pause {
     taken: (Duration, u32),
 }
 
-/// A place among those who wait for their turn.
+/// A place among those who wait for their turn, or beside them where nobody needs one.
 #[derive(Debug)]
-pub(crate) struct Place<'a>(#[expect(dead_code, reason = "held until it is dropped")] SemaphorePermit<'a>);
+pub(crate) struct Place<'a> {
+    turns: &'a Turns,
+    permit: Option<SemaphorePermit<'a>>,
+}
 
 /// The right to call handlers, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Turn<'a> {
-    turns: &'a Turns,
+    place: Place<'a>,
+    permit: Option<SemaphorePermit<'a>>,
     began: Instant,
-    _turn: SemaphorePermit<'a>,
-    _place: Place<'a>,
 }
 
 impl Turns {
     pub(crate) fn new() -> Self {
         let now = Instant::now();
-        let pause =
-            Pause { since: now, until: now, last: Duration::ZERO, in_vain: false, taken: Default::default() };
-        Self { pause: Mutex::new(pause), places: Semaphore::new(2), turn: Semaphore::new(1) }
-    }
-
-    /// A place to be had before a transaction begins; `None` while nobody needs one.
-    pub(crate) async fn place(&self) -> Option<Place<'_>> {
-        if !self.pause().has_turns(Instant::now()) {
-            return None;
+        let pause = Pause { until: now, last: Duration::ZERO, in_vain: false, taken: Default::default() };
+        Self {
+            pause: Mutex::new(pause),
+            places: Semaphore::new(2),
+            turn: Semaphore::new(1),
+            others: AtomicUsize::new(0),
         }
-        let place = self.places.acquire().await.ok()?;
-        // It may have come to an end while others were called.
-        let needed = self.pause().has_turns(Instant::now());
-        needed.then_some(Place(place))
     }
 
-    /// The turn of whoever has a place, once the one before is done.
-    pub(crate) async fn turn<'a>(&'a self, place: Option<Place<'a>>) -> Option<Turn<'a>> {
-        let place = place?;
-        let turn = self.turn.acquire().await.ok()?;
-        Some(Turn { turns: self, began: Instant::now(), _turn: turn, _place: place })
+    /// A place, to be had before a transaction begins.
+    pub(crate) async fn place(&self) -> Place<'_> {
+        let mut permit = None;
+        if self.are_needed() {
+            permit = self.places.acquire().await.ok();
+            // They may have come to an end while it waited.
+            permit = permit.filter(|_| self.are_needed());
+        }
+        if permit.is_none() {
+            self.others.fetch_add(1, Ordering::Relaxed);
+        }
+        Place { turns: self, permit }
+    }
+
+    fn are_needed(&self) -> bool {
+        self.pause().has_turns(Instant::now())
     }
 
     /// Whether nothing may be shared now.
@@ -87,12 +93,12 @@ impl Turns {
         pause.in_vain && Instant::now() < pause.until
     }
 
-    /// A transaction met another one; whether it had the turn.
-    pub(crate) fn met_others(&self, in_turn: bool) {
+    /// A transaction met another one; whether nobody else of this consumer could be in its way.
+    pub(crate) fn met_others(&self, was_alone: bool) {
         let (mut pause, now) = (self.pause(), Instant::now());
         if pause.until <= now {
             pause.begin(now);
-        } else if in_turn && now.saturating_duration_since(pause.since) > LINGER {
+        } else if was_alone {
             pause.in_vain = true;
         }
     }
@@ -108,23 +114,14 @@ impl Pause {
             self.last = Duration::ZERO;
         }
         self.last = (self.last * 2).clamp(PAUSE.0, PAUSE.1);
-        *self = Self {
-            since: now,
-            until: now + self.last,
-            last: self.last,
-            in_vain: false,
-            taken: Default::default(),
-        };
+        *self = Self { until: now + self.last, last: self.last, in_vain: false, taken: Default::default() };
     }
 
     fn has_turns(&self, now: Instant) -> bool {
         !self.in_vain && now < self.until
     }
 
-    fn measure(&mut self, took: Duration, messages: u32, now: Instant) {
-        if now.saturating_duration_since(self.since) <= LINGER + took {
-            return;
-        }
+    fn measure(&mut self, took: Duration, messages: u32) {
         self.taken = (self.taken.0 + took, self.taken.1.saturating_add(messages));
         let (taken, messages) = self.taken;
         if taken >= MEASURED {
@@ -134,12 +131,34 @@ impl Pause {
     }
 }
 
+impl<'a> Place<'a> {
+    /// The turn, once whoever has it is done.
+    pub(crate) async fn turn(self) -> Turn<'a> {
+        let permit = match self.permit {
+            Some(_) => self.turns.turn.acquire().await.ok(),
+            None => None,
+        };
+        Turn { place: self, permit, began: Instant::now() }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if self.permit.is_none() {
+            self.turns.others.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
 impl Turn<'_> {
-    /// The handlers of so many messages were called.
-    pub(crate) fn end(self, messages: usize) {
-        let now = Instant::now();
-        let (took, messages) = (now - self.began, u32::try_from(messages).unwrap_or(u32::MAX));
-        self.turns.pause().measure(took, messages, now);
+    /// The handlers of so many messages were called; whether nobody else of this consumer could be in their way.
+    pub(crate) fn end(self, messages: usize) -> bool {
+        let turns = self.place.turns;
+        let is_alone = self.permit.is_some() && turns.others.load(Ordering::Relaxed) == 0;
+        if is_alone {
+            turns.pause().measure(self.began.elapsed(), u32::try_from(messages).unwrap_or(u32::MAX));
+        }
+        is_alone
     }
 }
 
@@ -154,7 +173,7 @@ mod tests {
     const MOMENT: Duration = Duration::from_millis(1);
 
     async fn has_turns(turns: &Turns) -> bool {
-        turns.place().await.is_some()
+        turns.place().await.permit.is_some()
     }
 
     #[tokio::test(start_paused = true)]
@@ -179,14 +198,14 @@ mod tests {
     async fn one_has_the_turn_and_another_one_may_begin() {
         let turns = Turns::new();
         turns.met_others(false);
-        let first = turns.turn(turns.place().await).await.expect("the turn");
+        let first = turns.place().await.turn().await;
         let second = turns.place().await;
         assert!(timeout(MOMENT, turns.place()).await.is_err(), "a third has to wait");
-        assert!(timeout(MOMENT, turns.turn(second)).await.is_err(), "the first still has the turn");
+        assert!(timeout(MOMENT, second.turn()).await.is_err(), "the first still has the turn");
         let second = turns.place().await;
         first.end(1);
-        assert!(turns.turn(second).await.is_some());
-        assert!(turns.place().await.is_some());
+        assert!(second.turn().await.permit.is_some());
+        assert!(has_turns(&turns).await);
     }
 
     #[tokio::test(start_paused = true)]
@@ -198,19 +217,21 @@ mod tests {
         tokio::pin!(waiting);
         assert!(timeout(PAUSE.0, &mut waiting).await.is_err());
         drop(first);
-        assert!(waiting.await.is_none());
+        assert!(waiting.await.permit.is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_deadlock_in_turn_calls_for_smaller_ones() {
         let turns = Turns::new();
+        let before = turns.place().await.turn().await;
         turns.met_others(false);
-        turns.met_others(true);
-        assert!(!turns.is_apart(), "it met what was begun before");
-        advance(LINGER + MOMENT).await;
+        let meets = async || turns.met_others(turns.place().await.turn().await.end(1));
+        meets().await;
+        assert!(!turns.is_apart(), "it may have met what was begun before");
+        assert!(!before.end(1));
         turns.met_others(false);
         assert!(!turns.is_apart(), "it was not its turn");
-        turns.met_others(true);
+        meets().await;
         assert!(turns.is_apart() && !has_turns(&turns).await);
         advance(PAUSE.0).await;
         assert!(!turns.is_apart());
@@ -220,7 +241,7 @@ mod tests {
 
     /// Whether nothing is shared when handlers took so long for so many messages.
     async fn is_apart_after(turns: &Turns, took: Duration, messages: usize) -> bool {
-        let turn = turns.turn(turns.place().await).await.expect("the turn");
+        let turn = turns.place().await.turn().await;
         advance(took).await;
         turn.end(messages);
         turns.is_apart()
@@ -229,9 +250,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn handlers_that_take_long_have_no_turns() {
         let turns = Turns::new();
+        let before = turns.place().await;
         turns.met_others(false);
-        assert!(!is_apart_after(&turns, 2 * MEASURED, 1).await, "it waited for what was begun before");
-        advance(LINGER).await;
+        assert!(
+            !is_apart_after(&turns, 2 * MEASURED, 1).await,
+            "it may have waited for what was begun before"
+        );
+        drop(before);
         assert!(!is_apart_after(&turns, MEASURED, 500).await, "1 ms each");
         assert!(!is_apart_after(&turns, MEASURED / 2, 1).await, "not enough is known");
         assert!(is_apart_after(&turns, MEASURED / 2, 400).await, "0.5 s for 401 messages");
