@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use crate::consumer::calling::{Called, Calls};
 use crate::consumer::invoke::decode;
 use crate::consumer::transactional::Transactional;
+use crate::consumer::turns::Place;
 use crate::control::breaker::Attempt;
 use crate::stats::{count, count_all};
 
@@ -215,10 +216,7 @@ where
             self.inbox.rollback(tx).await;
             return Ended::Committed(standings);
         }
-        let turn = place.turn().await;
-        let called =
-            self.handler.several(self.invocation(), &fresh, self.group_age, &self.inbox, &mut tx).await;
-        let was_alone = turn.end(fresh.len());
+        let (called, was_alone) = self.call(place, &fresh, &mut tx).await;
         match called {
             Called::Handled { count, in_time } => {
                 if let Some(at) = places.get(in_time) {
@@ -258,6 +256,18 @@ where
                 Ended::Failed(guilty.into_iter().map(|at| places[at]).collect())
             }
         }
+    }
+
+    /// Calls the handlers in their turn; and whether nobody else of this consumer could be in their way.
+    async fn call(
+        &self,
+        place: Place<'_>,
+        fresh: &[&Delivery<H::Message>],
+        tx: &mut I::Tx,
+    ) -> (Called, bool) {
+        let turn = place.turn().await;
+        let called = self.handler.several(self.invocation(), fresh, self.group_age, &self.inbox, tx).await;
+        (called, turn.end(fresh.len()))
     }
 
     /// A transaction had ended before the handlers of messages from `at` on were called. If that was a commit, the inbox
