@@ -1,15 +1,13 @@
 //! Two members of one group: what moves, what is waited for, what is refused.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use crate::common::*;
 use backstop_core::Destination;
 use backstop_core::sink::Sink;
 use backstop_core::source::{Settlement, Source};
 use backstop_kafka::{KafkaSink, KafkaSource, RebalanceProtocol};
-use common::*;
 use tokio::sync::watch;
 
 const MESSAGES: usize = 3_000;

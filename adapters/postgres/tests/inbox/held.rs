@@ -1,17 +1,15 @@
 //! Held messages: order and single effect through failures, crashes and moves.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::support::{CONSUMER, Db, PLACE, envelope, failure, fresh, key, limits, new_held, origin, unit};
 use backstop_core::held::{ClaimedHead, Failure, Heads, HeldMessage, HeldMessages, Holding};
 use backstop_core::inbox::{Admission, CommitError, GroupAdmission, Inbox, Unit};
 use backstop_core::{DeadReason, FaultKind, MessageKey, Via};
 use backstop_postgres::{PgInbox, PgTx};
 use sqlx::Executor;
-use support::{CONSUMER, Db, PLACE, envelope, failure, fresh, key, limits, new_held, origin, unit};
 
 const NOW: Duration = Duration::ZERO;
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -248,7 +246,7 @@ struct Stress {
 
 impl Stress {
     fn names(key: usize, message: usize) -> (String, MessageKey) {
-        (format!("key-{key}"), support::key(&format!("{key}/{message}")))
+        (format!("key-{key}"), crate::support::key(&format!("{key}/{message}")))
     }
 
     async fn effect(tx: &mut PgTx, message_key: &MessageKey) {

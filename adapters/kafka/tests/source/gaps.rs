@@ -1,12 +1,10 @@
 //! What a topic holds beside messages, and members that are slow.
 
-mod common;
-
 use std::time::Duration;
 
+use crate::common::*;
 use backstop_core::source::{Settlement, Source};
 use backstop_kafka::KafkaSource;
-use common::*;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};

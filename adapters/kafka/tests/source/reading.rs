@@ -1,9 +1,8 @@
 //! Reading from a real Kafka: the wire, the window, commits and the door.
 
-mod common;
-
 use std::time::Duration;
 
+use crate::common::*;
 use backstop_core::dead_letter::{DeadLetter, DeadReason, kafka_door, kafka_letters, redrive_envelope};
 use backstop_core::message::{Destination, Envelope, Headers};
 use backstop_core::origin::{Origin, Via};
@@ -12,7 +11,6 @@ use backstop_core::source::{Received, Settlement, Source};
 use backstop_core::{ErrorClass, ErrorReport, FaultKind, Identity, MessageKey};
 use backstop_kafka::{KafkaSettings, KafkaSink, KafkaSource, OutOfRange, RebalanceProtocol, StartFrom};
 use bytes::Bytes;
-use common::*;
 
 fn source(topic: &Topic, group: &str) -> KafkaSource {
     KafkaSource::subscribe(brokers(), group, &[topic.name.as_str()]).door(false)

@@ -1,14 +1,12 @@
 //! What a handler may do to its transaction, and what the inbox says of the commit.
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{CONSUMER, Db, fresh, key, limits, unit, until};
 use backstop_core::inbox::{Admission, CommitError, Inbox, Limits};
 use backstop_core::{Disposition, ErrorClass, FaultKind};
 use backstop_postgres::PgTx;
 use sqlx::{Acquire, Executor};
-use support::{CONSUMER, Db, fresh, key, limits, unit, until};
 
 const EFFECT: &str = "INSERT INTO effect VALUES (1)";
 const FAILING: &str = "INSERT INTO effect VALUES (1/0)";
@@ -254,7 +252,7 @@ async fn readiness_names_what_is_missing() {
 #[tokio::test]
 async fn no_secret_is_in_an_error() {
     let secret = "hunter2-%40-secret";
-    let url = support::url();
+    let url = crate::support::url();
     let (scheme, rest) = url.split_once("://").expect("a URL");
     let (_, host) = rest.split_once('@').expect("a user");
     for host in [host, "127.0.0.1:1/none"] {
