@@ -17,7 +17,7 @@ use sqlx::{AssertSqlSafe, MySql, QueryBuilder, Row};
 use crate::contest::contested;
 use crate::failure::failed;
 use crate::held_row::{COLUMNS, read, via_name};
-use crate::held_sql::integer;
+use crate::held_sql::{IS_HEAD, integer};
 use crate::inbox::MySqlInbox;
 use crate::patience::within;
 use crate::scoped::Scoped;
@@ -37,9 +37,6 @@ const REVIVE: &str = "
     WHERE n = ? AND headers = ? AND condemned IS NOT NULL";
 
 const SETTLE: &str = "INSERT IGNORE INTO {inbox} (consumer, message_key) VALUES (?, ?)";
-
-const OF_KEY: &str =
-    "FROM {held} AS l WHERE l.consumer = h.consumer AND l.place = h.place AND l.digest = h.digest";
 
 /// The statements with the names of the tables filled in.
 #[derive(Debug)]
@@ -63,8 +60,8 @@ impl KeysSql {
         );
         let find = format!("{columns} FROM {{held}} WHERE consumer = ? AND message_key = ?");
         let heads = format!(
-            "{columns}, (SELECT COUNT(*) {OF_KEY}) - 1 FROM {{held}} AS h \
-             WHERE NOT EXISTS (SELECT 1 {OF_KEY} AND l.n < h.n)"
+            "{columns}, (SELECT COUNT(*) FROM {{held}} AS l WHERE l.consumer = h.consumer AND l.place = h.place \
+             AND l.digest = h.digest) - 1 FROM {{held}} AS h WHERE {IS_HEAD}"
         );
         Self {
             park: fill(PARK),

@@ -19,6 +19,11 @@ use crate::{held_row, literal};
 /// How many gates there are. Every instance must agree on it, of whatever version.
 pub(crate) const GATES: u32 = 64;
 
+/// Whether a message `h` is the head of its key. By its number: that nothing comes before it would be looked for among all that
+/// comes behind it.
+pub(crate) const IS_HEAD: &str = "h.n = (SELECT l.n FROM {held} AS l FORCE INDEX (`in_order`)
+    WHERE l.consumer = h.consumer AND l.place = h.place AND l.digest = h.digest ORDER BY l.n LIMIT 1)";
+
 const GATE: &str = "SELECT n FROM {gate} WHERE n = ? FOR UPDATE";
 
 /// Whether the message is handled, whether it is held, and whether anything of its key is.
@@ -33,13 +38,11 @@ const INSERT: &str = "
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND, ?)";
 
 /// The head that is due longest and that nobody else has. The index gives them in the order in which they fall due, so
-/// that no row is locked beside those that are looked at, and READ COMMITTED unlocks those that are no heads. The head of a
-/// key is asked for by its number: that nothing comes before it would be looked for among all that comes behind it.
+/// that no row is locked beside those that are looked at, and READ COMMITTED unlocks those that are no heads.
 const CLAIM: &str = "
     SELECT h.n FROM {held} AS h FORCE INDEX (`due`)
     WHERE h.consumer = ? AND h.state = 'retry' AND h.due_at <= UTC_TIMESTAMP(6) AND (h.crashes > 0) = ?
-      AND h.n = (SELECT l.n FROM {held} AS l FORCE INDEX (`in_order`)
-                 WHERE l.consumer = h.consumer AND l.place = h.place AND l.digest = h.digest ORDER BY l.n LIMIT 1)
+      AND {is_head}
     ORDER BY h.due_at LIMIT 1
     FOR UPDATE SKIP LOCKED";
 
@@ -83,16 +86,12 @@ impl HeldSql {
     pub(crate) fn new(tables: &MySqlTables) -> Self {
         let fill = |statement: &str| Arc::<str>::from(tables.fill(statement));
         // The claim may have compared what was committed at different moments; this one has the head for itself.
-        let head = format!(
-            "SELECT {}, h.n = (SELECT l.n FROM {{held}} AS l FORCE INDEX (`in_order`) WHERE l.consumer = h.consumer \
-             AND l.place = h.place AND l.digest = h.digest ORDER BY l.n LIMIT 1) FROM {{held}} AS h WHERE h.n = ?",
-            held_row::COLUMNS
-        );
+        let head = format!("SELECT {}, {IS_HEAD} FROM {{held}} AS h WHERE h.n = ?", held_row::COLUMNS);
         Self {
             gate: fill(GATE),
             look: fill(LOOK),
             insert: fill(INSERT),
-            claim: fill(CLAIM),
+            claim: fill(&CLAIM.replace("{is_head}", IS_HEAD)),
             claim_charged: fill(CLAIM_CHARGED),
             head: fill(&head),
             reschedule: fill(RESCHEDULE),
