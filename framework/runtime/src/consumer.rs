@@ -261,7 +261,7 @@ impl<S, M, H, C, D> Consumer<S, M, H, C, D> {
     /// transaction of its own. When one of a group fails, its transaction is rolled back, nobody is charged, the
     /// failing message is handled by itself and the others again: what their handlers do outside of the database (HTTP,
     /// e-mail) is repeated. Rows stay locked until the whole group commits, so handlers of different keys that write
-    /// the same rows wait for each other longer; after a deadlock nothing is shared for a while.
+    /// the same rows wait for each other longer; after a deadlock handlers have turns for a while.
     pub fn group_commit(mut self, groups: GroupCommit) -> Self {
         self.options.group_commit = groups;
         self
@@ -491,7 +491,7 @@ impl<S: Source, I, H, C, D> Consumer<S, WithInbox<I>, H, C, D> {
             continue_trace,
             retention,
             group_size: GroupSize::new(group_commit),
-            turns: Turns::new(),
+            turns: Turns::new(limits.handler),
             group_age: group_commit.age(H::MAX_AGE),
             held_work: held_work::HeldWork::default(),
             suspects: suspects::Suspects::new(&context.consumer, max_crashes),

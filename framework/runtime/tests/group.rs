@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use backstop::inbox::{GroupAdmission, Inbox, Limits, Unit};
 use backstop::{
-    AdapterError, Consumer, Delivery, FaultKind, GroupCommit, Handler, HandlerError, Message, MessageKey,
-    Snapshot, names,
+    AdapterError, Consumer, Delivery, ErrorClass, FaultKind, GroupCommit, Handler, HandlerError, Message,
+    MessageKey, RetryPolicy, Snapshot, names,
 };
 use backstop_testkit::memory::{CommitFault, MemoryTx, Store};
 use common::warm::*;
@@ -148,7 +148,7 @@ impl Handler<MemoryTx> for Crowd {
             return Err(AdapterError::new(FaultKind::Conflict, "a deadlock").into());
         }
         let others = self.now.fetch_add(1, Ordering::SeqCst);
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
         self.now.fetch_sub(1, Ordering::SeqCst);
         if self.met.load(Ordering::SeqCst) {
             self.most.fetch_max(others + 1, Ordering::SeqCst);
@@ -157,7 +157,8 @@ impl Handler<MemoryTx> for Crowd {
     }
 }
 
-/// How many handlers are at work at once, of 8 that may, after one group has met another transaction, or none has.
+/// How many handlers are at work at once, of 8 that may, after one group has met another transaction, or none has. Some
+/// messages fail and are held meanwhile.
 async fn most_at_once(meets: bool) -> usize {
     let scene = Scene { concurrency: 8, ..scene() };
     let handler = Crowd { apply: scene.handler.clone(), ..Crowd::default() };
@@ -166,6 +167,7 @@ async fn most_at_once(meets: bool) -> usize {
     let consumer = Consumer::transactional("stock", source, scene.store.clone(), handler)
         .dead_letter(scene.broker.dead_letters())
         .group_commit(scene.groups)
+        .retry(ErrorClass::Transient, RetryPolicy::fixed(Duration::from_millis(5)))
         .concurrency(scene.concurrency);
     publish_warmth(&scene);
     let publish = |scene: &Scene| {
@@ -178,7 +180,10 @@ async fn most_at_once(meets: bool) -> usize {
         // What is published when the group has met the other: what was at work beside it is done.
         if warm(scene) && !published_more.swap(true, Ordering::SeqCst) {
             most.store(0, Ordering::SeqCst);
-            (0..200).for_each(|n| scene.publish(&format!("k{}", n % 40), &format!("n{n}"), Trouble::None));
+            (0..200).for_each(|n| {
+                let trouble = if n % 20 == 7 { Trouble::Transient(1) } else { Trouble::None };
+                scene.publish(&format!("k{}", n % 40), &format!("n{n}"), trouble);
+            });
         }
         published_more.load(Ordering::SeqCst) && scene.settled() && scene.store.applied().len() == 310
     };

@@ -54,9 +54,22 @@ pub(crate) enum Called {
         failed: Failed,
         /// The messages before this one were handled.
         from: usize,
+        /// The handler was called for so many.
+        called: usize,
         /// The places of those who are to blame, in their order; none where nobody knows.
         guilty: Vec<usize>,
     },
+}
+
+impl Called {
+    /// For how many of these the handler was called, as far as it is known.
+    pub(crate) fn calls(&self, of: usize) -> usize {
+        match self {
+            Self::Handled { count, .. } | Self::Ended { count } => *count,
+            Self::Failed { called, .. } => *called,
+            Self::Lost(_) => of,
+        }
+    }
 }
 
 /// A handler that is called for each message.
@@ -97,7 +110,7 @@ impl<Tx: Send, H: Handler<Tx>> Calls<Tx> for Each<H> {
                 return Called::Handled { count: at, in_time: at };
             }
             if let Err(failed) = invocation.run(&self.0, delivery, tx).await {
-                return Called::Failed { failed, from: at, guilty: vec![at] };
+                return Called::Failed { failed, from: at, called: at + 1, guilty: vec![at] };
             }
             crash_point!("consumer.group.handled");
         }
@@ -135,13 +148,15 @@ impl<Tx: Send, H: BatchHandler<Tx>> Calls<Tx> for Whole<H> {
         let (began, count) = (Instant::now(), deliveries.len());
         let outcomes = match invocation.run_batch(&self.0, deliveries, tx).await {
             Ok(outcomes) => outcomes,
-            Err(failed) => return Called::Failed { failed, from: 0, guilty: Vec::new() },
+            Err(failed) => return Called::Failed { failed, from: 0, called: count, guilty: Vec::new() },
         };
         crash_point!("consumer.batch.handled");
         let guilty = guilty(&outcomes, count);
         match outcomes.into_first_error() {
             None => Called::Handled { count, in_time: in_time(count, age, began.elapsed()) },
-            Some(error) => Called::Failed { failed: Failed { error, tx_is_sound: true }, from: 0, guilty },
+            Some(error) => {
+                Called::Failed { failed: Failed { error, tx_is_sound: true }, from: 0, called: count, guilty }
+            }
         }
     }
 }

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use crate::consumer::calling::{Called, Calls};
 use crate::consumer::invoke::decode;
 use crate::consumer::transactional::Transactional;
-use crate::consumer::turns::Place;
+use crate::consumer::turns::Turn;
 use crate::control::breaker::Attempt;
 use crate::stats::{count, count_all};
 
@@ -216,7 +216,8 @@ where
             self.inbox.rollback(tx).await;
             return Ended::Committed(standings);
         }
-        let (called, was_alone) = self.call(place, &fresh, &mut tx).await;
+        let mut turn = place.turn().await;
+        let (called, was_alone) = self.call(&mut turn, &fresh, &mut tx).await;
         match called {
             Called::Handled { count, in_time } => {
                 if let Some(at) = places.get(in_time) {
@@ -238,7 +239,7 @@ where
                 Ended::Apart
             }
             Called::Ended { count } => self.after_the_end(tx, &units, standings, places[count]).await,
-            Called::Failed { failed, from, guilty } => {
+            Called::Failed { failed, from, guilty, .. } => {
                 let judged = self.judge(&failed.error);
                 tracing::debug!(%consumer, error = %judged.report.message, "a shared transaction is rolled back");
                 let ended = self.roll_back(tx, failed.tx_is_sound).await;
@@ -261,13 +262,13 @@ where
     /// Calls the handlers in their turn; and whether nobody else of this consumer could be in their way.
     async fn call(
         &self,
-        place: Place<'_>,
+        turn: &mut Turn<'_>,
         fresh: &[&Delivery<H::Message>],
         tx: &mut I::Tx,
     ) -> (Called, bool) {
-        let turn = place.turn().await;
         let called = self.handler.several(self.invocation(), fresh, self.group_age, &self.inbox, tx).await;
-        (called, turn.end(fresh.len()))
+        let was_alone = turn.end(called.calls(fresh.len()));
+        (called, was_alone)
     }
 
     /// A transaction had ended before the handlers of messages from `at` on were called. If that was a commit, the inbox

@@ -19,6 +19,7 @@ use crate::consumer::invoke::decode;
 use crate::consumer::policy::{Charged, Next};
 use crate::consumer::suspects::Turn;
 use crate::consumer::transactional::Transactional;
+use crate::consumer::turns::Place;
 use crate::control::breaker::Attempt;
 use crate::stats::count;
 
@@ -82,6 +83,7 @@ where
         while let Some(pass) = self.context.control.gate.pass(&self.context.stop).await
             && !self.context.stop.is_cancelled()
         {
+            let place = self.turns.place().await;
             let asked = Instant::now();
             let mut charged = None;
             let claimed = self.claim(doubtful).await.map_err(|failed| {
@@ -92,10 +94,10 @@ where
                 Ok(Some((claimed, _alone))) => {
                     (empty, outages) = (0, 0);
                     self.held_work.arrived();
-                    self.run_charged(claimed).await;
+                    self.run_charged(claimed, place).await;
                 }
                 Ok(None) => {
-                    drop(pass);
+                    drop((pass, place));
                     outages = 0;
                     empty = empty.saturating_add(1);
                     let rest = if empty < PATIENCE { LOOK_EVERY } else { IDLE_LOOK_EVERY };
@@ -106,7 +108,7 @@ where
                 }
                 Err(error) => {
                     self.report_outage(&error, outages);
-                    drop(pass);
+                    drop((pass, place));
                     outages += 1;
                     self.context.wait_unless_lost(&error, outages).await;
                     if let Some(charge) = charged {
@@ -130,13 +132,13 @@ where
     }
 
     /// Runs a head that was charged with its claim. Where nothing could be written of the end, the charge is taken back.
-    async fn run_charged(&self, claimed: ClaimedHead<I::Tx>) {
+    async fn run_charged(&self, claimed: ClaimedHead<I::Tx>, place: Place<'_>) {
         let head = &claimed.head;
         // One that is given up does not run: what it has felled is not forgotten.
         let runs = head.crashes < self.suspects.max_crashes;
         let charge = if runs { head.spent_charge() } else { head.unused_charge() };
         self.held_work.begin(charge);
-        self.run_head(claimed).await;
+        self.run_head(claimed, place).await;
         if self.held_work.is_begun(charge.n) {
             self.take_back(charge).await;
         }
@@ -150,18 +152,21 @@ where
         }
     }
 
-    async fn run_head(&self, claimed: ClaimedHead<I::Tx>) {
+    /// Only a handler needs the place: nobody else waits while a letter is published.
+    async fn run_head(&self, claimed: ClaimedHead<I::Tx>, place: Place<'_>) {
         let ClaimedHead { tx, head, handled } = claimed;
         if handled {
             return self.finish(tx, &head, &self.context.stats.duplicates).await;
         }
         let (message, _) = cloudevents::decode(head.envelope.clone(), &head.origin, head.via, None);
         if let Some(reason) = head.condemned {
+            drop(place);
             let (judged, charged) = (self.sentence(&head), Charged::of(&head));
             let tx = self.undone(tx).await;
             return self.condemn(tx, head, &message, &judged, reason, charged).await;
         }
         if head.crashes >= self.suspects.max_crashes {
+            drop(place);
             return self.give_up_crashed_head(tx, head, &message).await;
         }
         if head.crashes > 0 {
@@ -173,9 +178,12 @@ where
                 let key = head.message_key.clone();
                 let attempt = head.attempts.saturating_add(1);
                 let delivery = Delivery::new(body, message, key, head.origin.clone(), head.via, attempt);
-                self.run_delivery(tx, head, &delivery).await;
+                self.run_delivery(tx, head, &delivery, place).await;
             }
-            Err(error) => self.failed_head(Some(tx), head, &message, &error).await,
+            Err(error) => {
+                drop(place);
+                self.failed_head(Some(tx), head, &message, &error).await;
+            }
         }
     }
 
@@ -192,9 +200,18 @@ where
         self.condemn(tx, head, message, &judged, DeadReason::CrashedProcess, charged).await;
     }
 
-    async fn run_delivery(&self, mut tx: I::Tx, head: HeldMessage, delivery: &Delivery<H::Message>) {
+    async fn run_delivery(
+        &self,
+        mut tx: I::Tx,
+        head: HeldMessage,
+        delivery: &Delivery<H::Message>,
+        place: Place<'_>,
+    ) {
         let attempt = Attempt::now(&head.place, &head.ordering_key);
-        match self.handler.one(self.invocation(), delivery, &mut tx).await {
+        let mut turn = place.turn().await;
+        let called = self.handler.one(self.invocation(), delivery, &mut tx).await;
+        turn.end(1);
+        match called {
             Ok(()) => match self.conclude(tx, &head, ReceiptOutcome::Handled).await {
                 Ok(()) => {
                     self.context.succeeded(attempt);
@@ -205,6 +222,7 @@ where
             Err(failed) => {
                 // Where it is not sound, it is dropped here, before anything is written: the claim would be in the way.
                 let tx = Some(tx).filter(|_| failed.tx_is_sound);
+                drop(turn);
                 self.failed_head(tx, head, delivery.message(), &failed.error).await;
             }
         }

@@ -216,7 +216,7 @@ where
             Ok(Admission::Busy) => return Try::Busy,
             Err(error) => return Try::Outage(error),
         };
-        let turn = place.turn().await;
+        let mut turn = place.turn().await;
         let called = self.handler.one(self.invocation(), delivery, &mut tx).await;
         turn.end(1);
         if let Err(failed) = called {

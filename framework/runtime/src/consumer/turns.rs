@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 /// How long a pause is: the first, and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
@@ -20,6 +20,8 @@ const QUIET: u32 = 10;
 const LONG: Duration = Duration::from_millis(1);
 /// How much is measured before handlers are said to take long.
 const MEASURED: Duration = Duration::from_millis(500);
+/// How long one turn may keep the next one waiting: a few times what a server takes to notice a deadlock.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Who may call handlers now, of all workers of a consumer.
 #[derive(Debug)]
@@ -30,6 +32,7 @@ pub(crate) struct Turns {
     turn: Semaphore,
     /// Transactions whose handlers are called without a turn: they may have begun before a pause, and be in the way.
     others: AtomicUsize,
+    patience: Duration,
 }
 
 #[derive(Debug)]
@@ -47,18 +50,28 @@ struct Pause {
 pub(crate) struct Place<'a> {
     turns: &'a Turns,
     permit: Option<SemaphorePermit<'a>>,
+    /// Its share in the number of others, until the end of the transaction: its locks are in the way for as long.
+    other: Option<Other<'a>>,
 }
 
-/// The right to call handlers, until it is dropped.
+/// The right to call handlers, until [`Turn::end`]. It is dropped when the transaction has ended.
 #[derive(Debug)]
 pub(crate) struct Turn<'a> {
     place: Place<'a>,
     permit: Option<SemaphorePermit<'a>>,
     began: Instant,
+    /// Whether nobody of this consumer was in the way when it began. Whoever is then is gone at its end, because it has
+    /// waited for them.
+    began_alone: bool,
 }
 
+/// Counts as one of the others.
+#[derive(Debug)]
+struct Other<'a>(&'a Turns);
+
 impl Turns {
-    pub(crate) fn new() -> Self {
+    /// For transactions that may wait for `limit` before a statement.
+    pub(crate) fn new(limit: Duration) -> Self {
         let now = Instant::now();
         let pause = Pause { until: now, last: Duration::ZERO, in_vain: false, taken: Default::default() };
         Self {
@@ -66,25 +79,39 @@ impl Turns {
             places: Semaphore::new(2),
             turn: Semaphore::new(1),
             others: AtomicUsize::new(0),
+            // A server ends a transaction in which nothing happens for the limit.
+            patience: PATIENCE.min(limit / 2),
         }
     }
 
     /// A place, to be had before a transaction begins.
     pub(crate) async fn place(&self) -> Place<'_> {
-        let mut permit = None;
-        if self.are_needed() {
-            permit = self.places.acquire().await.ok();
-            // They may have come to an end while it waited.
-            permit = permit.filter(|_| self.are_needed());
-        }
-        if permit.is_none() {
-            self.others.fetch_add(1, Ordering::Relaxed);
-        }
-        Place { turns: self, permit }
+        let permit = self.while_needed(&self.places).await;
+        let other = permit.is_none().then(|| self.other());
+        Place { turns: self, permit, other }
     }
 
-    fn are_needed(&self) -> bool {
-        self.pause().has_turns(Instant::now())
+    /// A permit, unless turns are not needed, or come to an end meanwhile.
+    async fn while_needed<'a>(&'a self, semaphore: &'a Semaphore) -> Option<SemaphorePermit<'a>> {
+        let until = self.needed_until()?;
+        tokio::select! {
+            permit = semaphore.acquire() => permit.ok().filter(|_| self.needed_until().is_some()),
+            () = sleep_until(until) => None,
+        }
+    }
+
+    fn needed_until(&self) -> Option<Instant> {
+        let pause = self.pause();
+        (!pause.in_vain && Instant::now() < pause.until).then_some(pause.until)
+    }
+
+    fn other(&self) -> Other<'_> {
+        self.others.fetch_add(1, Ordering::Relaxed);
+        Other(self)
+    }
+
+    fn is_alone(&self) -> bool {
+        self.others.load(Ordering::Relaxed) == 0
     }
 
     /// Whether nothing may be shared now.
@@ -117,48 +144,54 @@ impl Pause {
         *self = Self { until: now + self.last, last: self.last, in_vain: false, taken: Default::default() };
     }
 
-    fn has_turns(&self, now: Instant) -> bool {
-        !self.in_vain && now < self.until
-    }
-
     fn measure(&mut self, took: Duration, messages: u32) {
         self.taken = (self.taken.0 + took, self.taken.1.saturating_add(messages));
         let (taken, messages) = self.taken;
         if taken >= MEASURED {
-            self.in_vain = taken > LONG.saturating_mul(messages);
+            self.in_vain |= taken > LONG.saturating_mul(messages);
             self.taken = Default::default();
         }
     }
 }
 
 impl<'a> Place<'a> {
-    /// The turn, once whoever has it is done.
-    pub(crate) async fn turn(self) -> Turn<'a> {
-        let permit = match self.permit {
-            Some(_) => self.turns.turn.acquire().await.ok(),
-            None => None,
-        };
-        Turn { place: self, permit, began: Instant::now() }
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        if self.permit.is_none() {
-            self.turns.others.fetch_sub(1, Ordering::Relaxed);
+    /// The turn, once whoever has it is done. Where that takes too long, turns are given up for everybody: the transaction
+    /// has begun, and what it has locked is locked for as long as it waits.
+    pub(crate) async fn turn(mut self) -> Turn<'a> {
+        let turns = self.turns;
+        let mut permit = None;
+        if self.permit.is_some() {
+            match tokio::time::timeout(turns.patience, turns.while_needed(&turns.turn)).await {
+                Ok(turn) => permit = turn,
+                Err(_) => turns.pause().in_vain = true,
+            }
         }
+        if permit.is_none() {
+            self.permit = None;
+            self.other.get_or_insert_with(|| turns.other());
+        }
+        Turn { place: self, permit, began: Instant::now(), began_alone: turns.is_alone() }
     }
 }
 
 impl Turn<'_> {
-    /// The handlers of so many messages were called; whether nobody else of this consumer could be in their way.
-    pub(crate) fn end(self, messages: usize) -> bool {
+    /// The handlers of so many messages were called; whether nobody else of this consumer could be in their way. The next
+    /// ones may be called, beside the end of this transaction.
+    pub(crate) fn end(&mut self, messages: usize) -> bool {
         let turns = self.place.turns;
-        let is_alone = self.permit.is_some() && turns.others.load(Ordering::Relaxed) == 0;
-        if is_alone {
-            turns.pause().measure(self.began.elapsed(), u32::try_from(messages).unwrap_or(u32::MAX));
+        let (permit, _place) = (self.permit.take(), self.place.permit.take());
+        let was_alone = permit.is_some() && self.began_alone && turns.is_alone();
+        let messages = u32::try_from(messages).unwrap_or(u32::MAX);
+        if was_alone {
+            turns.pause().measure(self.began.elapsed(), messages);
         }
-        is_alone
+        was_alone
+    }
+}
+
+impl Drop for Other<'_> {
+    fn drop(&mut self) {
+        self.0.others.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -172,13 +205,17 @@ mod tests {
 
     const MOMENT: Duration = Duration::from_millis(1);
 
+    fn turns() -> Turns {
+        Turns::new(Duration::from_secs(30))
+    }
+
     async fn has_turns(turns: &Turns) -> bool {
         turns.place().await.permit.is_some()
     }
 
     #[tokio::test(start_paused = true)]
     async fn deadlocks_call_for_turns_for_longer_and_longer() {
-        let turns = Turns::new();
+        let turns = turns();
         assert!(!has_turns(&turns).await);
         for seconds in [10, 20, 40] {
             // Several that meet are one deadlock.
@@ -196,34 +233,51 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_has_the_turn_and_another_one_may_begin() {
-        let turns = Turns::new();
+        let turns = turns();
         turns.met_others(false);
-        let first = turns.place().await.turn().await;
+        let mut first = turns.place().await.turn().await;
         let second = turns.place().await;
         assert!(timeout(MOMENT, turns.place()).await.is_err(), "a third has to wait");
         assert!(timeout(MOMENT, second.turn()).await.is_err(), "the first still has the turn");
         let second = turns.place().await;
         first.end(1);
-        assert!(second.turn().await.permit.is_some());
+        assert!(second.turn().await.permit.is_some(), "beside the commit of the first");
         assert!(has_turns(&turns).await);
     }
 
     #[tokio::test(start_paused = true)]
     async fn nobody_waits_for_a_turn_that_is_not_needed_any_more() {
-        let turns = Turns::new();
+        let turns = turns();
         turns.met_others(false);
-        let (first, _second) = (turns.place().await, turns.place().await);
-        let waiting = turns.place();
-        tokio::pin!(waiting);
-        assert!(timeout(PAUSE.0, &mut waiting).await.is_err());
-        drop(first);
-        assert!(waiting.await.permit.is_none());
+        let _places = (turns.place().await, turns.place().await);
+        let began = Instant::now();
+        assert!(turns.place().await.permit.is_none());
+        assert_eq!(began.elapsed().as_secs(), PAUSE.0.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_that_does_not_end_holds_nobody_up() {
+        let turns = turns();
+        turns.met_others(false);
+        let _hangs = turns.place().await.turn().await;
+        let next = turns.place().await;
+        let began = Instant::now();
+        let (next, waiting) = tokio::join!(next.turn(), turns.place());
+        assert!(next.permit.is_none() && waiting.permit.is_none());
+        assert!(began.elapsed() < PATIENCE + 10 * MOMENT, "{:?}", began.elapsed());
+        assert!(turns.is_apart());
+        let brief = Turns::new(10 * MOMENT);
+        brief.met_others(false);
+        let _hangs = brief.place().await.turn().await;
+        let began = Instant::now();
+        assert!(brief.place().await.turn().await.permit.is_none());
+        assert!(began.elapsed() < 10 * MOMENT, "before its server ends it");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_deadlock_in_turn_calls_for_smaller_ones() {
-        let turns = Turns::new();
-        let before = turns.place().await.turn().await;
+        let turns = turns();
+        let mut before = turns.place().await.turn().await;
         turns.met_others(false);
         let meets = async || turns.met_others(turns.place().await.turn().await.end(1));
         meets().await;
@@ -231,6 +285,9 @@ mod tests {
         assert!(!before.end(1));
         turns.met_others(false);
         assert!(!turns.is_apart(), "it was not its turn");
+        meets().await;
+        assert!(!turns.is_apart(), "what was begun before is not committed yet");
+        drop(before);
         meets().await;
         assert!(turns.is_apart() && !has_turns(&turns).await);
         advance(PAUSE.0).await;
@@ -241,7 +298,7 @@ mod tests {
 
     /// Whether nothing is shared when handlers took so long for so many messages.
     async fn is_apart_after(turns: &Turns, took: Duration, messages: usize) -> bool {
-        let turn = turns.place().await.turn().await;
+        let mut turn = turns.place().await.turn().await;
         advance(took).await;
         turn.end(messages);
         turns.is_apart()
@@ -249,16 +306,28 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn handlers_that_take_long_have_no_turns() {
-        let turns = Turns::new();
+        let turns = turns();
         let before = turns.place().await;
         turns.met_others(false);
-        assert!(
-            !is_apart_after(&turns, 2 * MEASURED, 1).await,
-            "it may have waited for what was begun before"
-        );
+        let mut turn = turns.place().await.turn().await;
+        advance(2 * MEASURED).await;
         drop(before);
+        turn.end(1);
+        assert!(!turns.is_apart(), "it may have waited for what was begun before, until that had ended");
         assert!(!is_apart_after(&turns, MEASURED, 500).await, "1 ms each");
         assert!(!is_apart_after(&turns, MEASURED / 2, 1).await, "not enough is known");
         assert!(is_apart_after(&turns, MEASURED / 2, 400).await, "0.5 s for 401 messages");
+        assert!(!has_turns(&turns).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn turns_that_were_given_up_stay_so() {
+        let turns = turns();
+        turns.met_others(false);
+        let mut late = turns.place().await.turn().await;
+        turns.met_others(true);
+        advance(MEASURED).await;
+        assert!(late.end(10_000), "quick handlers");
+        assert!(turns.is_apart());
     }
 }
