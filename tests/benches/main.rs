@@ -33,6 +33,7 @@ mod pages;
 mod plain;
 mod program;
 mod rabbitmq;
+mod redrive;
 mod relay;
 mod report;
 mod server_cost;
@@ -160,6 +161,10 @@ async fn measure(bench: &mut Bench, part: Part) -> Outcome<()> {
         Part::SharedRows => shared_rows::run(bench).await,
         Part::SlowKey => slow_key::run(bench).await,
         Part::Collect => collect::run(bench).await,
+        Part::Redrive => {
+            program::build()?;
+            redrive::run(bench).await
+        }
         Part::Pages => {
             program::build()?;
             pages::run(bench).await

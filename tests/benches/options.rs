@@ -23,6 +23,7 @@ pub(crate) enum Part {
     SlowKey,
     Effect,
     Collect,
+    Redrive,
     Pages,
 }
 
@@ -39,13 +40,14 @@ impl Part {
                 | Self::SlowKey
                 | Self::Effect
                 | Self::Collect
+                | Self::Redrive
                 | Self::Pages
         )
     }
 }
 
 /// The parts in the order in which they run: name and content.
-const PARTS: [(Part, &str, &str); 17] = [
+const PARTS: [(Part, &str, &str); 18] = [
     (Part::Drain, "drain", "a backlog into Kafka and RabbitMQ, beside the bare drivers"),
     (Part::Databases, "databases", "the same from MariaDB and SQLite, beside PostgreSQL"),
     (Part::Latency, "latency", "from commit to broker and to effect, under steady load and idle"),
@@ -62,6 +64,7 @@ const PARTS: [(Part, &str, &str); 17] = [
     (Part::SlowKey, "slow-key", "the other keys beside one that takes 1 s for each message; memory"),
     (Part::Effect, "effect", "from produced to applied at 500/s, beside a consumer written by hand"),
     (Part::Collect, "collect", "dead letters into the ledger, beside bare inserts of the same rows"),
+    (Part::Redrive, "redrive", "dead letters sent again at 2,000 a second, beside that rate"),
     (Part::Pages, "pages", "every page of console and API over a full ledger, with every filter"),
 ];
 

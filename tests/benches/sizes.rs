@@ -23,6 +23,8 @@ pub(crate) struct Sizes {
     pub(crate) behind: usize,
     /// Dead letters that are collected.
     pub(crate) letters: usize,
+    /// Dead letters that are redriven.
+    pub(crate) redriven: usize,
     /// Dead letters in the ledger while its pages are asked for.
     pub(crate) shown: usize,
     /// How often each page is asked for.
@@ -64,6 +66,7 @@ pub(crate) const FULL: Sizes = Sizes {
     shared: 200_000,
     behind: 1_000_000,
     letters: 100_000,
+    redriven: 50_000,
     shown: 1_000_000,
     asked: 20,
     rate: 1_000,
@@ -91,6 +94,7 @@ pub(crate) const SHORT: Sizes = Sizes {
     shared: 500,
     behind: 10_000,
     letters: 3_000,
+    redriven: 300,
     shown: 3_000,
     asked: 1,
     rate: 200,
@@ -118,6 +122,7 @@ impl Sizes {
         self.shared = rows;
         self.behind = rows;
         self.letters = rows;
+        self.redriven = rows;
         self.shown = rows;
         self.churn = rows;
         self.pending = rows;

@@ -12,6 +12,7 @@ pub mod index;
 pub mod letters;
 pub mod pipeline;
 pub mod program;
+pub mod redriven;
 pub mod scene;
 pub mod servers;
 pub mod size;

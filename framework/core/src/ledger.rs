@@ -126,7 +126,7 @@ impl fmt::Display for LetterStatus {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Outcome {
-    /// Sent, and nothing heard yet.
+    /// Being sent, or sent, and nothing heard yet.
     Waiting,
     /// Its consumer has handled it.
     Resolved,

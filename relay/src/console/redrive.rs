@@ -98,20 +98,26 @@ fn bar(letters: &Tally) -> Markup {
 fn terms(redrive: &Redrive) -> Markup {
     let (letters, id) = (redrive.letters(), redrive.plan.id.as_str());
     let sent = |number, word, label| Term { number, href: Some(outcome(id, word)), label };
+    // A letter that was discarded meanwhile keeps its outcome, and does not wait for it.
+    let awaited = |number, word, label| {
+        let href = Some(format!("{}&status=redriving", outcome(id, word)));
+        Term { number, href, label }
+    };
     let alone = |number, label| Term { number, href: None, label };
     let whole = alone(letters.sum(), html! { "letters in the cohort" });
     let mut parts = vec![
         sent(letters.resolved, "resolved", state("ok", "good", "resolved")),
         sent(letters.failed_again, "failed-again", state("bad", "bad", "failed again")),
-        sent(letters.silent, "silent", state("silent", "warn", "silent")),
-        sent(letters.waiting, "waiting", state("wait", "act", "waiting for outcome")),
+        awaited(letters.silent, "silent", state("silent", "warn", "silent")),
+        // What is being sent is among the letters that wait: the broker may have it.
+        awaited(letters.waiting + letters.sending, "waiting", state("wait", "act", "waiting for outcome")),
         alone(
-            letters.unsent(),
+            letters.pending,
             state("open", "", if redrive.standing.run.is_over() { "not sent, open" } else { "not sent yet" }),
         ),
     ];
     let rare = [
-        sent(letters.unknown, "unknown", state("wait", "", "sent, outcome unknown")),
+        awaited(letters.unknown, "unknown", state("wait", "", "sent, outcome unknown")),
         alone(letters.refused, state("bad", "bad", "refused")),
         alone(letters.dropped, state("gone", "", "taken by somebody else")),
     ];

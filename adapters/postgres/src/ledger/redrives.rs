@@ -2,7 +2,8 @@
 
 use backstop_core::lease::Lease;
 use backstop_core::ledger::{
-    Guard, Letter, LetterFilter, LetterStatus, NewRedrive, Phase, PlanGroup, Redrive, Sent, Standing, Verdict,
+    Guard, Letter, LetterFilter, LetterStatus, NewRedrive, Outcome, Phase, PlanGroup, Redrive, Sent,
+    Standing, Verdict,
 };
 use backstop_core::{AdapterError, FaultKind};
 use sqlx::postgres::PgRow;
@@ -15,7 +16,8 @@ use crate::failure::{failed, invalid};
 use crate::storable::storable;
 use crate::{ledger_row, stranded};
 
-/// Takes letters to be sent. The letters that are returned are as they were before.
+/// Takes letters to be sent. The letters that are returned are as they were before. Their outcome is waited for from here
+/// on, so that the broker's confirmation leaves their rows alone: each write of a letter's row is one of all its indexes.
 const CLAIM: &str = "
     WITH next AS (
         SELECT letter FROM {cohort} WHERE redrive = $1 AND step = 'pending' AND (canary OR NOT $2)
@@ -24,7 +26,8 @@ const CLAIM: &str = "
         SELECT l.n FROM {letter} AS l WHERE l.n = ANY (ARRAY (SELECT letter FROM next)) AND l.status = $4
         ORDER BY l.n FOR UPDATE
     ), taken AS (
-        UPDATE {letter} AS l SET status = 'redriving', redrive = $5 FROM locked WHERE l.n = locked.n RETURNING l.n
+        UPDATE {letter} AS l SET status = 'redriving', redrive = $5, outcome = 'waiting'
+        FROM locked WHERE l.n = locked.n RETURNING l.n
     ), stepped AS (
         UPDATE {cohort} AS c
         SET step = CASE WHEN EXISTS (SELECT FROM taken WHERE taken.n = c.letter) THEN 'sending' ELSE 'dropped' END
@@ -48,7 +51,8 @@ const CONFIRM: &str = "
         UPDATE {cohort} AS c SET step = $4, sent_at = clock_timestamp() FROM locked
         WHERE c.redrive = $1 AND c.letter = locked.n AND c.step = $2 RETURNING c.letter
     ), moved AS (
-        UPDATE {letter} AS l SET outcome = $4 FROM stepped WHERE l.n = stepped.letter
+        UPDATE {letter} AS l SET outcome = $4
+        FROM stepped WHERE l.n = stepped.letter AND l.outcome IS DISTINCT FROM $4
     )
     INSERT INTO {event} (letter, what, detail) SELECT letter, 'redriven', 'confirmed by the broker' FROM stepped";
 
@@ -95,7 +99,7 @@ const LET_GO: &str = "
         WHERE c.redrive = flying.redrive AND c.letter = flying.letter AND c.step = 'sending' RETURNING c.letter
     ), moved AS (
         UPDATE {letter} AS l SET outcome = 'waiting' FROM stepped
-        WHERE l.n = stepped.letter AND l.status = 'redriving'
+        WHERE l.n = stepped.letter AND l.status = 'redriving' AND l.outcome IS DISTINCT FROM 'waiting'
     )
     INSERT INTO {event} (letter, what, detail)
     SELECT letter, 'perhaps-redriven', 'its redrive ended while it was being sent' FROM stepped";
@@ -324,6 +328,7 @@ impl PgLedger {
         let letters = rows.iter().map(|row| {
             let mut letter = ledger_row::read(row)?;
             (letter.status, letter.redrive) = (LetterStatus::Redriving, Some(id.to_owned()));
+            letter.outcome = Some(Outcome::Waiting);
             Ok(letter)
         });
         letters.collect::<Result<_, _>>().map(Some)

@@ -276,7 +276,7 @@ impl SqliteLedger {
         query.fetch_all(tx).await.map_err(|error| adapter("cannot find letters to be redriven", error))
     }
 
-    /// Marks one letter; `None` when somebody else took it meanwhile.
+    /// Marks one letter, whose outcome is waited for from here on; `None` when somebody else took it meanwhile.
     async fn take(
         &self,
         tx: &mut SqliteConnection,
@@ -287,7 +287,8 @@ impl SqliteLedger {
     ) -> Result<Option<Letter>, AdapterError> {
         let failed = |error| adapter("cannot take a letter to be redriven", error);
         let sql = format!(
-            "UPDATE {} AS l SET status = 'redriving', redrive = ?1 WHERE n = ?2 AND status = ?3 RETURNING {}",
+            "UPDATE {} AS l SET status = 'redriving', redrive = ?1, outcome = 'waiting' \
+             WHERE n = ?2 AND status = ?3 RETURNING {}",
             self.database.tables.letter(),
             columns("")
         );
@@ -376,7 +377,7 @@ impl SqliteLedger {
         query.execute(&mut *tx).await.map_err(failed)?;
         match reason {
             None => {
-                let sql = format!("UPDATE {letters} SET outcome = ?1 WHERE n = ?2");
+                let sql = format!("UPDATE {letters} SET outcome = ?1 WHERE n = ?2 AND outcome IS NOT ?1");
                 let query = sqlx::query(AssertSqlSafe(sql)).bind(step).bind(n);
                 query.execute(&mut *tx).await.map_err(failed)?;
             }

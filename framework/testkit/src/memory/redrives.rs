@@ -155,6 +155,7 @@ impl Data {
                 Some(found) => {
                     found.status = LetterStatus::Redriving;
                     found.redrive = Some(id.to_owned());
+                    found.outcome = Some(Outcome::Waiting);
                     claimed.push(found.clone());
                     Step::Sending
                 }

@@ -60,7 +60,9 @@ pub(super) async fn lease(ledger: &AnyLedger, owner: &str) -> Lease {
 pub(super) async fn claim(ledger: &AnyLedger, lease: &Lease, id: &str, limit: u32) -> Vec<String> {
     let letters = ledger.claim_letters(lease, id, limit).await.expect("the database answers");
     let letters = letters.expect("the lease stands");
-    assert!(letters.iter().all(|letter| letter.status == LetterStatus::Redriving));
+    for letter in &letters {
+        assert_eq!((letter.status, letter.outcome), (LetterStatus::Redriving, Some(Outcome::Waiting)));
+    }
     letters.into_iter().map(|letter| letter.id).collect()
 }
 
@@ -228,6 +230,8 @@ pub async fn outcomes_reach_the_redrive<H: StoreHarness>(harness: &H) {
     create(&ledger, &NewRedrive { silent_after: Duration::from_millis(100), ..new("r") }).await;
     let lease = lease(&ledger, "engine").await;
     let claimed = claim(&ledger, &lease, "r", 10).await;
+    let of = |outcome| LetterFilter { outcome: Some(outcome), ..LetterFilter::default() };
+    assert_eq!(found(&*ledger, &of(Outcome::Waiting)).await, claimed, "from when it may be on its way");
     // The receipt is quicker than the engine.
     ledger.record_outcomes(&[handled(&letters[0])]).await.expect("it answers");
     settle(&ledger, "r", &claimed, &Sent::Confirmed).await;
@@ -247,7 +251,6 @@ pub async fn outcomes_reach_the_redrive<H: StoreHarness>(harness: &H) {
     assert_eq!(silent, 2);
     let expected = [(Step::Resolved, 1), (Step::FailedAgain, 1), (Step::Dropped, 1), (Step::Silent, 2)];
     assert_eq!(read(&ledger, "r").await.letters(), tally(&expected));
-    let of = |outcome| LetterFilter { outcome: Some(outcome), ..LetterFilter::default() };
     assert_eq!(found(&*ledger, &of(Outcome::Silent)).await, ["003", "004"]);
     assert_eq!(found(&*ledger, &of(Outcome::FailedAgain)).await, ["001"]);
     ledger.record_outcomes(&[handled(&letters[4])]).await.expect("it answers");
