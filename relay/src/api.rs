@@ -10,6 +10,7 @@ mod letters;
 mod outboxes;
 mod problem;
 mod redrives;
+mod rules;
 mod views;
 
 use std::sync::Arc;
@@ -53,6 +54,8 @@ pub(crate) fn routes() -> Router<Arc<Desk>> {
         .route("/redrives/{id}/resume", post(redrives::resume))
         .route("/redrives/{id}/cancel", post(redrives::cancel))
         .route("/redrives/{id}/rate", post(redrives::rate))
+        .route("/rules", get(rules::list))
+        .route("/rules/{name}/resume", post(rules::resume))
         .route("/outboxes", get(outboxes::list))
         .route("/outboxes/{name}/dead", get(outboxes::dead))
         .route("/consumers", get(outboxes::consumers))

@@ -10,6 +10,7 @@ mod letters;
 mod outboxes;
 mod plan;
 mod redrives;
+mod rules;
 mod trail;
 mod trouble;
 
@@ -25,7 +26,7 @@ use tokio::time::timeout;
 
 use crate::ask::Doors;
 use crate::broker;
-use crate::config::Config;
+use crate::config::{Config, DeadLettersConfig};
 use crate::database::Database;
 use crate::edit::Editing;
 use crate::encryption::Keyring;
@@ -59,7 +60,7 @@ type OpenDoors = Box<dyn Fn() -> Result<Box<dyn Doors>, Trouble> + Send + Sync>;
 
 /// What redrives are bound to, by configuration.
 #[derive(Debug, Clone)]
-pub(crate) struct Rules {
+pub(crate) struct Bounds {
     /// Topics and queues that letters without a door may be sent back to.
     pub(crate) targets: Vec<String>,
     /// From how many redrives on a letter is left alone.
@@ -72,7 +73,7 @@ pub(crate) struct Rules {
     pub(crate) judged: u64,
 }
 
-impl Rules {
+impl Bounds {
     /// Letters that failed before this time are past what consumers remember.
     pub(crate) fn horizon(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
         let retention = TimeDelta::from_std(self.inbox_retention?).ok()?;
@@ -90,13 +91,15 @@ pub(crate) struct Desk {
     held: Vec<HeldIn>,
     open_doors: OpenDoors,
     doors: OnceLock<Box<dyn Doors>>,
-    pub(crate) rules: Rules,
+    pub(crate) bounds: Bounds,
+    /// Where the rules are that make redrives by themselves.
+    letters: DeadLettersConfig,
     pub(crate) editing: Editing,
 }
 
 impl std::fmt::Debug for Desk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Desk").field("rules", &self.rules).finish_non_exhaustive()
+        f.debug_struct("Desk").field("bounds", &self.bounds).finish_non_exhaustive()
     }
 }
 
@@ -104,7 +107,7 @@ impl Desk {
     /// The desk of a relay with this configuration.
     pub(crate) fn of(config: &Config, jobs: Jobs) -> Self {
         let (database, redrive) = (config.ledger().clone(), &config.dead_letters.redrive);
-        let rules = Rules {
+        let bounds = Bounds {
             targets: redrive.targets.clone(),
             max_generation: i64::from(redrive.max_generation),
             inbox_retention: redrive.inbox_retention,
@@ -128,7 +131,8 @@ impl Desk {
             held: HeldIn::of(config),
             open_doors: Box::new(open_doors),
             doors: OnceLock::new(),
-            rules,
+            bounds,
+            letters: config.dead_letters.clone(),
             editing: Editing::of(&config.dead_letters),
         }
     }
@@ -143,7 +147,7 @@ impl Desk {
     /// The same with plans of at most so many letters.
     #[cfg(test)]
     pub(crate) fn judging(mut self, letters: u64) -> Self {
-        self.rules.judged = letters;
+        self.bounds.judged = letters;
         self
     }
 

@@ -6,6 +6,7 @@
 //! because the lease was lost meanwhile, finds the first.
 
 mod fire;
+mod look;
 mod view;
 mod watch;
 
@@ -24,11 +25,11 @@ use crate::exit::with_cause;
 use crate::owner::{Owner, OwnerSettings};
 use crate::patience::answer;
 
-pub(crate) use fire::wanted;
-pub(crate) use view::{Standing, View};
-pub(crate) use watch::{Fired, Memory, Scene};
+pub(crate) use look::{Look, NoRule, named};
+pub(crate) use view::{Standing, View, choice};
+pub(crate) use watch::{Fired, Scene};
 
-use watch::Watch;
+use watch::{Memory, Watch};
 
 /// How often consumers are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -56,6 +57,13 @@ impl Keeper {
         let owner =
             OwnerSettings { lease: lease_name(&letters), ttl: letters.lease_ttl, ..OwnerSettings::default() };
         Self { ledger, letters, owner, look_every: LOOK_EVERY }
+    }
+
+    /// The same, which looks at consumers more often.
+    #[cfg(test)]
+    pub(crate) fn looking_every(mut self, time: Duration) -> Self {
+        self.look_every = time;
+        self
     }
 
     /// Works until `stop` is cancelled. It has no errors: whatever fails is logged and tried again.

@@ -7,7 +7,7 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, OpenApi as Document, Ref, ResponseBuilder};
 
 use super::problem::ProblemView;
-use super::{audit, held, letters, outboxes, redrives};
+use super::{audit, held, letters, outboxes, redrives, rules};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -16,7 +16,7 @@ use super::{audit, held, letters, outboxes, redrives};
     paths(
         letters::groups, letters::list, letters::count, letters::minutes, letters::show, letters::reveal, letters::edit,
         letters::discard, letters::hold, letters::release, redrives::plan, redrives::list, redrives::create, redrives::show,
-        redrives::pause, redrives::resume, redrives::cancel, redrives::rate, outboxes::list, outboxes::dead,
+        redrives::pause, redrives::resume, redrives::cancel, redrives::rate, rules::list, rules::resume, outboxes::list, outboxes::dead,
         outboxes::consumers, held::list, held::end, audit::list,
     ),
     components(schemas(ProblemView)),

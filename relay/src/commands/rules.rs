@@ -1,12 +1,8 @@
 //! `rules …`
 
-use std::sync::Arc;
-
-use backstop_core::ConsumerReport;
-use backstop_core::ledger::{Ledger, Redrive};
-use backstop_core::report::escaped;
+use backstop_core::ledger::Ledger;
 use backstop_core::schema::Finding;
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use serde_json::{Value, json};
 
 use crate::audit::{self, Action};
@@ -17,7 +13,10 @@ use crate::commands::{Context, database};
 use crate::config::{Config, RuleConfig};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, or_dash};
-use crate::rules::{Fired, Memory, RESUME, Scene, Standing, View, lease_name, wanted};
+use crate::rules::{self, Fired, Look, NoRule, RESUME, Scene, Standing, View, choice};
+
+/// Every letter is judged, however many match.
+const EVERY: u64 = u64::MAX;
 
 pub(super) async fn run(context: &Context, command: RulesCommand) -> Result<Exit, Failure> {
     match command {
@@ -29,42 +28,13 @@ pub(super) async fn run(context: &Context, command: RulesCommand) -> Result<Exit
 }
 
 /// What rules are looked at with.
-struct Look {
-    ledger: Arc<dyn Ledger>,
-    reports: Vec<ConsumerReport>,
-    now: DateTime<Utc>,
-    memory: Option<Memory>,
-}
-
-impl Look {
-    async fn at(context: &Context) -> Result<Self, Failure> {
-        let ledger = context.ledger().await?;
-        let holder = ledger.holder(&lease_name(&context.config.dead_letters)).await.map_err(database)?;
-        let memory = holder.and_then(|holder| holder.report).map(|report| Memory::read(&report.text));
-        let reports = ledger.consumers().await.map_err(database)?;
-        let now = ledger.time().await.map_err(database)?;
-        Ok(Self { ledger, reports, now, memory })
-    }
-
-    fn scene<'a>(&'a self, rule: &'a RuleConfig) -> Scene<'a> {
-        Scene::of(rule, &self.reports, self.now)
-    }
-
-    async fn view<'a>(&self, config: &Config, rule: &'a RuleConfig) -> Result<View<'a>, Failure> {
-        let (letters, memory) = (&config.dead_letters, self.memory.as_ref());
-        View::of(&*self.ledger, letters, rule, memory, &self.scene(rule)).await.map_err(database)
-    }
+async fn look<'a>(context: &'a Context, ledger: &'a dyn Ledger) -> Result<Look<'a>, Failure> {
+    Look::at(ledger, &context.config.dead_letters).await.map_err(database)
 }
 
 fn named<'a>(context: &'a Context, name: &str) -> Result<&'a RuleConfig, Failure> {
-    let rules = &context.config.dead_letters.rules;
-    rules.iter().find(|rule| rule.name == name).ok_or_else(|| {
-        let what = format!("there is no rule {:?} in {}", escaped(name), context.global.config.display());
-        let names: Vec<&str> = rules.iter().map(|rule| rule.name.as_str()).collect();
-        let hint = match names.is_empty() {
-            true => "write one with [[dead_letters.rules]]".to_owned(),
-            false => format!("name one of {}", names.join(", ")),
-        };
+    rules::named(&context.config.dead_letters, name).map_err(|NoRule { what, hint }| {
+        let what = format!("{what} in {}", context.global.config.display());
         Failure::new(Exit::Usage, what, hint)
     })
 }
@@ -74,11 +44,8 @@ async fn list(context: &Context) -> Result<(), Failure> {
     if rules.is_empty() && !context.is_json() {
         return Ok(output::line("no rules: nothing is redriven unless somebody asks for it")?);
     }
-    let look = Look::at(context).await?;
-    let mut views = Vec::new();
-    for rule in rules {
-        views.push(look.view(&context.config, rule).await?);
-    }
+    let ledger = context.ledger().await?;
+    let views = look(context, &*ledger).await?.views(EVERY).await.map_err(database)?;
     if context.is_json() {
         let rules: Vec<Value> = views.iter().map(document).collect();
         return Ok(output::json(&json!({ "rules": rules }))?);
@@ -100,7 +67,7 @@ fn row(view: &View<'_>) -> Vec<String> {
         view.rule.name.clone(),
         view.rule.after.as_str().to_owned(),
         choice(view.rule),
-        view.takes.to_string(),
+        view.takes.sent.to_string(),
         stands(&view.standing),
         or_dash(view.last.as_ref().map(|(fired, _)| time(fired.at)).as_deref()),
         or_dash(view.last.as_ref().map(|(fired, _)| made(fired)).as_deref()),
@@ -108,34 +75,15 @@ fn row(view: &View<'_>) -> Vec<String> {
     ]
 }
 
-/// Which letters a rule takes, as its section says.
-fn choice(rule: &RuleConfig) -> String {
-    let since = rule.since.map(|since| humantime::format_duration(since).to_string());
-    let all = [
-        ("consumer", Some(&rule.consumer)),
-        ("place", rule.place.as_ref()),
-        ("class", rule.class.as_ref()),
-        ("reason", rule.reason.as_ref()),
-        ("fingerprint", rule.fingerprint.as_ref()),
-        ("error", rule.error.as_ref()),
-        ("header", rule.header.as_ref()),
-        ("key", rule.key.as_ref()),
-        ("since", since.as_ref()),
-    ];
-    let given = all.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value?)));
-    given.collect::<Vec<_>>().join(" ")
-}
-
 fn stands(standing: &Standing) -> String {
+    let words = standing.words();
     match standing {
-        Standing::Blocked { why, .. } => format!("cannot fire: {why}"),
-        Standing::Unattended => "no relay attends to it yet".to_owned(),
-        Standing::Watching => "watching".to_owned(),
+        Standing::Unattended | Standing::Watching => words.to_owned(),
+        Standing::Blocked { why, .. } | Standing::Resting { why } => format!("{words}: {why}"),
         Standing::Waiting { after, since, behind } => {
             let behind = behind.as_ref().map(|id| format!("; redrive {id} is not over")).unwrap_or_default();
-            format!("waits since {}: {after}{behind}", time(*since))
+            format!("{words} since {}: {after}{behind}", time(*since))
         }
-        Standing::Resting { why } => format!("rests: {why}"),
     }
 }
 
@@ -148,15 +96,15 @@ fn document(view: &View<'_>) -> Value {
             "run": redrive.as_ref().map(|redrive| redrive.standing.run),
         })
     });
-    json!({ "rule": view.rule, "sends_now": view.takes, "standing": view.standing, "last": last })
+    json!({ "rule": view.rule, "sends_now": view.takes.sent, "standing": view.standing, "last": last })
 }
 
 /// What the rule would do, done by whoever asks for it.
 async fn run_one(context: &Context, args: RuleRun) -> Result<Exit, Failure> {
     let rule = named(context, &args.name)?;
     context.broker()?;
-    let look = Look::at(context).await?;
-    let mut new = wanted(&context.config.dead_letters, rule, &look.scene(rule));
+    let ledger = context.ledger().await?;
+    let mut new = look(context, &*ledger).await?.wanted(rule);
     new.created_by = audit::user().unwrap_or_else(|| "unknown".to_owned());
     new.because = Some(args.because.unwrap_or_else(|| format!("rule {} by hand", rule.name)));
     let wish = Wish {
@@ -175,21 +123,16 @@ async fn run_one(context: &Context, args: RuleRun) -> Result<Exit, Failure> {
 /// The entry in the audit log is what the relay goes by, so that it is looked at once more.
 async fn resume(context: &Context, name: &str, because: &str) -> Result<(), Failure> {
     let rule = named(context, name)?;
-    let look = Look::at(context).await?;
-    let view = look.view(&context.config, rule).await?;
-    let (Standing::Resting { .. }, Some((_, Some(Redrive { plan, .. })))) = (&view.standing, &view.last)
-    else {
-        let what = format!("rule {name} does not rest");
-        return Err(Failure::new(Exit::Failed, what, "see how it stands with `rules list`"));
-    };
-    let action = Action::on_letters(&look.ledger, RESUME, name, Some(because)).about(&plan.id);
-    action.begins(view.takes).await?;
-    action.ended(view.takes).await;
-    let now = look.view(&context.config, rule).await?;
-    if let Standing::Resting { why } = now.standing {
-        let what = format!("rule {name} still rests: {why}");
-        return Err(Failure::new(Exit::Failed, what, "look at the log of this command, and try again"));
-    }
+    let ledger = context.ledger().await?;
+    let look = look(context, &*ledger).await?;
+    let view = look.view(rule, EVERY).await.map_err(database)?;
+    let failed = |hint: &'static str| move |what| Failure::new(Exit::Failed, what, hint);
+    let redrive = view.rests_after().map_err(failed("see how it stands with `rules list`"))?;
+    let action = Action::on_letters(&ledger, RESUME, name, Some(because)).about(redrive);
+    action.begins(view.takes.sent).await?;
+    action.ended(view.takes.sent).await;
+    let now = look.view(rule, EVERY).await.map_err(database)?;
+    now.is_resumed().map_err(failed("look at the log of this command, and try again"))?;
     if context.is_json() {
         return Ok(output::json(&document(&now))?);
     }

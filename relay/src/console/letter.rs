@@ -122,7 +122,7 @@ fn facts(letter: &Letter) -> Markup {
 
 fn safety(desk: &Desk, letter: &Letter) -> Markup {
     let age = Utc::now() - letter.first_failed_at.unwrap_or_else(|| letter.seen_at());
-    let retention = desk.rules.inbox_retention.and_then(|time| TimeDelta::from_std(time).ok());
+    let retention = desk.bounds.inbox_retention.and_then(|time| TimeDelta::from_std(time).ok());
     html! {
         ul.notes {
             @match &letter.door {

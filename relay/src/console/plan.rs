@@ -85,7 +85,7 @@ pub(super) async fn letters(
     let verdict = Verdict::parse(word).ok_or_else(unknown)?;
     let plan = desk.plan(&asked.filter, &asked.order).await?;
     let after = asked.after.as_deref().filter(|after| !after.is_empty());
-    let page = desk.letters_of_plan(&plan, verdict, after, ROWS as usize).await?;
+    let page = desk.letters_of_plan(&plan.filter, &plan.guard, verdict, after, ROWS as usize).await?;
     let address = address(&asked.filter, &asked.order);
     let count = plan.of(verdict);
     let body = html! {
@@ -108,7 +108,7 @@ fn said(verdict: Verdict) -> &'static str {
     }
 }
 
-fn address(filter: &FilterQuery, order: &Order) -> String {
+pub(super) fn address(filter: &FilterQuery, order: &Order) -> String {
     let mut query = url::form_urlencoded::Serializer::new(String::new());
     for (name, value) in filter.pairs().into_iter().chain(order.pairs()) {
         query.append_pair(name, value);

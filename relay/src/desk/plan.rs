@@ -205,9 +205,9 @@ impl Plan {
 impl Desk {
     fn guard(&self, terms: &Terms) -> Guard {
         Guard {
-            max_generation: if terms.with_looped { ANY_GENERATION } else { self.rules.max_generation },
-            not_before: if terms.with_old { None } else { self.rules.horizon(Utc::now()) },
-            foreign: if terms.accept_fanout { self.rules.targets.clone() } else { Vec::new() },
+            max_generation: if terms.with_looped { ANY_GENERATION } else { self.bounds.max_generation },
+            not_before: if terms.with_old { None } else { self.bounds.horizon(Utc::now()) },
+            foreign: if terms.accept_fanout { self.bounds.targets.clone() } else { Vec::new() },
         }
     }
 
@@ -221,17 +221,18 @@ impl Desk {
         let terms = order.terms()?;
         let guard = self.guard(&terms);
         let ledger = self.ledger().await?;
-        let groups = in_time(ledger.plan_redrive(&filter, &guard, self.rules.judged)).await?;
+        let groups = in_time(ledger.plan_redrive(&filter, &guard, self.bounds.judged)).await?;
         let judged: u64 = groups.iter().map(|group| group.letters).sum();
-        let more = judged == self.rules.judged && self.count(&filter).await? != judged;
+        let more = judged == self.bounds.judged && self.count(&filter).await? != judged;
         Ok(Plan { filter, guard, terms, groups, more })
     }
 
-    /// Letters of a plan with this verdict. A page looks at some 5,000 letters, so that it may be short and yet not the
-    /// last.
+    /// Letters of a plan with this verdict: of those that match, by what its guard says. A page looks at some 5,000
+    /// letters, so that it may be short and yet not the last.
     pub(crate) async fn letters_of_plan(
         &self,
-        plan: &Plan,
+        filter: &LetterFilter,
+        guard: &Guard,
         verdict: Verdict,
         after: Option<&str>,
         limit: usize,
@@ -241,7 +242,7 @@ impl Desk {
         let mut portion = Portion::of(SCAN);
         for _ in 0..SCANS {
             let most = portion.next();
-            let read = in_time(self.ledger().await?.list(&plan.filter, at.as_deref(), most)).await?;
+            let read = in_time(self.ledger().await?.list(filter, at.as_deref(), most)).await?;
             let last = read.len() < most as usize;
             portion.came(read.iter());
             for letter in read {
@@ -249,7 +250,7 @@ impl Desk {
                     return Ok(Page { letters, next: at });
                 }
                 at = Some(letter.id.clone());
-                if plan.guard.verdict(&letter) == verdict {
+                if guard.verdict(&letter) == verdict {
                     letters.push(letter);
                 }
             }

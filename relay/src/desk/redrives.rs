@@ -93,7 +93,7 @@ impl Desk {
         let ledger = self.ledger().await?;
         let known = in_time(ledger.redrive(&id.to_string())).await?;
         let plan = self.plan(filter, order).await?;
-        let new = plan.redrive(id, who, order.because.as_deref(), self.rules.silent_after);
+        let new = plan.redrive(id, who, order.because.as_deref(), self.bounds.silent_after);
         if let Some(known) = known {
             return same(&known, &new).map(|()| Started::Redrive(Box::new(known)));
         }

@@ -18,6 +18,7 @@ mod doubt;
 mod edit;
 mod encryption;
 mod held;
+mod rules;
 mod scene;
 
 const TOKEN: &str = "S3cret-S3cret-S3cret";

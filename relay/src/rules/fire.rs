@@ -27,7 +27,7 @@ fn id_of(rule: &RuleConfig, event: &Event) -> String {
 }
 
 /// A redrive by this rule as things are now.
-pub(crate) fn wanted(letters: &DeadLettersConfig, rule: &RuleConfig, scene: &Scene<'_>) -> NewRedrive {
+pub(super) fn wanted(letters: &DeadLettersConfig, rule: &RuleConfig, scene: &Scene<'_>) -> NewRedrive {
     NewRedrive {
         id: Uuid::now_v7().to_string(),
         filter: filter(rule, scene.now()),
@@ -81,11 +81,25 @@ fn guard(letters: &DeadLettersConfig, rule: &RuleConfig, scene: &Scene<'_>) -> G
     }
 }
 
-/// How many letters a redrive would send.
-pub(super) async fn takes(ledger: &dyn Ledger, new: &NewRedrive) -> Result<u64, AdapterError> {
-    let groups = ledger.plan_redrive(&new.filter, &new.guard, u64::MAX).await?;
-    let sent = groups.iter().filter(|group| group.verdict == Verdict::Send);
-    Ok(sent.map(|group| group.letters).sum::<u64>().min(new.limit.unwrap_or(u64::MAX)))
+/// How many letters a redrive would take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Takes {
+    /// Letters that can be sent.
+    pub(crate) sendable: u64,
+    /// Those of them that would be sent: no more than its limit.
+    pub(crate) sent: u64,
+    /// Whether it may be more, because not every letter that matches was judged.
+    pub(crate) or_more: bool,
+}
+
+/// How many letters a redrive would take; of those that match at most `judged` are judged, the first.
+pub(super) async fn takes(ledger: &dyn Ledger, new: &NewRedrive, judged: u64) -> Result<Takes, AdapterError> {
+    let groups = ledger.plan_redrive(&new.filter, &new.guard, judged).await?;
+    let matched: u64 = groups.iter().map(|group| group.letters).sum();
+    let can_go = groups.iter().filter(|group| group.verdict == Verdict::Send);
+    let sendable: u64 = can_go.map(|group| group.letters).sum();
+    let sent = sendable.min(new.limit.unwrap_or(u64::MAX));
+    Ok(Takes { sendable, sent, or_more: matched == judged })
 }
 
 /// Whether the redrive of a rule after this event is there already: made before a crash, or by another relay.
@@ -116,7 +130,7 @@ pub(super) async fn fire(
     let made = match ledger.redrive(&new.id).await? {
         Some(made) => made,
         None => {
-            let letters = takes(ledger, &new).await?;
+            let letters = takes(ledger, &new, u64::MAX).await?.sent;
             if letters == 0 {
                 return Ok(None);
             }

@@ -106,14 +106,9 @@ impl Scenery {
     }
 
     async fn standing(&self) -> Standing {
-        let holder = self.store.holder(&lease_name(&self.letters)).await.expect("it answers");
-        let memory = holder.and_then(|holder| holder.report).map(|report| Memory::read(&report.text));
-        let reports = self.store.consumers().await.expect("it answers");
-        let now = self.store.time().await.expect("it answers");
-        let rule = &self.letters.rules[0];
-        let scene = Scene::of(rule, &reports, now);
-        let view = View::of(&*self.store, &self.letters, rule, memory.as_ref(), &scene).await;
-        view.expect("it answers").standing
+        let look = Look::at(&*self.store, &self.letters).await.expect("it answers");
+        let mut views = look.views(u64::MAX).await.expect("it answers");
+        views.remove(0).standing
     }
 
     /// Sends the canary of a redrive, of which the first letter fails again, and lets the redrive see it.

@@ -1,17 +1,20 @@
-//! How a rule stands, for people.
+//! How a rule stands, for people: the same on the command line, over the API and in the console.
 
 use backstop_core::AdapterError;
-use backstop_core::ledger::{Ledger, Redrive};
+use backstop_core::ledger::{Ledger, NewRedrive, Redrive};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use utoipa::ToSchema;
 
+use super::fire::Takes;
 use super::watch::{Fired, Memory, Scene};
 use super::{Ahead, fire};
 use crate::config::{DeadLettersConfig, RuleConfig};
 
 /// How a rule stands.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(tag = "state", rename_all = "kebab-case")]
+#[schema(as = RuleStanding)]
 pub(crate) enum Standing {
     /// It cannot fire.
     Blocked {
@@ -55,29 +58,63 @@ impl Standing {
         };
         Some(Self::Blocked { why, remedy: remedy.to_owned() })
     }
+
+    /// The same in a few words.
+    pub(crate) const fn words(&self) -> &'static str {
+        match self {
+            Self::Blocked { .. } => "cannot fire",
+            Self::Unattended => "no relay attends to it yet",
+            Self::Watching => "watching",
+            Self::Waiting { .. } => "waits",
+            Self::Resting { .. } => "rests",
+        }
+    }
+}
+
+/// Which letters a rule takes, as its section says.
+pub(crate) fn choice(rule: &RuleConfig) -> String {
+    let since = rule.since.map(|since| humantime::format_duration(since).to_string());
+    let all = [
+        ("consumer", Some(&rule.consumer)),
+        ("place", rule.place.as_ref()),
+        ("class", rule.class.as_ref()),
+        ("reason", rule.reason.as_ref()),
+        ("fingerprint", rule.fingerprint.as_ref()),
+        ("error", rule.error.as_ref()),
+        ("header", rule.header.as_ref()),
+        ("key", rule.key.as_ref()),
+        ("since", since.as_ref()),
+    ];
+    let given = all.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value?)));
+    given.collect::<Vec<_>>().join(" ")
 }
 
 /// A rule, what it would do and what it did.
 #[derive(Debug)]
 pub(crate) struct View<'a> {
     pub(crate) rule: &'a RuleConfig,
-    /// How many letters it would send now.
-    pub(crate) takes: u64,
+    /// The redrive that it would make now.
+    pub(crate) wanted: NewRedrive,
+    /// How many letters that takes.
+    pub(crate) takes: Takes,
     pub(crate) standing: Standing,
     /// What it did last, with its redrive as that stands now.
     pub(crate) last: Option<(Fired, Option<Redrive>)>,
 }
 
 impl<'a> View<'a> {
-    /// Looks at a rule; `memory` is what the relay remembers that attends to rules. Nothing changes.
-    pub(crate) async fn of(
+    /// Looks at a rule; `memory` is what the relay remembers that attends to rules. Of its letters at most `judged` are
+    /// judged. Nothing changes.
+    pub(super) async fn of(
         ledger: &dyn Ledger,
         letters: &DeadLettersConfig,
         rule: &'a RuleConfig,
         memory: Option<&Memory>,
         scene: &Scene<'_>,
+        judged: u64,
     ) -> Result<Self, AdapterError> {
-        let takes = fire::takes(ledger, &fire::wanted(letters, rule, scene)).await?;
+        let wanted = fire::wanted(letters, rule, scene);
+        let takes = fire::takes(ledger, &wanted, judged).await?;
         let watch = memory.and_then(|memory| memory.of(rule));
         let fired = watch.and_then(|watch| watch.fired.clone());
         let redrive = match fired.as_ref().and_then(|fired| fired.redrive.as_deref()) {
@@ -100,6 +137,28 @@ impl<'a> View<'a> {
             },
             (Some(_), None, None) => Standing::Watching,
         };
-        Ok(Self { rule, takes, standing, last: fired.map(|fired| (fired, redrive)) })
+        Ok(Self { rule, wanted, takes, standing, last: fired.map(|fired| (fired, redrive)) })
+    }
+
+    /// The redrive after whose bad end the rule rests.
+    ///
+    /// # Errors
+    /// That it does not rest, so that there is nothing to resume.
+    pub(crate) fn rests_after(&self) -> Result<&str, String> {
+        match (&self.standing, &self.last) {
+            (Standing::Resting { .. }, Some((_, Some(Redrive { plan, .. })))) => Ok(&plan.id),
+            _ => Err(format!("rule {} does not rest", self.rule.name)),
+        }
+    }
+
+    /// Looked at once more after somebody resumed it: the entry in the audit log is what the relay goes by.
+    ///
+    /// # Errors
+    /// That the rule rests all the same.
+    pub(crate) fn is_resumed(&self) -> Result<(), String> {
+        match &self.standing {
+            Standing::Resting { why } => Err(format!("rule {} still rests: {why}", self.rule.name)),
+            _ => Ok(()),
+        }
     }
 }

@@ -81,6 +81,7 @@ async fn s27_a_viewer_sees_and_plans_and_changes_nothing() {
         "/outboxes",
         "/consumers",
         "/held",
+        "/rules",
         "/audit",
     ] {
         let (status, document) = ask(&server, VIEWER, "GET", path, None).await;
@@ -100,6 +101,7 @@ async fn s27_a_viewer_sees_and_plans_and_changes_nothing() {
         ("/redrives/0197f000-0000-7000-8000-000000000000/pause", json!({})),
         ("/redrives/0197f000-0000-7000-8000-000000000000/cancel", json!({ "because": "x" })),
         ("/redrives/0197f000-0000-7000-8000-000000000000/rate", json!({ "rate": 1.0 })),
+        ("/rules/stock-fixed/resume", json!({ "because": "x" })),
     ] {
         let (status, problem) = ask(&server, VIEWER, "POST", path, Some(body)).await;
         assert_eq!(status, "403", "{path}: {problem}");
@@ -107,7 +109,7 @@ async fn s27_a_viewer_sees_and_plans_and_changes_nothing() {
     }
     let (_, audit) = ask(&server, VIEWER, "GET", "/audit", None).await;
     let entries = audit["items"].as_array().expect("a list");
-    assert_eq!(entries.len(), 10);
+    assert_eq!(entries.len(), 11);
     assert!(entries.iter().all(|entry| entry["error"] == "this needs the operator role"), "{entries:?}");
     let (_, count) = ask(&server, VIEWER, "GET", "/letters/count?status=open", None).await;
     assert_eq!(count["letters"], 20);
@@ -210,7 +212,7 @@ async fn the_openapi_document_names_every_path_and_every_reference_resolves() {
     let (status, document) = ask(&server, VIEWER, "GET", "/openapi.json", None).await;
     assert_eq!(status, "200");
     let paths = document["paths"].as_object().expect("paths");
-    assert_eq!(paths.len(), 23, "{:?}", paths.keys());
+    assert_eq!(paths.len(), 25, "{:?}", paths.keys());
     for (path, item) in paths {
         for (method, operation) in item.as_object().expect("operations") {
             let problem = &operation["responses"]["4XX"]["content"]["application/problem+json"];
