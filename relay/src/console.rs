@@ -16,6 +16,7 @@ mod parts;
 mod plan;
 mod redrive;
 mod redrives;
+mod rules;
 mod trend;
 
 use std::sync::Arc;
@@ -58,6 +59,9 @@ pub(crate) fn routes() -> Router<Arc<Desk>> {
         .route("/redrives", get(redrives::page).post(forms::start))
         .route("/redrives/{id}", get(redrive::page))
         .route("/redrives/{id}/{action}", post(forms::steer))
+        .route("/rules", get(rules::page))
+        .route("/rules/{name}/letters", get(rules::letters))
+        .route("/rules/{name}/resume", post(rules::resumed))
         .route("/outboxes", get(outboxes::page))
         .route("/outboxes/{name}/dead", get(outboxes::dead))
         .route("/consumers", get(consumers::page))

@@ -82,6 +82,10 @@ const walk = async (page) => {
   ok(!(await page.content()).includes("no answer yet"), "so that nothing is pending");
   await page.goto(`${base}/redrives`);
   ok((await page.locator("main").textContent()).includes("done"), "the demo's own redrive came to its end");
+  await page.locator(".head a[href='/rules']").click();
+  await page.getByText("watching").waitFor({ timeout: 60_000 });
+  await page.locator("[data-live=rules] a.n").first().click();
+  ok(Number(await page.locator("[data-total]").getAttribute("data-total")) > 0, "what a rule would send is listed");
   await page.goto(`${base}/held`);
   ok((await page.locator("[data-live=told]").textContent()).includes("payments"), "the consumer has reported what it holds");
 
@@ -97,7 +101,7 @@ const walk = async (page) => {
   // A plan that comes back does so with a status that the browser reports.
   const refused = page.refused.filter((text) => !text.includes("409"));
   assert.deepEqual(refused, [], "nothing was refused by the policy");
-  return ["/", "/groups", group, "/dead-letters?status=open", letter, "/redrives", redrive, "/held", "/outboxes", "/consumers", "/audit"];
+  return ["/", "/groups", group, "/dead-letters?status=open", letter, "/redrives", redrive, "/rules", "/held", "/outboxes", "/consumers", "/audit"];
 };
 
 /** Every page by axe, and none is wider than the screen. */

@@ -11,10 +11,10 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::Asked;
-use super::ROWS;
 use super::icons::state;
 use super::page::{Page, Place, Shown};
 use super::parts::{ago, grouped, safe};
+use super::{ROWS, rules};
 use crate::desk::filter::{FilterQuery, without_secrets};
 use crate::desk::{Caller, Desk};
 
@@ -33,7 +33,7 @@ pub(super) async fn page(
     let after = from.after.as_deref().filter(|id| Uuid::try_parse(id).is_ok());
     let (redrives, next) = desk.redrives(after, ROWS).await?;
     let body = html! {
-        div.head { div { h1 { "Redrives" } p.sub { "newest first" } } }
+        div.head { div { h1 { "Redrives" } p.sub { "newest first; " (rules::link(&desk)) } } }
         div data-live="redrives" { (table(&redrives)) }
         @if let Some(next) = next { p.more { a rel="next" href={ "/redrives?after=" (next) } { "Next page" } } }
     };

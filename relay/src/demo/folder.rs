@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use url::Url;
 
-use crate::demo::payments::RECEIPTS;
+use crate::demo::payments::{CONSUMER, RECEIPTS};
 use crate::exit::{Exit, Failure};
 
 const DATABASE: &str = "shop.sqlite";
@@ -71,12 +71,19 @@ impl Folder {
         console: Option<SocketAddr>,
     ) -> Result<(), Failure> {
         let file = self.config();
-        let http = console.map(|address| format!("\n[http]\nlisten = \"{address}\"\n")).unwrap_or_default();
+        // Nothing of the demo opens its consumer's breaker: the rule is there to be looked at.
+        let lively = console.map(|address| {
+            format!(
+                "\n[[dead_letters.rules]]\nname = \"payments-back\"\nafter = \"breaker-closed\"\nconsumer = \"{CONSUMER}\"\n\n\
+                 [http]\nlisten = \"{address}\"\n"
+            )
+        });
+        let lively = lively.unwrap_or_default();
         let text = format!(
             "# The relay of the demo. Its broker lived in the demo's process; the database has everything else.\n\
              [database]\nurl = \"sqlite://{}\"\n\n\
              [broker]\nkind = \"kafka\"\nbrokers = [\"{brokers}\"]\n\n\
-             [dead_letters]\nenabled = true\nsources = [\"{letters}\"]\nreceipts = [\"{RECEIPTS}\"]\n{http}",
+             [dead_letters]\nenabled = true\nsources = [\"{letters}\"]\nreceipts = [\"{RECEIPTS}\"]\n{lively}",
             self.url_path()?
         );
         fs::write(&file, text).map_err(|error| unusable(&file, &error))

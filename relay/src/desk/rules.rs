@@ -1,10 +1,11 @@
-//! Rules of this relay: how each stands, and letting one fire again.
+//! Rules of this relay: how each stands, which letters it would send, and letting one fire again.
 
+use backstop_core::ledger::Verdict;
 use backstop_core::report::{cut, escaped};
 
 use super::letters::{no_reason, reason};
 use super::trail::Deed;
-use super::{Caller, Desk, Kind, Trouble, in_time};
+use super::{Caller, Desk, Kind, Page, Trouble, in_time};
 use crate::config::RuleConfig;
 use crate::rules::{self, Look, NoRule, RESUME, View};
 
@@ -12,6 +13,11 @@ use crate::rules::{self, Look, NoRule, RESUME, View};
 const LOOK: &str = "the rules";
 
 impl Desk {
+    /// How many rules somebody wrote.
+    pub(crate) fn rules_written(&self) -> usize {
+        self.letters.rules.len()
+    }
+
     /// How each rule stands, in the order of the configuration.
     pub(crate) async fn rules(&self) -> Result<Vec<View<'_>>, Trouble> {
         if self.letters.rules.is_empty() {
@@ -35,6 +41,17 @@ impl Desk {
     fn named(&self, name: &str) -> Result<&RuleConfig, Trouble> {
         let none = |NoRule { what, hint }| Trouble::new(Kind::Missing, what, hint);
         rules::named(&self.letters, name).map_err(none)
+    }
+
+    /// Letters that a rule could send now.
+    pub(crate) async fn letters_of_rule(
+        &self,
+        view: &View<'_>,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Page, Trouble> {
+        let (filter, guard) = (&view.wanted.filter, &view.wanted.guard);
+        self.letters_of_plan(filter, guard, Verdict::Send, after, limit).await
     }
 
     /// Lets a rule fire again that rests. The entry in the audit log is what the relay goes by, so that the rule is looked

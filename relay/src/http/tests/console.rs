@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use backstop_core::ledger::Letter;
 
+use super::rules::RULES;
 use super::scene::{self, BODY, SECRET};
 use super::*;
 
@@ -68,7 +69,7 @@ fn counts(page: &str) -> Vec<(u64, String)> {
 /// Every page that can be reached is there, every number opens as many as it says, and every sum adds up.
 #[tokio::test]
 async fn every_number_opens_what_it_counts_and_every_sum_adds_up() {
-    let server = serve("").await;
+    let server = serve(RULES).await;
     scene::fill(&server).await;
     start_one(&server).await;
     let (mut seen, mut next) = (BTreeSet::new(), VecDeque::from(["/".to_owned()]));
@@ -92,6 +93,9 @@ async fn every_number_opens_what_it_counts_and_every_sum_adds_up() {
         next.extend(links.map(|link| link.split('#').next().unwrap_or_default().to_owned()));
     }
     assert!(followed > 20 && added > 5 && seen.len() > 20, "{followed} {added} {}", seen.len());
+    for path in ["/rules", "/rules/stock-back/letters", "/rules/stock-fixed/letters"] {
+        assert!(seen.contains(path), "{path}");
+    }
 }
 
 /// Starts a redrive of the first group, as the form of its page does.

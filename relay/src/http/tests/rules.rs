@@ -1,8 +1,10 @@
-//! Rules, over the API.
+//! Rules, over the API and in the console.
 
 use backstop_core::ConsumerReport;
 use backstop_core::ledger::NewAuditEntry;
 use backstop_core::report_in::{BreakerState, ConsumerState};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::scene;
@@ -10,7 +12,7 @@ use super::*;
 use crate::rules::Keeper;
 
 /// Of a failure with five letters, and of all letters, of which one redrive takes three.
-const RULES: &str = "[broker]\nkind = \"rabbitmq\"\nurl = \"amqp://localhost/\"\n\
+pub(super) const RULES: &str = "[broker]\nkind = \"rabbitmq\"\nurl = \"amqp://localhost/\"\n\
     [dead_letters]\nenabled = true\nsources = [\"orders.stock.dlq\"]\nreceipts = [\"receipts\"]\n\
     [[dead_letters.rules]]\nname = \"stock-fixed\"\nafter = \"new-version\"\nwait = \"0s\"\nconsumer = \"stock\"\n\
     fingerprint = \"f2\"\ncanary = 2\n\
@@ -42,6 +44,26 @@ async fn listed(server: &Running, n: usize) -> Value {
     let (status, rules) = ask(server, VIEWER, "/rules", None).await;
     assert_eq!(status, "200", "{rules}");
     rules["items"][n].clone()
+}
+
+fn signed(token: &str) -> String {
+    format!("Host: relay\r\nAuthorization: Basic {}", STANDARD.encode(format!("ann:{token}")))
+}
+
+/// A page as somebody with this token sees it.
+async fn page(server: &Running, token: &str, path: &str) -> String {
+    let answer = get_with(server, path, &format!("\r\n{}", signed(token))).await;
+    assert_eq!(status(&answer), "200", "{path}: {answer}");
+    answer
+}
+
+/// What a form of the console sends.
+async fn form(server: &Running, token: &str, origin: &str, form: &str) -> String {
+    let head = format!(
+        "POST {RESUME} HTTP/1.1\r\n{}\r\nOrigin: {origin}\r\nContent-Type: application/x-www-form-urlencoded",
+        signed(token)
+    );
+    send_body(server, &head, form).await
 }
 
 /// A relay attends to the rules, until this is dropped.
@@ -128,10 +150,15 @@ async fn a_program_sees_what_rules_would_send_and_why_they_cannot_fire() {
 }
 
 #[tokio::test]
-async fn without_rules_there_is_an_empty_list() {
+async fn without_rules_there_is_an_empty_list_and_a_line() {
     let server = guarded("").await;
     let (status, rules) = ask(&server, VIEWER, "/rules", None).await;
     assert_eq!((status.as_str(), &rules), ("200", &json!({ "items": [] })));
+    for path in ["/redrives", "/rules"] {
+        let page = page(&server, VIEWER, path).await;
+        assert!(page.contains("no rules: nothing is redriven unless somebody asks for it"), "{path}: {page}");
+        assert!(!page.contains("aria-label=\"Rules\""), "{path}: {page}");
+    }
     let (status, problem) = ask(&server, TOKEN, RESUME, Some(json!({ "because": "x" }))).await;
     assert_eq!((status.as_str(), &problem["hint"]), ("404", &json!("write one with [[dead_letters.rules]]")));
 }
@@ -179,4 +206,53 @@ async fn a_program_resumes_a_rule_that_rests_and_the_audit_log_has_why() {
         "{tried:#?}"
     );
     report(&server, "2", |rule| rule["standing"]["state"] == "watching").await;
+}
+
+#[tokio::test]
+async fn the_console_shows_rules_and_only_operators_resume_them() {
+    let server = guarded(RULES).await;
+    let redrives = page(&server, VIEWER, "/redrives").await;
+    assert!(
+        redrives.contains("<a class=\"n\" href=\"/rules\" data-count=\"2\">2</a> rules make redrives"),
+        "{redrives}"
+    );
+    let shown = page(&server, VIEWER, "/rules").await;
+    assert!(shown.contains("cannot fire") && shown.contains("check how its name is spelt"), "{shown}");
+    assert!(
+        shown.contains("3 of <a class=\"n\" href=\"/rules/stock-back/letters\" data-count=\"17\">"),
+        "{shown}"
+    );
+    let plan = "/plan?fingerprint=f2&amp;consumer=stock&amp;status=open&amp;on_hold=false&amp;canary=2&amp;rate=50&amp;brake=5&amp;limit=10000";
+    assert!(shown.contains(plan) && shown.contains("since=7d"), "{shown}");
+    let letters = page(&server, VIEWER, "/rules/stock-back/letters").await;
+    assert!(
+        letters.contains("of which a redrive takes the first 3") && !letters.contains("letter-f3"),
+        "{letters}"
+    );
+    assert_eq!(
+        status(&get_with(&server, "/rules/none/letters", &format!("\r\n{}", signed(VIEWER))).await),
+        "404"
+    );
+
+    let _relay = attend(&server);
+    let id = resting(&server).await;
+    let (viewer, operator) = (page(&server, VIEWER, "/rules").await, page(&server, TOKEN, "/rules").await);
+    assert!(!viewer.contains("<form") && viewer.contains("needs the operator role"), "{viewer}");
+    assert_eq!(operator.matches("<form").count(), 1, "only one rests: {operator}");
+    assert!(
+        operator.contains(&format!("href=\"/redrives/{id}\"")) && operator.contains("version 2 reported in"),
+        "{operator}"
+    );
+    for (token, origin, body, expected) in [
+        (VIEWER, "https://relay", "because=x", "403"),
+        (TOKEN, "https://evil.example", "because=x", "403"),
+        (TOKEN, "https://relay", "because=", "400"),
+        (TOKEN, "https://relay", "because=INC-7", "303"),
+        (TOKEN, "https://relay", "because=INC-7", "409"),
+    ] {
+        assert_eq!(status(&form(&server, token, origin, body).await), expected, "{origin} {body}");
+    }
+    let resumed = page(&server, TOKEN, "/rules").await;
+    assert!(!resumed.contains("<form") && resumed.contains("watching"), "{resumed}");
+    assert_eq!(tried(&server).await.iter().filter(|entry| entry.step.as_str() == "done").count(), 1);
 }
