@@ -59,6 +59,7 @@ mod console;
 mod demo;
 mod desk;
 mod edit;
+mod first_letters;
 #[cfg(test)]
 mod gated;
 mod patience;

@@ -21,13 +21,10 @@ use tokio_util::sync::CancellationToken;
 pub use engine::{Engine, Trouble};
 
 use crate::encryption::Keyring;
+use crate::first_letters::FirstLetters;
 use crate::owner::OwnerSettings;
 use crate::patience::answer;
 
-/// Letters of a sample.
-const SAMPLE: usize = 5;
-/// Letters that are looked through for a sample.
-const SAMPLE_FROM: u32 = 50;
 /// From so many letters on, a plan without a canary is warned about.
 const MANY: u64 = 100;
 /// How often a redrive is looked at while somebody waits for it.
@@ -68,10 +65,7 @@ impl Plan {
         let groups = ledger.plan_redrive(filter, guard, u64::MAX).await?;
         let of =
             |verdict| groups.iter().filter(|group| group.verdict == verdict).map(|group| group.letters).sum();
-        let some = ledger.list(filter, None, SAMPLE_FROM).await?;
-        let sent = some.into_iter().filter(|letter| guard.verdict(letter) == Verdict::Send);
-        let (sample, locked): (Vec<Letter>, Vec<Letter>) =
-            sent.partition(|letter| keys.locked(letter).is_none());
+        let first = FirstLetters::of(ledger, filter, guard, keys).await?;
         let mut plan = Self {
             matching: groups.iter().map(|group| group.letters).sum(),
             to_send: of(Verdict::Send),
@@ -79,11 +73,11 @@ impl Plan {
             looped: of(Verdict::Looped),
             too_old: of(Verdict::TooOld),
             warnings: Vec::new(),
-            sample: sample.into_iter().take(SAMPLE).collect(),
+            sample: first.sample,
             groups,
         };
         plan.warnings = plan.warn(guard);
-        plan.warnings.extend(refused(&locked, keys));
+        plan.warnings.extend(first.refused.map(|refused| refused.to_string()));
         Ok(plan)
     }
 
@@ -112,15 +106,6 @@ impl Plan {
         (canary == 0 && self.to_send >= MANY)
             .then(|| format!("{} letters go out without a canary: --canary 10 tries ten first", self.to_send))
     }
-}
-
-/// The warning that letters would be refused, because they cannot be opened.
-fn refused(letters: &[Letter], keys: &Keyring) -> Option<String> {
-    let locked = keys.locked(letters.first()?)?;
-    let (many, hint) = (letters.len(), locked.hint());
-    Some(format!(
-        "{many} of the first {SAMPLE_FROM} letters would be refused, the first because {locked}: {hint}"
-    ))
 }
 
 /// Whether every letter of a redrive is sent, or none will be any more unless somebody resumes it.

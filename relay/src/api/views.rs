@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use crate::desk::filter::without_secrets;
 use crate::desk::{Changed, GroupRow, Plan};
 use crate::encryption::{Keyring, key_of, size_of};
+use crate::first_letters::{LOOKED_AT, Refused};
 use crate::secret::hidden_headers;
 
 /// A page of a list.
@@ -248,8 +249,38 @@ pub(super) struct PlanView {
     no_target: u64,
     /// Letters that would go first.
     canary: u64,
+    /// Those of the first 50 letters that would be sent, but refused, because they cannot be opened; absent where there are
+    /// none. `would_send` counts them: the database knows no keys.
+    refused: Option<RefusedView>,
     /// Those that match, by what would become of them.
     groups: Vec<PlanGroupView>,
+}
+
+/// Letters that would be refused, because their bodies cannot be opened.
+#[derive(Debug, Serialize, ToSchema)]
+struct RefusedView {
+    /// How many of those that were looked at.
+    letters: u64,
+    /// How many were looked at, the first of those that match.
+    of_first: u32,
+    /// The id of the first.
+    first: String,
+    /// Why that cannot be opened, with the id of a key that is missing.
+    why: String,
+    hint: String,
+}
+
+impl From<&Refused> for RefusedView {
+    fn from(refused: &Refused) -> Self {
+        let Refused { letters, first, locked } = refused;
+        Self {
+            letters: *letters,
+            of_first: LOOKED_AT,
+            first: first.clone(),
+            why: locked.to_string(),
+            hint: locked.hint().to_owned(),
+        }
+    }
 }
 
 /// Letters that a redrive would treat alike.
@@ -284,6 +315,7 @@ impl From<&Plan> for PlanView {
             looped: plan.of(Verdict::Looped),
             no_target: plan.of(Verdict::NoTarget),
             canary: plan.canary(),
+            refused: plan.refused.as_ref().map(RefusedView::from),
             groups: plan.groups.iter().map(group).collect(),
         }
     }

@@ -204,6 +204,9 @@ fn warnings(plan: &Plan) -> Markup {
         @if plan.more {
             div.note.warn { (icon("warn")) p { strong { "More letters match" } ": these are the first " (grouped(plan.matched())) " that the ledger took, and a redrive takes no others. Plan the rest when these are resolved." } }
         }
+        @if let Some(refused) = &plan.refused {
+            div.note.warn { (icon("warn")) p { strong { "Some cannot be opened" } ": " (refused.to_string()) ". " a href={ "/dead-letters/" (refused.first) } { "Look at the first" } } }
+        }
         @if plan.of(Verdict::TooOld) > 0 || with_old {
             (choice("with_old", with_old, "Some are older than what their consumer remembers.",
                 "If one of them took effect after all, sending it applies it twice.",

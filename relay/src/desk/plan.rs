@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::filter::FilterQuery;
 use super::letters::reason;
 use super::{Caller, Desk, Page, Trouble, in_time};
+use crate::first_letters::{FirstLetters, Refused};
 use crate::portion::Portion;
 
 /// Letters that are read at once while those of a verdict are looked for.
@@ -141,6 +142,8 @@ pub(crate) struct Plan {
     pub(crate) groups: Vec<PlanGroup>,
     /// Whether more letters match than were judged: they are left alone.
     pub(crate) more: bool,
+    /// Those of the first letters that would be refused, because they cannot be opened.
+    pub(crate) refused: Option<Refused>,
 }
 
 impl Plan {
@@ -224,7 +227,11 @@ impl Desk {
         let groups = in_time(ledger.plan_redrive(&filter, &guard, self.bounds.judged)).await?;
         let judged: u64 = groups.iter().map(|group| group.letters).sum();
         let more = judged == self.bounds.judged && self.count(&filter).await? != judged;
-        Ok(Plan { filter, guard, terms, groups, more })
+        let refused = match groups.iter().any(|group| group.verdict == Verdict::Send) {
+            true => in_time(FirstLetters::of(ledger, &filter, &guard, &self.keys)).await?.refused,
+            false => None,
+        };
+        Ok(Plan { filter, guard, terms, groups, more, refused })
     }
 
     /// Letters of a plan with this verdict: of those that match, by what its guard says. A page looks at some 5,000
@@ -287,6 +294,7 @@ mod tests {
             terms: order.terms().expect("sound"),
             groups,
             more: false,
+            refused: None,
         };
         let left_out = plan.of(Verdict::TooOld) + plan.of(Verdict::Looped) + plan.of(Verdict::NoTarget);
         assert_eq!(plan.matched(), 50);

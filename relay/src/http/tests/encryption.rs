@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::scene::{self, BODY};
 use super::*;
 use crate::encryption::{Key, Keyring};
+use crate::redrive::Plan;
 
 const KEY: &str = "0101010101010101010101010101010101010101010101010101010101010101";
 const LOST: &str = "0202020202020202020202020202020202020202020202020202020202020202";
@@ -82,4 +83,40 @@ async fn the_console_shows_no_body_that_it_cannot_open() {
     let head = "POST /dead-letters/letter-f1-001/reveal HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n\
                 Content-Type: application/x-www-form-urlencoded";
     assert!(send_body(&server, head, "because=INC-7").await.contains(BODY));
+}
+
+/// What is missing is told before a redrive is made, in the words of the command line.
+#[tokio::test]
+async fn a_plan_says_how_many_letters_cannot_be_opened_and_which_key_is_missing() {
+    let server = mixed().await;
+    let lost = ring(LOST).newest().expect("a key").to_string();
+    let (_, plan) = api(&server, "GET", "/plan?fingerprint=f1", None).await;
+    assert_eq!((&plan["would_send"], &plan["refused"]["letters"]), (&json!(3), &json!(1)), "{plan}");
+    assert_eq!(
+        (&plan["refused"]["of_first"], &plan["refused"]["first"]),
+        (&json!(50), &json!("letter-f1-002"))
+    );
+    let why = format!("its body is encrypted with key {lost}, which is not configured");
+    assert_eq!(plan["refused"]["why"], json!(why));
+    assert!(
+        plan["refused"]["hint"].as_str().is_some_and(|hint| hint.contains("previous_key_files")),
+        "{plan}"
+    );
+    let (_, sound) = api(&server, "GET", "/plan?ids=letter-f1-000,letter-f1-001", None).await;
+    assert_eq!((&sound["would_send"], &sound["refused"]), (&json!(2), &Value::Null), "{sound}");
+
+    let filter = backstop_core::ledger::LetterFilter::of_status(backstop_core::ledger::LetterStatus::Open);
+    let command =
+        Plan::make(&*server.ledger, &filter, &Default::default(), &ring(KEY)).await.expect("a plan");
+    let page = async |path: &str| get_with(&server, path, "\r\nHost: localhost").await;
+    for path in ["/plan?fingerprint=f1", "/groups/f1"] {
+        let page = page(path).await;
+        let told = command.warnings.iter().find(|warning| page.contains(*warning)).map(String::as_str);
+        assert!(told.is_some_and(|told| told.starts_with("1 of the first 50 letters")), "{path}: {page}");
+        assert!(
+            page.contains("<a href=\"/dead-letters/letter-f1-002\">Look at the first</a>"),
+            "{path}: {page}"
+        );
+    }
+    assert!(!page("/plan?ids=letter-f1-000,letter-f1-001").await.contains("would be refused"));
 }

@@ -1,0 +1,80 @@
+//! The first letters that a redrive would send, before it is made: some of them to look at, and whether all can be opened.
+//!
+//! How many letters match is the database's to count, which knows no keys. So that a plan can say that a key is missing, the
+//! first letters are read.
+
+use std::fmt;
+
+use backstop_core::AdapterError;
+use backstop_core::ledger::{Guard, Ledger, Letter, LetterFilter, Verdict};
+
+use crate::encryption::{Keyring, Locked};
+use crate::portion::Portion;
+
+/// Letters that are looked at, whatever becomes of them.
+pub(crate) const LOOKED_AT: u32 = 50;
+/// Letters that are kept to be shown.
+const SAMPLE: usize = 5;
+
+/// The first letters that a redrive would send.
+#[derive(Debug, Default)]
+pub(crate) struct FirstLetters {
+    /// Some of those that can be opened.
+    pub(crate) sample: Vec<Letter>,
+    /// Those that cannot.
+    pub(crate) refused: Option<Refused>,
+}
+
+/// Letters that a redrive would refuse to send, because their bodies cannot be opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refused {
+    /// How many of those that were looked at.
+    pub(crate) letters: u64,
+    /// The id of the first.
+    pub(crate) first: String,
+    /// Why that cannot be opened.
+    pub(crate) locked: Locked,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { letters, locked, .. } = self;
+        write!(
+            f,
+            "{letters} of the first {LOOKED_AT} letters would be refused, the first because {locked}: "
+        )?;
+        f.write_str(locked.hint())
+    }
+}
+
+impl FirstLetters {
+    /// Looks at the first letters of that filter. Nothing changes.
+    pub(crate) async fn of(
+        ledger: &dyn Ledger,
+        filter: &LetterFilter,
+        guard: &Guard,
+        keys: &Keyring,
+    ) -> Result<Self, AdapterError> {
+        let (mut found, mut portion) = (Self::default(), Portion::of(LOOKED_AT));
+        let (mut left, mut at) = (LOOKED_AT, None::<String>);
+        while left > 0 {
+            let most = portion.next().min(left);
+            let read = ledger.list(filter, at.as_deref(), most).await?;
+            portion.came(read.iter());
+            left = if read.len() < most as usize { 0 } else { left - most };
+            at = read.last().map(|letter| letter.id.clone());
+            let sent = read.into_iter().filter(|letter| guard.verdict(letter) == Verdict::Send);
+            sent.for_each(|letter| found.take(letter, keys));
+        }
+        Ok(found)
+    }
+
+    fn take(&mut self, letter: Letter, keys: &Keyring) {
+        match (keys.locked(&letter), &mut self.refused) {
+            (Some(_), Some(refused)) => refused.letters += 1,
+            (Some(locked), none) => *none = Some(Refused { letters: 1, first: letter.id, locked }),
+            (None, _) if self.sample.len() < SAMPLE => self.sample.push(letter),
+            (None, _) => {}
+        }
+    }
+}
