@@ -162,7 +162,7 @@ pub(super) async fn letters(
         div.head { div { p.crumbs { a href="/redrives" { "Redrives" } " / " a href="/rules" { "rules" } " / " (name) }
             h1 { "Letters that rule " (name) " can send" }
             p.sub data-total=(takes.sendable) { (letters_in_words(takes.sendable)) @if takes.or_more { " or more" } " now"
-                @if takes.sent < takes.sendable { ", of which a redrive takes the first " (grouped(takes.sent)) } } } }
+                @if takes.sent < takes.sendable { ", of which a redrive takes " (grouped(takes.sent)) ", the first that the ledger took" } } } }
         (letters::list(&page, &format!("/rules/{name}/letters?")))
     };
     let (command, api) = (format!("rules run {name} --dry-run"), "/rules".to_owned());

@@ -226,7 +226,7 @@ async fn the_console_shows_rules_and_only_operators_resume_them() {
     assert!(shown.contains(plan) && shown.contains("since=7d"), "{shown}");
     let letters = page(&server, VIEWER, "/rules/stock-back/letters").await;
     assert!(
-        letters.contains("of which a redrive takes the first 3") && !letters.contains("letter-f3"),
+        letters.contains("of which a redrive takes 3, the first") && !letters.contains("letter-f3"),
         "{letters}"
     );
     assert_eq!(
