@@ -1,5 +1,7 @@
 //! The ledger with many letters: no filter reads them all, and the counters say what is there.
 
+#[path = "suite/support.rs"]
+#[expect(dead_code, reason = "most of it is for the other program")]
 mod support;
 
 use std::time::{Duration, Instant};
@@ -83,7 +85,7 @@ fn filters() -> Vec<(&'static str, LetterFilter)> {
 
 /// Of one connection, so that what the server counts of it can be asked for.
 async fn ledger(db: &Db) -> (PgLedger, sqlx::PgPool) {
-    let options: PgConnectOptions = support::url().parse().expect("a URL");
+    let options: PgConnectOptions = crate::support::url().parse().expect("a URL");
     let options = options.options([("search_path", db.schema.as_str())]);
     let pool = PgPoolOptions::new().max_connections(1).connect_with(options).await.expect("PostgreSQL");
     (PgLedger::new(pool.clone(), db.tables.clone()), pool)
