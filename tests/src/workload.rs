@@ -143,14 +143,20 @@ pub async fn schedule(database: &Database, place: &str, events: &[Placed]) {
     tx.commit().await.expect("PostgreSQL answers");
 }
 
-/// Publishes events without an outbox, each after it was written into the ledger of what was committed.
+/// Publishes events without an outbox, each after it was written into the ledger of what was committed, in their order.
 ///
 /// # Panics
 /// When a server cannot be used.
 pub async fn publish(database: &Database, publisher: &Publisher, place: &str, events: &[Placed]) {
-    for placed in events {
-        record(&mut database.pool.acquire().await.expect("PostgreSQL answers"), placed).await;
-        publisher.message(place, placed.message("/tests")).await;
+    for events in events.chunks(500) {
+        let mut tx = database.pool.begin().await.expect("PostgreSQL answers");
+        for placed in events {
+            record(&mut tx, placed).await;
+        }
+        tx.commit().await.expect("PostgreSQL answers");
+        for placed in events {
+            publisher.message(place, placed.message("/tests")).await;
+        }
     }
 }
 

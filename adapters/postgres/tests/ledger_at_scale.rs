@@ -6,7 +6,10 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use backstop_core::ledger::{HeaderFilter, Ledger, LetterFilter, LetterStatus, Outcome};
+use backstop_core::lease::Leases;
+use backstop_core::ledger::{
+    Guard, HeaderFilter, Ledger, LetterFilter, LetterStatus, NewRedrive, Outcome, Redrives, Sent,
+};
 use backstop_postgres::PgLedger;
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -114,6 +117,52 @@ async fn no_page_reads_all_letters() {
         }
         assert_eq!(scans(&pool).await, before, "{name}: a page reads the whole table");
     }
+    pool.close().await;
+    db.drop().await;
+}
+
+async fn rows_read(pool: &sqlx::PgPool) -> i64 {
+    sqlx::query("SELECT pg_stat_force_next_flush()").execute(pool).await.expect("PostgreSQL 15 or later");
+    let read = "SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) FROM pg_stat_user_tables \
+                WHERE relid = 'backstop_redrive_letter'::regclass";
+    sqlx::query_scalar(read).fetch_one(pool).await.expect("counted")
+}
+
+/// Whatever is known of a redrive that was just made, and however often a statement ran.
+#[tokio::test]
+async fn a_redrive_reads_what_it_sends_and_not_what_waits() {
+    const LETTERS: u32 = 10_000;
+    let db = Db::new().await;
+    db.run(&fill(LETTERS)).await;
+    db.run("UPDATE backstop_letter SET status = 'open', outcome = NULL, redrive = NULL, hold = NULL").await;
+    let (ledger, pool) = ledger(&db).await;
+    let new = NewRedrive {
+        id: "r".to_owned(),
+        filter: LetterFilter { status: Some(LetterStatus::Open), ..LetterFilter::default() },
+        guard: Guard::default(),
+        limit: None,
+        canary: 0,
+        rate: None,
+        brake: 0.2,
+        silent_after: Duration::ZERO,
+        created_by: "ann".to_owned(),
+        because: None,
+    };
+    ledger.create_redrive(&new).await.expect("made");
+    let lease = ledger.acquire("redrive", "engine", Duration::from_secs(60)).await.expect("asked");
+    let lease = lease.expect("nobody else has it");
+    for n in 0..12 {
+        let before = rows_read(&pool).await;
+        let claimed = ledger.claim_letters(&lease, "r", 100).await.expect("asked").expect("it stands");
+        assert_eq!(claimed.len(), 100);
+        assert!(rows_read(&pool).await - before < i64::from(LETTERS / 4), "a claim, {n}");
+        let outcome = if n == 11 { Sent::NotTried } else { Sent::Confirmed };
+        let settled: Vec<_> = claimed.into_iter().map(|letter| (letter.id, outcome.clone())).collect();
+        let before = rows_read(&pool).await;
+        ledger.settle_letters("r", &settled).await.expect("settled");
+        assert!(rows_read(&pool).await - before < i64::from(LETTERS / 4), "its end, {n}");
+    }
+    assert_eq!(ledger.fall_silent().await.expect("asked"), 1_000);
     pool.close().await;
     db.drop().await;
 }

@@ -18,6 +18,8 @@ use crate::{ledger_row, stranded};
 
 /// Takes letters to be sent. The letters that are returned are as they were before. Their outcome is waited for from here
 /// on, so that the broker's confirmation leaves their rows alone: each write of a letter's row is one of all its indexes.
+/// Rows of the cohort are found by their letters, and by nothing else that an index knows: of a redrive that was just made
+/// planners think that it has one letter, and would read all that are pending, or that for each that is taken.
 const CLAIM: &str = "
     WITH next AS (
         SELECT letter FROM {cohort} WHERE redrive = $1 AND step = 'pending' AND (canary OR NOT $2)
@@ -30,8 +32,8 @@ const CLAIM: &str = "
         FROM locked WHERE l.n = locked.n RETURNING l.n
     ), stepped AS (
         UPDATE {cohort} AS c
-        SET step = CASE WHEN EXISTS (SELECT FROM taken WHERE taken.n = c.letter) THEN 'sending' ELSE 'dropped' END
-        FROM next WHERE c.redrive = $1 AND c.letter = next.letter AND c.step = 'pending'
+        SET step = CASE WHEN c.letter = ANY (ARRAY (SELECT n FROM taken)) THEN 'sending' ELSE 'dropped' END
+        WHERE c.redrive + 0 = $1 AND c.letter = ANY (ARRAY (SELECT letter FROM next)) AND c.step || '' = 'pending'
     ), told AS (
         INSERT INTO {event} (letter, what, detail) SELECT n, 'redriving', $5 FROM taken
     )
@@ -48,8 +50,8 @@ const CONFIRM: &str = "
     WITH locked AS (
         SELECT l.n FROM {letter} AS l WHERE l.id = ANY ($3) ORDER BY l.n FOR UPDATE
     ), stepped AS (
-        UPDATE {cohort} AS c SET step = $4, sent_at = clock_timestamp() FROM locked
-        WHERE c.redrive = $1 AND c.letter = locked.n AND c.step = $2 RETURNING c.letter
+        UPDATE {cohort} AS c SET step = $4, sent_at = clock_timestamp()
+        WHERE c.redrive = $1 AND c.letter = ANY (ARRAY (SELECT n FROM locked)) AND c.step = $2 RETURNING c.letter
     ), moved AS (
         UPDATE {letter} AS l SET outcome = $4
         FROM stepped WHERE l.n = stepped.letter AND l.outcome IS DISTINCT FROM $4
@@ -64,8 +66,8 @@ const PUT_BACK: &str = "
     ), locked AS (
         SELECT l.n, l.id FROM {letter} AS l WHERE l.id = ANY ($3) ORDER BY l.n FOR UPDATE
     ), stepped AS (
-        UPDATE {cohort} AS c SET step = $5 FROM locked
-        WHERE c.redrive = $1 AND c.letter = locked.n AND c.step = $2 RETURNING c.letter
+        UPDATE {cohort} AS c SET step = $5
+        WHERE c.redrive = $1 AND c.letter = ANY (ARRAY (SELECT n FROM locked)) AND c.step = $2 RETURNING c.letter
     ), moved AS (
         UPDATE {letter} AS l SET status = $6, outcome = CASE $6 WHEN 'redriving' THEN (
             SELECT o.step FROM {cohort} AS o
@@ -114,7 +116,8 @@ const FALL_SILENT: &str = "
         FOR UPDATE SKIP LOCKED
     ), stepped AS (
         UPDATE {cohort} AS c SET step = 'silent' FROM late JOIN locked ON locked.n = late.letter
-        WHERE c.redrive = late.redrive AND c.letter = late.letter AND c.step = 'waiting' RETURNING c.letter
+        WHERE c.redrive = late.redrive AND c.letter = late.letter AND c.letter = ANY (ARRAY (SELECT n FROM locked))
+        AND c.step = 'waiting' RETURNING c.letter
     ), moved AS (
         UPDATE {letter} AS l SET outcome = 'silent' FROM stepped
         WHERE l.n = stepped.letter AND l.status = 'redriving'
