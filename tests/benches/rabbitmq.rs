@@ -17,14 +17,17 @@ use crate::servers::Servers;
 use crate::{Outcome, relay};
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a goodbye may take.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 async fn connect(servers: &Servers) -> Outcome<Connection> {
     Ok(Connection::connect(&servers.amqp, ConnectionProperties::default()).await?)
 }
 
-/// Says goodbye. lapin calls it an error when a channel is being closed at that moment; nothing depends on it.
+/// Says goodbye. lapin calls it an error when a channel is being closed at that moment, or never hears of the end; nothing
+/// depends on it.
 pub(crate) async fn close(connection: &Connection) {
-    drop(connection.close(200, "OK".into()).await);
+    drop(tokio::time::timeout(FAREWELL, connection.close(200, "OK".into())).await);
 }
 
 /// Declares a durable quorum queue.
