@@ -35,6 +35,8 @@ use watch::{Memory, Watch};
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Redrives that are looked at for one that a rule waits for.
 const LATEST: u32 = 100;
+/// What is said where nobody wrote a rule.
+pub(crate) const NONE: &str = "no rules: nothing is redriven unless somebody asks for it";
 /// What somebody does who lets a rule fire again after its redrive came to a bad end.
 pub(crate) const RESUME: &str = "rules resume";
 

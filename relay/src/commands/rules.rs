@@ -13,7 +13,7 @@ use crate::commands::{Context, database};
 use crate::config::{Config, RuleConfig};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, or_dash};
-use crate::rules::{self, Fired, Look, NoRule, RESUME, Scene, Standing, View, choice};
+use crate::rules::{self, Fired, Look, NONE, NoRule, RESUME, Scene, Standing, View, choice};
 
 /// Every letter is judged, however many match.
 const EVERY: u64 = u64::MAX;
@@ -42,7 +42,7 @@ fn named<'a>(context: &'a Context, name: &str) -> Result<&'a RuleConfig, Failure
 async fn list(context: &Context) -> Result<(), Failure> {
     let rules = &context.config.dead_letters.rules;
     if rules.is_empty() && !context.is_json() {
-        return Ok(output::line("no rules: nothing is redriven unless somebody asks for it")?);
+        return Ok(output::line(NONE)?);
     }
     let ledger = context.ledger().await?;
     let views = look(context, &*ledger).await?.views(EVERY).await.map_err(database)?;

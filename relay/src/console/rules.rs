@@ -16,10 +16,7 @@ use super::parts::{ago, counted, grouped, letters_in_words, safe};
 use super::{ROWS, letters, plan, redrives};
 use crate::desk::filter::FilterQuery;
 use crate::desk::{Caller, Desk, Order};
-use crate::rules::{Fired, Standing, View, choice};
-
-/// What is said where nobody wrote a rule.
-const NONE: &str = "no rules: nothing is redriven unless somebody asks for it";
+use crate::rules::{Fired, NONE, Standing, View, choice};
 
 pub(super) async fn page(
     State(desk): State<Arc<Desk>>,

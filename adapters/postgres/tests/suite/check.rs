@@ -1,11 +1,12 @@
 //! What `check` finds: each thing is put wrong on the real server, found, and mended by its remedy.
 
-use crate::pgbouncer::PgBouncer;
-use crate::support::{Db, url};
 use backstop_core::schema::{Finding, Schema, Severity};
 use backstop_postgres::PgSchema;
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+use crate::pgbouncer::PgBouncer;
+use crate::support::{Db, url};
 
 async fn findings(db: &Db) -> Vec<Finding> {
     PgSchema::new(db.pool.clone(), db.tables.clone()).check().await.expect("checked")

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use crate::support::Db;
 use backstop_core::FaultKind;
 use backstop_core::dead_rows::{DeadRowFilter, DeadRows};
 use backstop_core::lease::{Lease, Leases};
 use backstop_core::outbox::{Claimed, DeadRow, OutboxReader, OutboxRow, OutboxStore, RowId};
 use backstop_core::schema::{Schema, Severity};
 use backstop_postgres::{AdditionalField, DebeziumOutbox, DebeziumSchema, PgOutboxStore};
+
+use crate::support::Db;
 
 /// As Debezium's documentation has it.
 const TABLE: &str = "CREATE TABLE outboxevent (id uuid NOT NULL PRIMARY KEY, aggregatetype varchar(255) NOT NULL, \

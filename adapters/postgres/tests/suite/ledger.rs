@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use crate::support::{Db, envelope, until};
 use backstop_core::lease::Leases;
 use backstop_core::ledger::{
     AuditFilter, AuditLog, AuditStep, Change, Expiry, Guard, Ledger, Letter, LetterFilter, LetterStatus,
@@ -12,6 +11,8 @@ use backstop_core::{ConsumerReport, ConsumerState, MessageKey, Receipt, ReceiptO
 use backstop_postgres::PgLedger;
 use sqlx::Row;
 use sqlx::postgres::PgPoolOptions;
+
+use crate::support::{Db, envelope, until};
 
 fn letter(id: &str, message: &str, generation: i64) -> Letter {
     let mut letter = Letter::new(id, "orders.stock.dlq", envelope(id));

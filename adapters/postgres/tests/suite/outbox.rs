@@ -10,10 +10,11 @@ mod writers;
 
 use std::time::Duration;
 
-use crate::support::Db;
 use backstop_core::lease::{Lease, Leases};
 use backstop_core::outbox::{Claimed, DeadRow, OutboxReader, OutboxRow, RowId};
 use backstop_postgres::PgOutboxStore;
+
+use crate::support::Db;
 
 const MEGA: usize = 1 << 20;
 

@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Db, fresh};
 use backstop_core::FaultKind;
 use backstop_core::lease::Lease;
 use backstop_core::outbox::OutboxStore;
 use backstop_core::schema::{Schema, Severity};
 use backstop_postgres::{PgInbox, PgOutbox, PgOutboxStore, PgSchema, PgTables};
+
+use crate::support::{Db, fresh};
 
 fn schema(db: &Db) -> PgSchema {
     PgSchema::new(db.pool.clone(), db.tables.clone())

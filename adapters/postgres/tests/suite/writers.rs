@@ -1,9 +1,10 @@
 //! Writers of every kind, read without the net of the full scan.
 
-use crate::support::Db;
 use backstop_core::outbox::{OutboxReader, OutboxRow, OutboxStore};
 use backstop_postgres::PgOutboxStore;
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
+
+use crate::support::Db;
 
 const NEXT: &str = "SELECT nextval(pg_get_serial_sequence('backstop_outbox', 'seq'))";
 

@@ -6,14 +6,15 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::common::warm::*;
-use crate::common::{Apply, Order, Scene, Trouble};
 use backstop::{
     BatchHandler, Consumer, Delivery, ErrorClass, GroupCommit, Handler, HandlerError, Outcomes, RetryPolicy,
     Snapshot, names,
 };
 use backstop_testkit::memory::{CommitFault, MemoryTx};
 use tokio::sync::oneshot;
+
+use crate::common::warm::*;
+use crate::common::{Apply, Order, Scene, Trouble};
 
 /// Whom a batch's handler blames.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use crate::steered::{Mode, Scene, seconds};
 use backstop::{BreakerCause, BreakerPhase, RunState, names};
+
+use crate::steered::{Mode, Scene, seconds};
 
 /// Messages per second under an outage, and how long it lasts.
 const RATE: u64 = 4;

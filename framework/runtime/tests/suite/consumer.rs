@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::common::{Apply, InTrouble, Order, Scene, Trouble, order};
 use backstop::sink::Scope;
 use backstop::{
     Codec, Consumer, DecodeError, Delivery, Handler, HandlerError, Json, Message, StopPartition, names,
 };
 use backstop_testkit::memory::{Broker, CommitFault, MemoryTx};
 use tokio::sync::oneshot;
+
+use crate::common::{Apply, InTrouble, Order, Scene, Trouble, order};
 
 #[tokio::test(start_paused = true)]
 async fn a_duplicate_is_absorbed_and_settled() {

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::common::{InTrouble, Order, Scene, Trouble};
 use backstop::source::Source as _;
 use backstop::{
     Consumer, Delivery, ErrorClass, GroupCommit, Handler, HandlerError, RetryPolicy, RunError, Snapshot,
@@ -13,6 +12,8 @@ use backstop::{
 };
 use backstop_testkit::memory::MemoryTx;
 use tokio::sync::Notify;
+
+use crate::common::{InTrouble, Order, Scene, Trouble};
 
 /// What a handler shares with its test.
 #[derive(Default)]

@@ -4,8 +4,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::common::warm::*;
-use crate::common::{Apply, InTrouble, Order, Scene, Trouble};
 use backstop::inbox::{GroupAdmission, Inbox, Limits, Unit};
 use backstop::{
     AdapterError, Consumer, Delivery, ErrorClass, FaultKind, GroupCommit, Handler, HandlerError, Message,
@@ -13,6 +11,9 @@ use backstop::{
 };
 use backstop_testkit::memory::{CommitFault, MemoryTx, Store};
 use tokio::sync::oneshot;
+
+use crate::common::warm::*;
+use crate::common::{Apply, InTrouble, Order, Scene, Trouble};
 
 fn scene() -> Scene {
     Scene { groups: GroupCommit::up_to(64).max_age(Duration::from_secs(3)), concurrency: 1, ..Scene::new() }

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use crate::steered::{Mode, Scene, Switch, seconds};
 use backstop::{BreakerPhase, Consumer, Delivery, Handler, HandlerError, RunState};
 use tokio::time::{Instant, sleep};
+
+use crate::steered::{Mode, Scene, Switch, seconds};
 
 #[tokio::test(start_paused = true)]
 async fn a_consumer_tells_where_it_is_in_its_life() {

@@ -2,11 +2,12 @@
 
 use std::net::SocketAddr;
 
-use crate::steered::{Mode, Run, Scene};
 use backstop::{RunState, http};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+
+use crate::steered::{Mode, Run, Scene};
 
 /// Serves what consumers tell below `/backstop`.
 async fn serve(run: &Run) -> SocketAddr {

@@ -3,12 +3,13 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use crate::common::{Scene, Trouble, order};
 use backstop::command::Command;
 use backstop::dead_letter::redrive_envelope;
 use backstop::held::{HeldMessages, HeldSummary};
 use backstop::held_keys::Ending;
 use backstop::{Envelope, GroupCommit, MessageKey, Snapshot, names};
+
+use crate::common::{Scene, Trouble, order};
 
 const DOOR: &str = "orders.stock.redrive";
 

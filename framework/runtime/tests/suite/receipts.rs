@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use crate::common::{Order, Scene, Trouble, order};
 use backstop::cloudevents::decode;
 use backstop::command::Command;
 use backstop::held_keys::Ending;
@@ -17,6 +16,8 @@ use backstop_testkit::memory::CommitFault;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
+
+use crate::common::{Order, Scene, Trouble, order};
 
 const RECEIPTS: &str = "receipts";
 const DOOR: &str = "orders.stock.redrive";

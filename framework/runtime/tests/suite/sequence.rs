@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use crate::common::{Order, Scene, Trouble, order};
 use backstop::dead_letter::redrive_envelope;
 use backstop::source::{Settlement, Source};
 use backstop::{
@@ -11,6 +10,8 @@ use backstop::{
 };
 use backstop_testkit::memory::Broker;
 use tokio::sync::oneshot;
+
+use crate::common::{Order, Scene, Trouble, order};
 
 fn numbered(key: &str, number: u64, name: &str, trouble: Trouble) -> Message {
     order(key, name, trouble).header("sequence", number.to_string())

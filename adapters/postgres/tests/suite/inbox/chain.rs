@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use crate::support::{CONSUMER, Db, fresh, key, limits, unit, url};
 use backstop_core::FaultKind;
 use backstop_core::inbox::{Admission, Inbox, Limits};
 use backstop_postgres::{PgInbox, PgTx};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Executor, PgPool};
+
+use crate::support::{CONSUMER, Db, fresh, key, limits, unit, url};
 
 /// A pool of one connection, so that every message is handled on the same one.
 async fn single(db: &Db) -> PgPool {

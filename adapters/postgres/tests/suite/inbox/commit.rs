@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use crate::support::{CONSUMER, Db, fresh, key, limits, unit, until};
 use backstop_core::inbox::{Admission, CommitError, Inbox, Limits};
 use backstop_core::{Disposition, ErrorClass, FaultKind};
 use backstop_postgres::PgTx;
 use sqlx::{Acquire, Executor};
+
+use crate::support::{CONSUMER, Db, fresh, key, limits, unit, until};
 
 const EFFECT: &str = "INSERT INTO effect VALUES (1)";
 const FAILING: &str = "INSERT INTO effect VALUES (1/0)";

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::support::{CONSUMER, Db, PLACE, envelope, failure, fresh, key, limits, new_held, origin, unit};
 use backstop_core::held::{ClaimedHead, Failure, Heads, HeldMessage, HeldMessages, Holding};
 use backstop_core::inbox::{Admission, CommitError, GroupAdmission, Inbox, Unit};
 use backstop_core::{DeadReason, FaultKind, MessageKey, Via};
 use backstop_postgres::{PgInbox, PgTx};
 use sqlx::Executor;
+
+use crate::support::{CONSUMER, Db, PLACE, envelope, failure, fresh, key, limits, new_held, origin, unit};
 
 const NOW: Duration = Duration::ZERO;
 const HOUR: Duration = Duration::from_secs(3_600);
