@@ -61,6 +61,8 @@ use turns::Turns;
 const MAX_NAME: usize = 128;
 /// Messages of a batch, at most, unless set.
 const BATCH: usize = 100;
+/// Held messages that are handled at once, at most.
+const HELD_AT_ONCE: usize = 8;
 
 /// A consumer: a source, a handler, and what happens between them.
 ///
@@ -248,7 +250,7 @@ impl<S, M, H, C, D> Consumer<S, M, H, C, D> {
     }
 
     /// How many messages are handled at once, each of another key. Defaults to 16; zero is refused. A transactional
-    /// consumer uses up to that many database connections, and up to 4 more for held messages.
+    /// consumer uses up to that many database connections, and half as many more, up to 8, for held messages.
     pub fn concurrency(mut self, messages: usize) -> Self {
         self.options.concurrency = messages;
         self
@@ -495,7 +497,7 @@ impl<S: Source, I, H, C, D> Consumer<S, WithInbox<I>, H, C, D> {
             group_age: group_commit.age(H::MAX_AGE),
             held_work: held_work::HeldWork::default(),
             suspects: suspects::Suspects::new(&context.consumer, max_crashes),
-            held_workers: concurrency.div_ceil(4).min(4),
+            held_workers: concurrency.div_ceil(2).min(HELD_AT_ONCE),
         });
         let mut shutdown = std::pin::pin!(shutdown);
         let ready = async {

@@ -1,6 +1,7 @@
 //! Running held messages: due heads of whatever key, claimed one by one.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,8 +11,8 @@ use backstop_core::{
     Codec, DeadLetters, DeadReason, Delivery, Disposition, ErrorClass, HandlerError, Message, ReceiptOutcome,
     Via, cloudevents, crash_point,
 };
-use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::{Instant, sleep};
 
 use crate::consumer::calling::Calls;
 use crate::consumer::context::{Judged, LETTER_AGAIN, LETTER_LEASE, Subject};
@@ -23,28 +24,60 @@ use crate::consumer::turns::Place;
 use crate::control::breaker::Attempt;
 use crate::stats::count;
 
-/// How often the table is looked at while messages are held here, and otherwise for those of other instances.
+/// How often a worker looks at the table while messages are held here.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// Looks without a due head before a worker slows down.
-const PATIENCE: u32 = 100;
-/// How often a worker that has slowed down looks.
+/// Looks without a due head before workers slow down.
+const PATIENCE: u32 = 200;
+/// How often a worker looks otherwise, for those of other instances.
 const IDLE_LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A head, and the right to be run by itself where it needs it.
 type Claimed<'a, Tx> = (ClaimedHead<Tx>, Option<Turn<'a>>);
 
 /// Wakes workers when something was held, and knows what they are at.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct HeldWork {
     arrived: Notify,
+    /// Looks without a due head, of all workers in a row.
+    in_vain: AtomicU32,
+    /// Of those who wait, one looks at the table now and then. Who finds something wakes the next one.
+    lookout: Semaphore,
     /// Heads that are charged and of whose end nothing is written yet, with their charges.
     begun: Mutex<BTreeMap<i64, HeadCharge>>,
+}
+
+impl Default for HeldWork {
+    fn default() -> Self {
+        let (arrived, in_vain, begun) = (Notify::default(), AtomicU32::default(), Mutex::default());
+        Self { arrived, in_vain, lookout: Semaphore::new(1), begun }
+    }
 }
 
 impl HeldWork {
     /// A message was held, appended or imported.
     pub(crate) fn arrived(&self) {
         self.arrived.notify_one();
+    }
+
+    /// Something was due: there may be more.
+    fn found(&self) {
+        self.in_vain.store(0, Ordering::Relaxed);
+        self.arrived();
+    }
+
+    /// Nothing was due: rests until something arrives, or it is time to look again. Whoever `always_looks` does so by a
+    /// clock of its own.
+    async fn rest(&self, always_looks: bool) {
+        let looks = self.in_vain.fetch_add(1, Ordering::Relaxed);
+        let rest = if looks < PATIENCE { LOOK_EVERY } else { IDLE_LOOK_EVERY };
+        let look = async {
+            let _lookout = if always_looks { None } else { self.lookout.acquire().await.ok() };
+            sleep(rest.mul_f64(0.5 + fastrand::f64())).await;
+        };
+        tokio::select! {
+            () = look => {}
+            () = self.arrived.notified() => self.in_vain.store(0, Ordering::Relaxed),
+        }
     }
 
     fn begin(&self, charge: HeadCharge) {
@@ -79,7 +112,7 @@ where
 {
     /// Claims and runs due heads until the consumer stops; `doubtful` ones too, or only the others.
     pub(crate) async fn run_held(&self, doubtful: bool) {
-        let (mut empty, mut outages) = (0_u32, 0_u32);
+        let mut outages = 0;
         while let Some(pass) = self.context.control.gate.pass(&self.context.stop).await
             && !self.context.stop.is_cancelled()
         {
@@ -92,19 +125,14 @@ where
             });
             match self.context.answered(asked, claimed) {
                 Ok(Some((claimed, _alone))) => {
-                    (empty, outages) = (0, 0);
-                    self.held_work.arrived();
+                    outages = 0;
+                    self.held_work.found();
                     self.run_charged(claimed, place).await;
                 }
                 Ok(None) => {
                     drop((pass, place));
                     outages = 0;
-                    empty = empty.saturating_add(1);
-                    let rest = if empty < PATIENCE { LOOK_EVERY } else { IDLE_LOOK_EVERY };
-                    tokio::select! {
-                        _ = self.context.sleep(rest.mul_f64(0.5 + fastrand::f64())) => {}
-                        () = self.held_work.arrived.notified() => empty = 0,
-                    }
+                    self.context.stop.run_until_cancelled(self.held_work.rest(doubtful)).await;
                 }
                 Err(error) => {
                     self.report_outage(&error, outages);
