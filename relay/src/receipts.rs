@@ -12,7 +12,7 @@ use backstop_core::ledger::Ledger;
 use backstop_core::source::{Received, Settlement, Source};
 use backstop_core::{AdapterError, ConsumerReport, FaultKind, Message, Receipt};
 use futures_util::future::join_all;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -21,6 +21,9 @@ use crate::exit::with_cause;
 
 /// Receipts and reports that are written together.
 const CHUNK: usize = 200;
+/// How long more of them are waited for after the first: a transaction costs the ledger as much as the receipts of some
+/// messages, and they come one by one while letters are redriven.
+const GATHER: Duration = Duration::from_millis(100);
 /// How long the ledger may take to write them before the connection counts as lost.
 const WRITE_LIMIT: Duration = Duration::from_secs(30);
 
@@ -106,15 +109,51 @@ impl<S: Source> Receipts<S> {
             let Some(batch) = batch else { break };
             *pause = Pause::default();
             let mut chunk = Chunk::default();
-            for received in batch {
-                self.add(&mut chunk, received);
-                if chunk.settlements.len() >= CHUNK {
-                    self.write(std::mem::take(&mut chunk), stop).await;
-                }
-            }
+            self.add_all(&mut chunk, batch, stop).await;
+            let gathered = self.gather(&mut source, &mut chunk, stop).await;
             self.write(chunk, stop).await;
+            if !gathered? {
+                break;
+            }
         }
         source.close().await
+    }
+
+    /// Waits a moment for more, unless there is a whole chunk; `false` when the source has ended.
+    async fn gather(
+        &self,
+        source: &mut S,
+        chunk: &mut Chunk<S::Settlement>,
+        stop: &CancellationToken,
+    ) -> Result<bool, AdapterError> {
+        let enough = sleep(GATHER);
+        tokio::pin!(enough);
+        while !chunk.settlements.is_empty() {
+            let batch = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                batch = source.next() => batch?,
+                () = &mut enough => break,
+            };
+            let Some(batch) = batch else { return Ok(false) };
+            self.add_all(chunk, batch, stop).await;
+        }
+        Ok(true)
+    }
+
+    /// Takes messages, and writes whole chunks.
+    async fn add_all(
+        &self,
+        chunk: &mut Chunk<S::Settlement>,
+        batch: Vec<Received<S::Settlement>>,
+        stop: &CancellationToken,
+    ) {
+        for received in batch {
+            self.add(chunk, received);
+            if chunk.settlements.len() >= CHUNK {
+                self.write(std::mem::take(chunk), stop).await;
+            }
+        }
     }
 
     /// Takes a message, unless the source has taken it back.

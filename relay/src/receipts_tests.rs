@@ -5,6 +5,7 @@ use backstop_testkit::memory::{Broker, MemorySource, Store};
 use chrono::TimeDelta;
 
 use super::*;
+use crate::gated::Gated;
 
 const GROUP: &str = "readers";
 
@@ -34,13 +35,17 @@ impl Scene {
 
     /// Reads until `done`, and stops the reader.
     async fn read_until(&self, done: impl AsyncFn(&Self) -> bool) {
+        self.read_into(self.ledger.clone(), done).await;
+    }
+
+    async fn read_into(&self, ledger: Arc<dyn Ledger>, done: impl AsyncFn(&Self) -> bool) {
         let broker = self.broker.clone();
         let open: Opener<MemorySource> = Box::new(move || {
             let source = broker.source(GROUP, ["receipts"]);
             Box::pin(async move { Ok(source) })
         });
         let stop = CancellationToken::new();
-        let reader = Receipts::new(self.ledger.clone(), vec![open], self.counts.clone());
+        let reader = Receipts::new(ledger, vec![open], self.counts.clone());
         let run = tokio::spawn(reader.run(stop.clone()));
         tokio::time::timeout(Duration::from_secs(3_600), async {
             while !done(self).await {
@@ -73,6 +78,27 @@ async fn a_receipt_resolves_its_letter_and_is_settled() {
     scene.broker.publish("receipts", receipt(ReceiptOutcome::AlreadyHandled).to_message());
     scene.read_until(async |scene| scene.settled() && scene.counts.receipts() == 2).await;
     assert_eq!(scene.status().await, LetterStatus::Resolved);
+}
+
+#[tokio::test(start_paused = true)]
+async fn receipts_that_come_one_by_one_are_written_together() {
+    let scene = Scene::new().await;
+    let writes = Arc::new(AtomicU64::new(0));
+    let seen = writes.clone();
+    let ledger = Gated::new(scene.ledger.clone(), move |call| {
+        seen.fetch_add(u64::from(call == "record_outcomes"), Ordering::SeqCst);
+        Box::pin(async { Ok(()) })
+    });
+    let broker = scene.broker.clone();
+    let told = tokio::spawn(async move {
+        for _ in 0..30 {
+            broker.publish("receipts", receipt(ReceiptOutcome::Handled).to_message());
+            sleep(Duration::from_millis(10)).await;
+        }
+    });
+    scene.read_into(ledger, async |scene| scene.settled() && scene.counts.receipts() == 30).await;
+    told.await.expect("no panic");
+    assert!(writes.load(Ordering::SeqCst) <= 5, "{writes:?} writes");
 }
 
 #[tokio::test(start_paused = true)]
