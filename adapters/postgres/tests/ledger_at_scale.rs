@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use backstop_core::lease::Leases;
 use backstop_core::ledger::{
-    Guard, HeaderFilter, Ledger, LetterFilter, LetterStatus, NewRedrive, Outcome, Redrives, Sent,
+    Guard, HeaderFilter, Ledger, LetterFilter, LetterStatus, NewRedrive, Outcome, Phase, Redrives,
+    SILENT_AT_ONCE, Sent, Standing,
 };
 use backstop_postgres::PgLedger;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -141,16 +142,22 @@ async fn a_redrive_reads_what_it_sends_and_not_what_waits() {
         filter: LetterFilter { status: Some(LetterStatus::Open), ..LetterFilter::default() },
         guard: Guard::default(),
         limit: None,
-        canary: 0,
+        canary: 5,
         rate: None,
         brake: 0.2,
         silent_after: Duration::ZERO,
         created_by: "ann".to_owned(),
         because: None,
     };
-    ledger.create_redrive(&new).await.expect("made");
+    let standing = ledger.create_redrive(&new).await.expect("made").standing;
     let lease = ledger.acquire("redrive", "engine", Duration::from_secs(60)).await.expect("asked");
     let lease = lease.expect("nobody else has it");
+    let before = rows_read(&pool).await;
+    let canary = ledger.claim_letters(&lease, "r", 100).await.expect("asked").expect("it stands");
+    assert_eq!(canary.len(), 5);
+    assert!(rows_read(&pool).await - before < i64::from(LETTERS / 4), "the canary");
+    let sending = Standing { phase: Phase::Sending, ..standing.clone() };
+    assert!(ledger.steer_redrive("r", &standing, &sending).await.expect("asked"));
     for n in 0..12 {
         let before = rows_read(&pool).await;
         let claimed = ledger.claim_letters(&lease, "r", 100).await.expect("asked").expect("it stands");
@@ -162,7 +169,7 @@ async fn a_redrive_reads_what_it_sends_and_not_what_waits() {
         ledger.settle_letters("r", &settled).await.expect("settled");
         assert!(rows_read(&pool).await - before < i64::from(LETTERS / 4), "its end, {n}");
     }
-    assert_eq!(ledger.fall_silent().await.expect("asked"), 1_000);
+    assert_eq!(ledger.fall_silent().await.expect("asked"), u64::from(SILENT_AT_ONCE));
     pool.close().await;
     db.drop().await;
 }

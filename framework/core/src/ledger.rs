@@ -21,7 +21,8 @@ pub use expiry::{Expired, Expiry};
 pub use filter::{HeaderFilter, LetterFilter};
 pub use group::{LetterGroup, LetterMinute, StatusCounts};
 pub use job::{
-    Guard, NewRedrive, Phase, PlanGroup, Redrive, Redrives, Run, Sent, Standing, Step, Tally, Verdict,
+    Guard, NewRedrive, Phase, PlanGroup, Redrive, Redrives, Run, SILENT_AT_ONCE, Sent, Standing, Step, Tally,
+    Verdict,
 };
 
 use crate::adapter_error::{AdapterError, FaultKind};

@@ -11,7 +11,9 @@ use std::time::Duration;
 use backstop_core::AdapterError;
 use backstop_core::lease::{Lease, Leases};
 use backstop_core::ledger::course::Next;
-use backstop_core::ledger::{AuditStep, Ledger, Letter, NewAuditEntry, Redrive, Run, Sent, Standing};
+use backstop_core::ledger::{
+    AuditStep, Ledger, Letter, NewAuditEntry, Redrive, Run, SILENT_AT_ONCE, Sent, Standing,
+};
 use backstop_core::sink::{PublishError, Sink};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -170,10 +172,17 @@ impl<S: Sink> Engine<S> {
     }
 
     async fn mark_silent(&self, term: &CancellationToken) {
-        match answer(term, self.ledger.fall_silent()).await {
-            Ok(0) => {}
-            Ok(letters) => warn!(letters, "redriven letters are silent: no outcome in time"),
-            Err(error) => self.troubled(Trouble::Ledger(error)),
+        loop {
+            match answer(term, self.ledger.fall_silent()).await {
+                Ok(0) => return,
+                Ok(letters) => {
+                    warn!(letters, "redriven letters are silent: no outcome in time");
+                    if letters < u64::from(SILENT_AT_ONCE) || term.is_cancelled() {
+                        return;
+                    }
+                }
+                Err(error) => return self.troubled(Trouble::Ledger(error)),
+            }
         }
     }
 

@@ -2,8 +2,8 @@
 
 use backstop_core::lease::Lease;
 use backstop_core::ledger::{
-    Guard, Letter, LetterFilter, LetterStatus, NewRedrive, Outcome, Phase, PlanGroup, Redrive, Sent,
-    Standing, Verdict,
+    Guard, Letter, LetterFilter, LetterStatus, NewRedrive, Outcome, Phase, PlanGroup, Redrive,
+    SILENT_AT_ONCE, Sent, Standing, Verdict,
 };
 use backstop_core::{AdapterError, FaultKind};
 use sqlx::postgres::PgRow;
@@ -16,14 +16,28 @@ use crate::failure::{failed, invalid};
 use crate::storable::storable;
 use crate::{ledger_row, stranded};
 
+/// Whether a later redrive than the one of that number is at the letter `l`: then it says how the letter stands. By the index
+/// of the letters alone, for what planners think of redrives, see [`CLAIM`].
+macro_rules! is_handed_on {
+    ($than:literal) => {
+        concat!(
+            "coalesce((SELECT true FROM {cohort} AS o WHERE o.letter = l.n AND o.redrive + 0 > ",
+            $than,
+            " AND o.step || '' IN ('sending', 'waiting') LIMIT 1), false)"
+        )
+    };
+}
+
 /// Takes letters to be sent. The letters that are returned are as they were before. Their outcome is waited for from here
 /// on, so that the broker's confirmation leaves their rows alone: each write of a letter's row is one of all its indexes.
 /// Rows of the cohort are found by their letters, and by nothing else that an index knows: of a redrive that was just made
-/// planners think that it has one letter, and would read all that are pending, or that for each that is taken.
+/// planners think that it has one letter, and would read all that are pending, or that for each that is taken. The canary
+/// has the lowest numbers, and nobody reads on behind it.
 const CLAIM: &str = "
     WITH next AS (
         SELECT letter FROM {cohort} WHERE redrive = $1 AND step = 'pending' AND (canary OR NOT $2)
-        ORDER BY letter LIMIT $3
+        ORDER BY letter LIMIT least($3, CASE WHEN $2 THEN (
+            SELECT letters FROM {redrive_count} WHERE redrive = $1 AND canary AND step = 'pending') END)
     ), locked AS (
         SELECT l.n FROM {letter} AS l WHERE l.n = ANY (ARRAY (SELECT letter FROM next)) AND l.status = $4
         ORDER BY l.n FOR UPDATE
@@ -46,7 +60,8 @@ const SETTLED: &str = "
     FROM {redrive} WHERE id = $1 FOR SHARE";
 
 /// Letters that the broker has confirmed, unless an outcome came before.
-const CONFIRM: &str = "
+const CONFIRM: &str = concat!(
+    "
     WITH locked AS (
         SELECT l.n FROM {letter} AS l WHERE l.id = ANY ($3) ORDER BY l.n FOR UPDATE
     ), stepped AS (
@@ -54,13 +69,17 @@ const CONFIRM: &str = "
         WHERE c.redrive = $1 AND c.letter = ANY (ARRAY (SELECT n FROM locked)) AND c.step = $2 RETURNING c.letter
     ), moved AS (
         UPDATE {letter} AS l SET outcome = $4
-        FROM stepped WHERE l.n = stepped.letter AND l.outcome IS DISTINCT FROM $4
+        FROM stepped WHERE l.n = stepped.letter AND l.outcome IS DISTINCT FROM $4 AND NOT ",
+    is_handed_on!("$1"),
+    "
     )
-    INSERT INTO {event} (letter, what, detail) SELECT letter, 'redriven', 'confirmed by the broker' FROM stepped";
+    INSERT INTO {event} (letter, what, detail) SELECT letter, 'redriven', 'confirmed by the broker' FROM stepped"
+);
 
 /// Letters that were not sent are what they were before. Their outcome is the one that an earlier redrive waits for, where
 /// that had sent them.
-const PUT_BACK: &str = "
+const PUT_BACK: &str = concat!(
+    "
     WITH told AS (
         SELECT * FROM unnest($3::text[], $4::text[]) AS u (id, reason)
     ), locked AS (
@@ -73,11 +92,14 @@ const PUT_BACK: &str = "
             SELECT o.step FROM {cohort} AS o
             WHERE o.letter = l.n AND o.redrive <> $1 AND o.step IN ('waiting', 'silent', 'unknown')
             ORDER BY o.redrive DESC LIMIT 1) END
-        FROM stepped WHERE l.n = stepped.letter AND l.status = 'redriving'
+        FROM stepped WHERE l.n = stepped.letter AND l.status = 'redriving' AND NOT ",
+    is_handed_on!("$1"),
+    "
     )
     INSERT INTO {event} (letter, what, detail)
     SELECT stepped.letter, 'redrive-failed', told.reason
-    FROM stepped JOIN locked ON locked.n = stepped.letter JOIN told ON told.id = locked.id";
+    FROM stepped JOIN locked ON locked.n = stepped.letter JOIN told ON told.id = locked.id"
+);
 
 /// Letters behind one that was refused must not pass it.
 const REFUSE_FOLLOWERS: &str = "
@@ -106,25 +128,31 @@ const LET_GO: &str = "
     INSERT INTO {event} (letter, what, detail)
     SELECT letter, 'perhaps-redriven', 'its redrive ended while it was being sent' FROM stepped";
 
-/// Letters that somebody else is at are left for the next time.
-const FALL_SILENT: &str = "
+/// Letters that somebody else is at are left for the next time. The shortest patience of all is what an index can look for.
+const FALL_SILENT: &str = concat!(
+    "
     WITH late AS (
         SELECT c.redrive, c.letter FROM {cohort} AS c JOIN {redrive} AS r ON r.n = c.redrive
-        WHERE c.step = 'waiting' AND c.sent_at <= clock_timestamp() - make_interval(secs => r.silent_after) LIMIT 1000
+        WHERE c.step = 'waiting' AND c.sent_at <= statement_timestamp() - make_interval(secs => r.silent_after)
+        AND c.sent_at <= statement_timestamp() - make_interval(secs => (SELECT min(silent_after) FROM {redrive}))
+        LIMIT $1
     ), locked AS (
         SELECT l.n FROM {letter} AS l WHERE l.n = ANY (ARRAY (SELECT letter FROM late)) ORDER BY l.n
         FOR UPDATE SKIP LOCKED
     ), stepped AS (
         UPDATE {cohort} AS c SET step = 'silent' FROM late JOIN locked ON locked.n = late.letter
         WHERE c.redrive = late.redrive AND c.letter = late.letter AND c.letter = ANY (ARRAY (SELECT n FROM locked))
-        AND c.step = 'waiting' RETURNING c.letter
+        AND c.step = 'waiting' RETURNING c.redrive, c.letter
     ), moved AS (
         UPDATE {letter} AS l SET outcome = 'silent' FROM stepped
-        WHERE l.n = stepped.letter AND l.status = 'redriving'
+        WHERE l.n = stepped.letter AND l.status = 'redriving' AND NOT ",
+    is_handed_on!("stepped.redrive"),
+    "
     ), told AS (
         INSERT INTO {event} (letter, what) SELECT DISTINCT letter, 'silent' FROM stepped
     )
-    SELECT count(*) FROM stepped";
+    SELECT count(*) FROM stepped"
+);
 
 /// The door of a letter `l`; null where it does not fit the place where the letter was found.
 const DOOR: &str = "CASE WHEN right(l.found_in, 4) = '.dlq' \
@@ -290,14 +318,17 @@ impl PgLedger {
 
     /// The lease is locked against a takeover until the letters are marked, and the redrive against being paused and
     /// against another claim.
+    ///
+    /// Nobody waits until the marks are on the server's disk: they are there with the settlement that follows. Should the
+    /// server die in between, the letters are taken and sent once more, as where the engine dies.
     pub(super) async fn claim(
         &self,
         lease: &Lease,
         id: &str,
         limit: u32,
     ) -> Result<Option<Vec<Letter>>, AdapterError> {
-        const STANDS: &str =
-            "SELECT EXISTS (SELECT FROM {lease} WHERE name = $1 AND owner = $2 AND token = $3 FOR SHARE)";
+        const STANDS: &str = "SELECT EXISTS (SELECT FROM {lease} WHERE name = $1 AND owner = $2 AND token = $3 FOR SHARE), \
+             set_config('synchronous_commit', 'off', true)";
         const RUNS: &str =
             "SELECT n, phase, from_status FROM {redrive} WHERE id = $1 AND run = 'running' FOR UPDATE";
         let doing = || failed("take letters to be redriven");
@@ -387,8 +418,11 @@ impl PgLedger {
     pub(super) async fn silence(&self) -> Result<u64, AdapterError> {
         let doing = || failed("look for letters without an outcome");
         let mut tx = stranded::begin(&self.pool).await.map_err(doing())?;
-        let silent: i64 =
-            sqlx::query_scalar(self.sql(FALL_SILENT)).fetch_one(&mut *tx).await.map_err(doing())?;
+        let silent: i64 = sqlx::query_scalar(self.sql(FALL_SILENT))
+            .bind(i64::from(SILENT_AT_ONCE))
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(doing())?;
         tx.commit().await.map_err(doing())?;
         Ok(u64::try_from(silent).unwrap_or(0))
     }

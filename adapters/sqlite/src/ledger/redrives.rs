@@ -2,7 +2,8 @@
 
 use backstop_core::lease::Lease;
 use backstop_core::ledger::{
-    Guard, Letter, LetterFilter, LetterStatus, NewRedrive, Phase, PlanGroup, Redrive, Sent, Standing, Verdict,
+    Guard, Letter, LetterFilter, LetterStatus, NewRedrive, Phase, PlanGroup, Redrive, SILENT_AT_ONCE, Sent,
+    Standing, Verdict,
 };
 use backstop_core::{AdapterError, FaultKind};
 use sqlx::sqlite::SqliteRow;
@@ -377,8 +378,11 @@ impl SqliteLedger {
         query.execute(&mut *tx).await.map_err(failed)?;
         match reason {
             None => {
-                let sql = format!("UPDATE {letters} SET outcome = ?1 WHERE n = ?2 AND outcome IS NOT ?1");
-                let query = sqlx::query(AssertSqlSafe(sql)).bind(step).bind(n);
+                let sql = format!(
+                    "UPDATE {letters} SET outcome = ?1 WHERE n = ?2 AND outcome IS NOT ?1 AND NOT {}",
+                    self.is_handed_on("?2", "?3")
+                );
+                let query = sqlx::query(AssertSqlSafe(sql)).bind(step).bind(n).bind(redrive);
                 query.execute(&mut *tx).await.map_err(failed)?;
             }
             Some(_) => self.put_back(tx, redrive, n, from).await?,
@@ -405,12 +409,22 @@ impl SqliteLedger {
         let sql = format!(
             "UPDATE {} AS l SET status = ?1, outcome = CASE ?1 WHEN 'redriving' THEN (SELECT o.step FROM {} AS o \
              WHERE o.letter = l.n AND o.redrive <> ?3 AND o.step IN ('waiting', 'silent', 'unknown') \
-             ORDER BY o.redrive DESC LIMIT 1) END WHERE n = ?2 AND status = 'redriving'",
+             ORDER BY o.redrive DESC LIMIT 1) END WHERE n = ?2 AND status = 'redriving' AND NOT {}",
             self.database.tables.letter(),
-            self.database.tables.redrive_letter()
+            self.database.tables.redrive_letter(),
+            self.is_handed_on("?2", "?3")
         );
         let done = sqlx::query(AssertSqlSafe(sql)).bind(from).bind(n).bind(redrive).execute(tx).await;
         done.map(drop).map_err(|error| adapter("cannot put back a letter that was not sent", error))
+    }
+
+    /// Whether a later redrive is at the letter: then it says how the letter stands. Both numbers are SQL.
+    fn is_handed_on(&self, letter: &str, than: &str) -> String {
+        format!(
+            "EXISTS (SELECT 1 FROM {} AS h WHERE h.letter = {letter} AND h.redrive > {than} \
+             AND h.step IN ('sending', 'waiting'))",
+            self.database.tables.redrive_letter()
+        )
     }
 
     /// Letters behind one that was refused must not pass it.
@@ -438,7 +452,7 @@ impl SqliteLedger {
         let (cohort, redrives) = (tables.redrive_letter(), tables.redrive());
         let late = format!(
             "SELECT c.redrive, c.letter FROM {cohort} AS c JOIN {redrives} AS r ON r.n = c.redrive \
-             WHERE c.step = 'waiting' AND c.sent_at <= {NOW} - r.silent_after LIMIT 1000"
+             WHERE c.step = 'waiting' AND c.sent_at <= {NOW} - r.silent_after LIMIT {SILENT_AT_ONCE}"
         );
         let mut tx = self.database.write("cannot look for letters without an outcome").await?;
         let late: Vec<(i64, i64)> =
@@ -448,10 +462,16 @@ impl SqliteLedger {
             let query = sqlx::query(AssertSqlSafe(step)).bind(redrive).bind(n);
             query.execute(&mut *tx).await.map_err(failed)?;
             let outcome = format!(
-                "UPDATE {} SET outcome = 'silent' WHERE n = ? AND status = 'redriving'",
-                tables.letter()
+                "UPDATE {} SET outcome = 'silent' WHERE n = ?1 AND status = 'redriving' AND NOT {}",
+                tables.letter(),
+                self.is_handed_on("?1", "?2")
             );
-            sqlx::query(AssertSqlSafe(outcome)).bind(n).execute(&mut *tx).await.map_err(failed)?;
+            sqlx::query(AssertSqlSafe(outcome))
+                .bind(n)
+                .bind(redrive)
+                .execute(&mut *tx)
+                .await
+                .map_err(failed)?;
             self.note(&mut tx, *n, "silent", None).await?;
         }
         commit(tx).await.map_err(plain)?;

@@ -10,6 +10,9 @@ use super::{Letter, LetterFilter};
 use crate::adapter_error::AdapterError;
 use crate::lease::Lease;
 
+/// Letters that are marked as silent at once: their rows are locked until that is committed.
+pub const SILENT_AT_ONCE: u32 = 1_000;
+
 /// What a redrive sends, and what it leaves alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Guard {
@@ -473,7 +476,8 @@ pub trait Redrives: Send + Sync {
         sent: &'a [(String, Sent)],
     ) -> BoxFuture<'a, Result<(), AdapterError>>;
 
-    /// Marks letters as silent whose outcome has taken longer than their redrive allows; returns how many.
+    /// Marks letters as silent whose outcome has taken longer than their redrive allows, about [`SILENT_AT_ONCE`] of them
+    /// at most; returns how many. The letter itself stays as it is where a later redrive is at it.
     ///
     /// # Errors
     /// When the database cannot be asked.

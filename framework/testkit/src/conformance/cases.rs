@@ -72,6 +72,7 @@ macro_rules! store_conformance {
                 letters_are_settled,
                 outcomes_reach_the_redrive,
                 what_is_being_sent_outlives_its_redrive,
+                a_letter_stands_as_its_last_redrive_says,
                 what_was_not_sent_waits_for_nothing,
                 the_rate_changes_while_it_runs,
                 claims_at_once_share,

@@ -230,19 +230,21 @@ impl Data {
                     _ => (Step::Unknown, Outcome::Unknown),
                 };
                 self.step(id, letter, |row| (row.step, row.sent_at) = (step, Some(at)));
-                if let Some(found) = self.letter_mut(letter) {
+                if !self.is_handed_on(id, letter)
+                    && let Some(found) = self.letter_mut(letter)
+                {
                     found.outcome = Some(outcome);
                 }
                 self.tell(letter, "redriven", Some("confirmed by the broker"));
             }
             Sent::NotTried => {
                 self.step(id, letter, |row| row.step = Step::Pending);
-                self.put_back(letter, from);
+                self.put_back(id, letter, from);
                 self.tell(letter, "redrive-failed", Some("not tried"));
             }
             Sent::Refused(reason) => {
                 self.step(id, letter, |row| row.step = Step::Refused);
-                self.put_back(letter, from);
+                self.put_back(id, letter, from);
                 self.tell(letter, "redrive-failed", Some(reason));
                 self.refuse_followers(id, letter);
             }
@@ -250,11 +252,22 @@ impl Data {
     }
 
     /// What was not sent is what it was before: its outcome is the one that an earlier redrive waits for.
-    fn put_back(&mut self, letter: &str, to: LetterStatus) {
+    fn put_back(&mut self, id: &str, letter: &str, to: LetterStatus) {
+        if self.is_handed_on(id, letter) {
+            return;
+        }
         let outcome = self.outcome_awaited(letter).filter(|_| to == LetterStatus::Redriving);
         if let Some(found) = self.letter_mut(letter) {
             (found.status, found.outcome) = (to, outcome);
         }
+    }
+
+    /// Whether a later redrive is at the letter: then it says how the letter stands.
+    fn is_handed_on(&self, id: &str, letter: &str) -> bool {
+        let later = self.redrives.iter().skip_while(|row| row.plan.id != id).skip(1);
+        let is_at =
+            |row: &LetterOfRedrive| row.id == letter && matches!(row.step, Step::Sending | Step::Waiting);
+        later.flat_map(|row| &row.letters).any(is_at)
     }
 
     /// What the last redrive that has sent the letter knows of it.
@@ -301,11 +314,13 @@ impl Data {
             };
             for letter in row.letters.iter_mut().filter(late) {
                 letter.step = Step::Silent;
-                silent.push(letter.id.clone());
+                silent.push((row.plan.id.clone(), letter.id.clone()));
             }
         }
-        for id in &silent {
-            if let Some(letter) = self.letter_mut(id) {
+        for (redrive, id) in &silent {
+            if !self.is_handed_on(redrive, id)
+                && let Some(letter) = self.letter_mut(id)
+            {
                 letter.outcome = Some(Outcome::Silent);
             }
             self.tell(id, "silent", None);

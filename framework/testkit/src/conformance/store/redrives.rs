@@ -305,6 +305,36 @@ pub async fn what_is_being_sent_outlives_its_redrive<H: StoreHarness>(harness: &
     assert_eq!(found(&*ledger, &of(Outcome::Silent)).await, ["005"]);
 }
 
+/// What an earlier redrive learns of a letter is not what a later one waits for.
+pub async fn a_letter_stands_as_its_last_redrive_says<H: StoreHarness>(harness: &H) {
+    let ledger = harness.ledger();
+    record(&*ledger, &dead_many(4)).await;
+    let first =
+        create(&ledger, &NewRedrive { silent_after: Duration::from_millis(100), ..new("first") }).await;
+    let lease = lease(&ledger, "engine").await;
+    let claimed = claim(&ledger, &lease, "first", 4).await;
+    settle(&ledger, "first", &claimed[..2], &Sent::Confirmed).await;
+    let cancelled = first.cancelled(Some("enough".to_owned())).expect("it is not over");
+    assert!(ledger.steer_redrive("first", &first.standing, &cancelled).await.expect("it answers"));
+    let again = NewRedrive { filter: with_status(LetterStatus::Redriving), ..new("again") };
+    create(&ledger, &again).await;
+    assert_eq!(claim(&ledger, &lease, "again", 4).await, claimed);
+    settle(&ledger, "first", &claimed[2..3], &Sent::NotTried).await;
+    settle(&ledger, "first", &claimed[3..], &Sent::Unanswered).await;
+    let mut silent = 0;
+    while silent < 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        silent += ledger.fall_silent().await.expect("it answers");
+    }
+    let expected = [(Step::Pending, 1), (Step::Unknown, 1), (Step::Silent, 2)];
+    assert_eq!(read(&ledger, "first").await.letters(), tally(&expected));
+    let waiting = LetterFilter { outcome: Some(Outcome::Waiting), ..with_status(LetterStatus::Redriving) };
+    assert_eq!(found(&*ledger, &waiting).await, claimed);
+    settle(&ledger, "again", &claimed[..1], &Sent::NotTried).await;
+    let silent = LetterFilter { outcome: Some(Outcome::Silent), ..with_status(LetterStatus::Redriving) };
+    assert_eq!(found(&*ledger, &silent).await, claimed[..1], "the last that has sent it");
+}
+
 /// A letter that was surely not sent waits for no outcome, although its redrive ended while it was being sent. Where an
 /// earlier redrive had sent it, that one's outcome is the letter's again.
 pub async fn what_was_not_sent_waits_for_nothing<H: StoreHarness>(harness: &H) {
