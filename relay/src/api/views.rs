@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use crate::desk::filter::without_secrets;
 use crate::desk::{Changed, GroupRow, Plan};
 use crate::encryption::{Keyring, key_of, size_of};
-use crate::first_letters::{LOOKED_AT, Refused};
+use crate::first_letters::Refused;
 use crate::secret::hidden_headers;
 
 /// A page of a list.
@@ -272,10 +272,10 @@ struct RefusedView {
 
 impl From<&Refused> for RefusedView {
     fn from(refused: &Refused) -> Self {
-        let Refused { letters, first, locked } = refused;
+        let Refused { letters, of, first, locked } = refused;
         Self {
             letters: *letters,
-            of_first: LOOKED_AT,
+            of_first: *of,
             first: first.clone(),
             why: locked.to_string(),
             hint: locked.hint().to_owned(),
