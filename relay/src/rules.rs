@@ -33,8 +33,8 @@ use watch::{Memory, Watch};
 
 /// How often consumers are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// Redrives that are looked at for one that a rule waits for.
-const LATEST: u32 = 100;
+/// Redrives that are read at once, to find one that a rule waits for.
+const PAGE: u32 = 100;
 /// What is said where nobody wrote a rule.
 pub(crate) const NONE: &str = "no rules: nothing is redriven unless somebody asks for it";
 /// What somebody does who lets a rule fire again after its redrive came to a bad end.
@@ -170,13 +170,21 @@ impl Ahead {
             return Ok(Self::Resting(why));
         }
         // Of whomever it is: somebody who has paused one wants its letters left alone.
-        let latest = ledger.redrives(None, LATEST).await?;
-        let other = |redrive: &Redrive| {
+        let is_in_the_way = |redrive: &&Redrive| {
             let consumer = redrive.plan.filter.consumer.as_deref();
             !redrive.standing.run.is_over() && consumer.is_none_or(|consumer| consumer == scene.consumer())
         };
-        let other = latest.into_iter().find(other);
-        Ok(other.map_or(Self::Free, |redrive| Self::Behind(redrive.plan.id)))
+        let mut after: Option<String> = None;
+        loop {
+            let page = ledger.redrives(after.as_deref(), PAGE).await?;
+            if let Some(other) = page.iter().find(is_in_the_way) {
+                return Ok(Self::Behind(other.plan.id.clone()));
+            }
+            match page.last().filter(|_| page.len() == PAGE as usize) {
+                Some(last) => after = Some(last.plan.id.clone()),
+                None => return Ok(Self::Free),
+            }
+        }
     }
 }
 

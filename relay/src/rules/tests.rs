@@ -509,6 +509,25 @@ async fn a_rule_waits_for_what_somebody_redrives_of_the_same_consumer() {
     assert_eq!(scenery.redrives().await.len(), 3);
 }
 
+#[tokio::test]
+async fn a_rule_waits_for_a_redrive_however_many_were_made_since() {
+    let mut scenery = Scenery::of(rule(VERSION), 3).await;
+    let made = redrive_by_hand(&scenery, "stock").await;
+    let paused = made.paused("lunch").expect("it runs");
+    scenery.steer(&made, paused).await;
+    for _ in 0..PAGE {
+        let other = redrive_by_hand(&scenery, "mail").await;
+        scenery.end(&other, Run::Done).await;
+    }
+    scenery.deploy("2");
+    scenery.stand().await;
+    let standing = scenery.standing().await;
+    assert!(
+        matches!(&standing, Standing::Waiting { behind: Some(id), .. } if *id == made.plan.id),
+        "{standing:?}"
+    );
+}
+
 /// A redrive of nothing that somebody has made.
 async fn other_redrive(scenery: &Scenery) -> Redrive {
     redrive_by_hand(scenery, "mail").await

@@ -43,6 +43,10 @@ struct Pause {
     in_vain: bool,
     /// What handlers have taken in their turns, and of how many messages they were.
     taken: (Duration, u32),
+    /// Transactions whose turn is over and that have yet to end: their rows are locked until then.
+    ending: u32,
+    /// When the last one of them ended.
+    ended: Instant,
 }
 
 /// A place among those who wait for their turn, or beside them where nobody needs one.
@@ -63,6 +67,8 @@ pub(crate) struct Turn<'a> {
     /// Whether nobody of this consumer was in the way when it began. Whoever is then is gone at its end, because it has
     /// waited for them.
     began_alone: bool,
+    /// Whether it is over, and the transaction not.
+    is_ending: bool,
 }
 
 /// Counts as one of the others.
@@ -73,7 +79,8 @@ impl Turns {
     /// For transactions that may wait for `limit` before a statement.
     pub(crate) fn new(limit: Duration) -> Self {
         let now = Instant::now();
-        let pause = Pause { until: now, last: Duration::ZERO, in_vain: false, taken: Default::default() };
+        let (last, taken) = (Duration::ZERO, Default::default());
+        let pause = Pause { until: now, last, in_vain: false, taken, ending: 0, ended: now };
         Self {
             pause: Mutex::new(pause),
             places: Semaphore::new(2),
@@ -141,10 +148,15 @@ impl Pause {
             self.last = Duration::ZERO;
         }
         self.last = (self.last * 2).clamp(PAUSE.0, PAUSE.1);
-        *self = Self { until: now + self.last, last: self.last, in_vain: false, taken: Default::default() };
+        (self.until, self.in_vain, self.taken) = (now + self.last, false, Default::default());
     }
 
-    fn measure(&mut self, took: Duration, messages: u32) {
+    /// Measures handlers from when nobody was in their way. Where somebody is until now, nobody knows what they take.
+    fn measure(&mut self, began: Instant, messages: u32) {
+        if self.ending > 0 {
+            return;
+        }
+        let took = began.max(self.ended).elapsed();
         self.taken = (self.taken.0 + took, self.taken.1.saturating_add(messages));
         let (taken, messages) = self.taken;
         if taken >= MEASURED {
@@ -170,7 +182,8 @@ impl<'a> Place<'a> {
             self.permit = None;
             self.other.get_or_insert_with(|| turns.other());
         }
-        Turn { place: self, permit, began: Instant::now(), began_alone: turns.is_alone() }
+        let (began, began_alone) = (Instant::now(), turns.is_alone());
+        Turn { place: self, permit, began, began_alone, is_ending: false }
     }
 }
 
@@ -182,10 +195,24 @@ impl Turn<'_> {
         let (permit, _place) = (self.permit.take(), self.place.permit.take());
         let was_alone = permit.is_some() && self.began_alone && turns.is_alone();
         let messages = u32::try_from(messages).unwrap_or(u32::MAX);
+        let mut pause = turns.pause();
         if was_alone {
-            turns.pause().measure(self.began.elapsed(), messages);
+            pause.measure(self.began, messages);
+        }
+        if permit.is_some() {
+            self.is_ending = true;
+            pause.ending += 1;
         }
         was_alone
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if self.is_ending {
+            let mut pause = self.place.turns.pause();
+            (pause.ending, pause.ended) = (pause.ending - 1, Instant::now());
+        }
     }
 }
 
@@ -313,11 +340,33 @@ mod tests {
         advance(2 * MEASURED).await;
         drop(before);
         turn.end(1);
+        drop(turn);
         assert!(!turns.is_apart(), "it may have waited for what was begun before, until that had ended");
         assert!(!is_apart_after(&turns, MEASURED, 500).await, "1 ms each");
         assert!(!is_apart_after(&turns, MEASURED / 2, 1).await, "not enough is known");
         assert!(is_apart_after(&turns, MEASURED / 2, 400).await, "0.5 s for 401 messages");
         assert!(!has_turns(&turns).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_the_transaction_before_is_nobodys_work() {
+        let turns = turns();
+        turns.met_others(false);
+        let mut before = turns.place().await.turn().await;
+        before.end(1);
+        let mut next = turns.place().await.turn().await;
+        advance(2 * MEASURED).await;
+        next.end(1);
+        assert!(!turns.is_apart(), "its row may have been locked all the time");
+        drop(next);
+        let mut next = turns.place().await.turn().await;
+        advance(2 * MEASURED).await;
+        drop(before);
+        advance(MEASURED / 2).await;
+        next.end(1);
+        assert!(!turns.is_apart(), "until half of what is measured before");
+        drop(next);
+        assert!(is_apart_after(&turns, MEASURED / 2, 1).await);
     }
 
     #[tokio::test(start_paused = true)]
