@@ -2,7 +2,7 @@ use std::collections::HashSet;
 use std::sync::Mutex;
 
 use backstop_core::cloudevents::Binding;
-use backstop_core::ledger::{LetterStatus, Outcome, Tally};
+use backstop_core::ledger::{BEHIND_REFUSED, LetterStatus, Outcome, Tally};
 use backstop_core::sink::{PublishError, Scope};
 use backstop_core::{Destination, Envelope, FaultKind, MessageKey, Receipt, ReceiptOutcome, names};
 use backstop_sqlite::{SqliteLedger, SqliteSchema, SqliteTables};
@@ -176,6 +176,25 @@ async fn a_refused_letter_holds_its_key_back_and_nothing_else() {
     let history = ledger.history("id-0014").await.expect("a history");
     let last = history.last().expect("an event");
     assert_eq!((last.what.as_str(), last.detail.as_deref()), ("redrive-failed", Some("no such topic")));
+}
+
+#[tokio::test]
+async fn a_redacted_letter_holds_its_key_back_and_nothing_else() {
+    let mut letters = letters(450, &["a", "b"]);
+    letters[14].envelope.headers.set(names::REDACTED, "/card");
+    let (_directory, ledger) = ledger(&letters).await;
+    let sink = Recorder::default();
+    let redrive = run(&ledger, &sink, &wanted()).await.expect("sent");
+    assert_eq!(redrive.letters(), Tally { waiting: 225 + 7, refused: 225 - 7, ..Tally::default() });
+    assert_eq!(
+        (sink.bodies_of("a").len(), sink.bodies_of("b").len()),
+        (7, 225),
+        "in whatever chunk they come"
+    );
+    for behind in ["id-0016", "id-0440"] {
+        let history = ledger.history(behind).await.expect("a history");
+        assert_eq!(history.last().and_then(|last| last.detail.as_deref()), Some(BEHIND_REFUSED), "{behind}");
+    }
 }
 
 #[tokio::test]

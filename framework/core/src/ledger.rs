@@ -38,6 +38,9 @@ pub const COUNT_LIMIT: u64 = 10_000;
 /// What a history calls the events that close a letter.
 pub const CLOSINGS: [&str; 5] = ["discarded", "resolved", "skipped", "failed-again", "edited"];
 
+/// What a history says of a letter that is not sent although it could be: it must not pass an earlier one of its key.
+pub const BEHIND_REFUSED: &str = "an earlier letter of its key was refused";
+
 /// What a history calls the event that opens a closed letter again; see [`Ledger::record`].
 pub const DIED_AGAIN: &str = "died-again";
 

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use backstop_core::dead_letter::redrive_envelope;
-use backstop_core::ledger::{Guard, Letter, Sent};
+use backstop_core::ledger::{BEHIND_REFUSED, Guard, Letter, Sent};
 use backstop_core::report::cut;
 use backstop_core::sink::{PublishError, Scope, Sink};
 use backstop_core::{Destination, Envelope, names};
@@ -16,8 +16,6 @@ use crate::redact::is_redacted;
 
 /// Longest reason in a letter's history, in bytes.
 const MAX_REASON: usize = 1_000;
-/// Why a letter is not sent that could be.
-const BEHIND: &str = "an earlier letter of its key was refused";
 
 /// What became of some letters.
 #[derive(Debug, Default)]
@@ -59,18 +57,19 @@ fn lanes(letters: Vec<Letter>, keys: &Keyring, guard: &Guard, outcome: &mut Outc
     let mut by_key = HashMap::<(String, Bytes), usize>::new();
     let mut stuck = HashSet::<(String, Bytes)>::new();
     for mut letter in letters {
-        if is_redacted(&letter.envelope) {
-            let reason = "it was redacted: its message is no longer what it was".to_owned();
-            outcome.settled.push((letter.id, Sent::Refused(reason)));
-            continue;
-        }
         let Some(target) = guard.target(&letter).map(str::to_owned) else {
             outcome.settled.push((letter.id, Sent::Refused("it has no door any more".to_owned())));
             continue;
         };
         let lane = letter.envelope.key.clone().map(|key| (target.clone(), key));
         if lane.as_ref().is_some_and(|lane| stuck.contains(lane)) {
-            outcome.settled.push((letter.id, Sent::Refused(BEHIND.to_owned())));
+            outcome.settled.push((letter.id, Sent::Refused(BEHIND_REFUSED.to_owned())));
+            continue;
+        }
+        if is_redacted(&letter.envelope) {
+            let reason = "it was redacted: its message is no longer what it was".to_owned();
+            stuck.extend(lane);
+            outcome.settled.push((letter.id, Sent::Refused(reason)));
             continue;
         }
         if let Err(locked) = keys.open(&mut letter) {
@@ -122,7 +121,7 @@ fn note(lane: Lane, sent: usize, error: Option<PublishError>, outcome: &mut Outc
         Scope::Message => {
             let reason = cut(&with_cause(&error), MAX_REASON);
             outcome.settled.extend(ids.by_ref().take(1).map(|id| (id, Sent::Refused(reason.clone()))));
-            let behind = Sent::Refused(BEHIND.to_owned());
+            let behind = Sent::Refused(BEHIND_REFUSED.to_owned());
             outcome.settled.extend(ids.map(|id| (id, behind.clone())));
         }
     }

@@ -2,8 +2,8 @@
 
 use backstop_core::lease::Lease;
 use backstop_core::ledger::{
-    Guard, Letter, LetterFilter, LetterStatus, NewRedrive, Outcome, Phase, PlanGroup, Redrive,
-    SILENT_AT_ONCE, Sent, Standing, Verdict,
+    BEHIND_REFUSED, Guard, Letter, LetterFilter, LetterStatus, NewRedrive, Outcome, Phase, PlanGroup,
+    Redrive, SILENT_AT_ONCE, Sent, Standing, Verdict,
 };
 use backstop_core::{AdapterError, FaultKind};
 use sqlx::postgres::PgRow;
@@ -103,11 +103,14 @@ const PUT_BACK: &str = concat!(
 
 /// Letters behind one that was refused must not pass it.
 const REFUSE_FOLLOWERS: &str = "
-    UPDATE {cohort} AS c SET step = 'refused'
-    FROM {letter} AS f, {letter} AS r
-    WHERE r.id = ANY ($2) AND r.msg_key IS NOT NULL AND f.msg_key = r.msg_key
-    AND f.door IS NOT DISTINCT FROM r.door AND f.place IS NOT DISTINCT FROM r.place
-    AND c.redrive = $1 AND c.letter = f.n AND c.step = 'pending'";
+    WITH stepped AS (
+        UPDATE {cohort} AS c SET step = 'refused'
+        FROM {letter} AS f, {letter} AS r
+        WHERE r.id = ANY ($2) AND r.msg_key IS NOT NULL AND f.msg_key = r.msg_key
+        AND f.door IS NOT DISTINCT FROM r.door AND f.place IS NOT DISTINCT FROM r.place
+        AND c.redrive = $1 AND c.letter = f.n AND c.step = 'pending' RETURNING c.letter
+    )
+    INSERT INTO {event} (letter, what, detail) SELECT DISTINCT letter, 'redrive-failed', $3 FROM stepped";
 
 /// Letters that are being sent when their redrive ends: nobody sends them again, and whether they arrived is for their
 /// consumer to say.
@@ -410,6 +413,7 @@ impl PgLedger {
         let refused = ids(sent, |what| matches!(what, Sent::Refused(_)));
         if !refused.is_empty() {
             let query = sqlx::query(self.sql(REFUSE_FOLLOWERS)).bind(redrive).bind(refused);
+            let query = query.bind(BEHIND_REFUSED);
             query.execute(&mut *tx).await.map_err(doing())?;
         }
         tx.commit().await.map_err(doing())

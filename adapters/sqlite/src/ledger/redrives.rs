@@ -2,8 +2,8 @@
 
 use backstop_core::lease::Lease;
 use backstop_core::ledger::{
-    Guard, Letter, LetterFilter, LetterStatus, NewRedrive, Phase, PlanGroup, Redrive, SILENT_AT_ONCE, Sent,
-    Standing, Verdict,
+    BEHIND_REFUSED, Guard, Letter, LetterFilter, LetterStatus, NewRedrive, Phase, PlanGroup, Redrive,
+    SILENT_AT_ONCE, Sent, Standing, Verdict,
 };
 use backstop_core::{AdapterError, FaultKind};
 use sqlx::sqlite::SqliteRow;
@@ -438,12 +438,18 @@ impl SqliteLedger {
         let sql = format!(
             "UPDATE {} SET step = 'refused' WHERE redrive = ?1 AND step = 'pending' AND letter IN ( \
              SELECT f.n FROM {letters} AS r JOIN {letters} AS f ON f.msg_key = r.msg_key AND f.door IS r.door \
-             AND f.place IS r.place WHERE r.n = ?2 AND r.msg_key IS NOT NULL)",
+             AND f.place IS r.place WHERE r.n = ?2 AND r.msg_key IS NOT NULL) RETURNING letter",
             self.database.tables.redrive_letter()
         );
-        let query = sqlx::query(AssertSqlSafe(sql)).bind(redrive).bind(refused);
-        let done = query.execute(tx).await;
-        done.map(drop).map_err(|error| adapter("cannot hold letters of a redrive back", error))
+        let query = sqlx::query_scalar(AssertSqlSafe(sql)).bind(redrive).bind(refused);
+        let followers: Vec<i64> = query
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(|error| adapter("cannot hold letters of a redrive back", error))?;
+        for letter in followers {
+            self.note(tx, letter, "redrive-failed", Some(BEHIND_REFUSED)).await?;
+        }
+        Ok(())
     }
 
     pub(super) async fn silence(&self) -> Result<u64, AdapterError> {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use backstop_core::lease::Lease;
 use backstop_core::ledger::{
-    Guard, Letter, LetterFilter, LetterStatus, NewRedrive, Outcome, Phase, PlanGroup, Redrive, Redrives, Run,
-    Sent, Standing, Step, Tally, Verdict,
+    BEHIND_REFUSED, Guard, Letter, LetterFilter, LetterStatus, NewRedrive, Outcome, Phase, PlanGroup,
+    Redrive, Redrives, Run, Sent, Standing, Step, Tally, Verdict,
 };
 use backstop_core::{AdapterError, FaultKind};
 use chrono::{DateTime, Utc};
@@ -295,11 +295,15 @@ impl Data {
             .map(|letter| letter.id.clone())
             .collect();
         for letter in same {
+            let mut is_refused = false;
             self.step(id, &letter, |row| {
                 if row.step == Step::Pending {
-                    row.step = Step::Refused;
+                    (row.step, is_refused) = (Step::Refused, true);
                 }
             });
+            if is_refused {
+                self.tell(&letter, "redrive-failed", Some(BEHIND_REFUSED));
+            }
         }
     }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use backstop_core::lease::Lease;
 use backstop_core::ledger::{
-    Change, Guard, Ledger, Letter, LetterFilter, LetterStatus, NewRedrive, Outcome, Phase, Redrive, Run,
-    Sent, Standing, Step, Tally, Verdict,
+    BEHIND_REFUSED, Change, Guard, Ledger, Letter, LetterFilter, LetterStatus, NewRedrive, Outcome, Phase,
+    Redrive, Run, Sent, Standing, Step, Tally, Verdict,
 };
 use backstop_core::{FaultKind, MessageKey, Receipt, ReceiptOutcome};
 use bytes::Bytes;
@@ -217,9 +217,11 @@ pub async fn letters_are_settled<H: StoreHarness>(harness: &H) {
     assert_eq!(found(&*ledger, &with_status(LetterStatus::Redriving)).await, ["000", "002"]);
     let unknown = LetterFilter { outcome: Some(Outcome::Unknown), ..LetterFilter::default() };
     assert_eq!(found(&*ledger, &unknown).await, ["002"]);
-    let history = ledger.history("001").await.expect("it answers");
-    let last = history.last().expect("an event");
-    assert_eq!((last.what.as_str(), last.detail.as_deref()), ("redrive-failed", Some("too large")));
+    for (letter, why) in [("001", "too large"), ("005", BEHIND_REFUSED), ("007", BEHIND_REFUSED)] {
+        let history = ledger.history(letter).await.expect("it answers");
+        let last = history.last().expect("an event");
+        assert_eq!((last.what.as_str(), last.detail.as_deref()), ("redrive-failed", Some(why)), "{letter}");
+    }
 }
 
 /// Outcomes find their letters wherever they stand, before the sending is written down and after silence, and are final.
