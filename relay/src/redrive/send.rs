@@ -57,19 +57,20 @@ fn lanes(letters: Vec<Letter>, keys: &Keyring, guard: &Guard, outcome: &mut Outc
     let mut by_key = HashMap::<(String, Bytes), usize>::new();
     let mut stuck = HashSet::<(String, Bytes)>::new();
     for mut letter in letters {
-        let Some(target) = guard.target(&letter).map(str::to_owned) else {
-            outcome.settled.push((letter.id, Sent::Refused("it has no door any more".to_owned())));
-            continue;
-        };
-        let lane = letter.envelope.key.clone().map(|key| (target.clone(), key));
-        if lane.as_ref().is_some_and(|lane| stuck.contains(lane)) {
-            outcome.settled.push((letter.id, Sent::Refused(BEHIND_REFUSED.to_owned())));
-            continue;
-        }
+        let target = guard.target(&letter).map(str::to_owned);
+        let lane = target.clone().zip(letter.envelope.key.clone());
         if is_redacted(&letter.envelope) {
             let reason = "it was redacted: its message is no longer what it was".to_owned();
             stuck.extend(lane);
             outcome.settled.push((letter.id, Sent::Refused(reason)));
+            continue;
+        }
+        let Some(target) = target else {
+            outcome.settled.push((letter.id, Sent::Refused("it has no door any more".to_owned())));
+            continue;
+        };
+        if lane.as_ref().is_some_and(|lane| stuck.contains(lane)) {
+            outcome.settled.push((letter.id, Sent::Refused(BEHIND_REFUSED.to_owned())));
             continue;
         }
         if let Err(locked) = keys.open(&mut letter) {
