@@ -79,7 +79,7 @@ impl HeldMessages for MySqlInbox {
             let mut charged = None;
             let claim = Box::pin(self.claim_one(consumer, limits, heads, &mut charged));
             let found = within("claim a held message", claim).await;
-            match found.map_err(|error| ClaimError { error, charged })? {
+            match found.map_err(|error| ClaimError { error, charged: charged.into_iter().collect() })? {
                 Found::Head(head) => return Ok(Some(*head)),
                 Found::Nothing => return Ok(None),
                 Found::Other => {}
@@ -88,8 +88,11 @@ impl HeldMessages for MySqlInbox {
         Ok(None)
     }
 
-    async fn acquit_head(&self, consumer: &str, charge: HeadCharge) -> Result<(), AdapterError> {
-        self.acquit_held(consumer, charge).await
+    async fn acquit_heads(&self, consumer: &str, charges: &[HeadCharge]) -> Result<(), AdapterError> {
+        for charge in charges {
+            self.acquit_held(consumer, *charge).await?;
+        }
+        Ok(())
     }
 
     async fn finish(&self, consumer: &str, tx: MySqlTx, head: &HeldMessage) -> Result<(), CommitError> {

@@ -23,7 +23,7 @@ pub(crate) struct ChargesSql {
     charges: Arc<str>,
     charge: Arc<str>,
     acquit: Arc<str>,
-    acquit_head: Arc<str>,
+    acquit_heads: Arc<str>,
     prune: Arc<str>,
 }
 
@@ -42,10 +42,11 @@ impl ChargesSql {
                 "DELETE FROM {charge} WHERE consumer = $1 AND message_key = $2 AND crashes <= $3
                  AND (SELECT set_config('synchronous_commit', 'off', true)) IS NOT NULL",
             ),
-            acquit_head: fill(
-                "UPDATE {held} SET crashes = $3, due_at = clock_timestamp()
-                 WHERE consumer = $1 AND n = $2 AND crashes > $3 AND crashes <= $4 AND condemned IS NULL
-                 AND (SELECT set_config('synchronous_commit', 'off', true)) IS NOT NULL",
+            acquit_heads: fill(
+                "UPDATE {held} AS h SET crashes = c.leaves, due_at = clock_timestamp()
+                 FROM unnest($2::bigint[], $3::integer[], $4::integer[]) AS c (n, leaves, stands)
+                 WHERE h.consumer = $1 AND h.n = c.n AND h.crashes > c.leaves AND h.crashes <= c.stands
+                 AND h.condemned IS NULL AND (SELECT set_config('synchronous_commit', 'off', true)) IS NOT NULL",
             ),
             prune: fill(
                 "DELETE FROM {charge} WHERE consumer = $1 AND charged_at < now() - make_interval(secs => $2)",
@@ -59,14 +60,21 @@ impl ChargesSql {
 }
 
 impl PgInbox {
-    pub(crate) async fn acquit_held(&self, consumer: &str, charge: HeadCharge) -> Result<(), AdapterError> {
+    pub(crate) async fn acquit_held(
+        &self,
+        consumer: &str,
+        charges: &[HeadCharge],
+    ) -> Result<(), AdapterError> {
+        let counts = |count: fn(&HeadCharge) -> u32| -> Vec<i32> {
+            charges.iter().map(|charge| integer(count(charge))).collect()
+        };
         let query = self
             .charges
-            .about(&self.charges.acquit_head, consumer)
-            .bind(charge.n)
-            .bind(integer(charge.leaves))
-            .bind(integer(charge.stands));
-        answer_within("take back the charge of a held message", query.execute(&self.pool)).await?;
+            .about(&self.charges.acquit_heads, consumer)
+            .bind(charges.iter().map(|charge| charge.n).collect::<Vec<i64>>())
+            .bind(counts(|charge| charge.leaves))
+            .bind(counts(|charge| charge.stands));
+        answer_within("take back the charges of held messages", query.execute(&self.pool)).await?;
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use backstop_core::held::{
     NewHeld,
 };
 use backstop_core::held_keys::{Ended, Ending, HeldFilter, HeldKey};
+use backstop_core::held_run::{RunChoice, RunClaim};
 use backstop_core::inbox::{CommitError, Limits};
 use backstop_core::{AdapterError, DeadReason, FaultKind, Headers, MessageKey, header_column};
 use sqlx::postgres::{PgArguments, PgRow};
@@ -93,7 +94,7 @@ impl HeldMessages for PgInbox {
                     continue;
                 }
             };
-            let charged = head.condemned.is_none().then(|| head.unused_charge());
+            let charged = head.condemned.is_none().then(|| head.unused_charge()).into_iter().collect();
             match self.take_head(consumer, tx, head, limits).await {
                 Ok(None) => {}
                 Ok(claimed) => return Ok(claimed),
@@ -103,8 +104,27 @@ impl HeldMessages for PgInbox {
         Ok(None)
     }
 
-    async fn acquit_head(&self, consumer: &str, charge: HeadCharge) -> Result<(), AdapterError> {
-        self.acquit_held(consumer, charge).await
+    async fn acquit_heads(&self, consumer: &str, charges: &[HeadCharge]) -> Result<(), AdapterError> {
+        self.acquit_held(consumer, charges).await
+    }
+
+    async fn claim_run(
+        &self,
+        consumer: &str,
+        limits: Limits,
+        choice: RunChoice<'_>,
+    ) -> Result<RunClaim<PgTx>, ClaimError> {
+        self.claim_held_run(consumer, limits, choice).await
+    }
+
+    async fn finish_run(
+        &self,
+        consumer: &str,
+        tx: PgTx,
+        done: &[HeldMessage],
+        left: &[HeldMessage],
+    ) -> Result<(), CommitError> {
+        commit_and_release(tx, &self.runs.finish(consumer, done, left)).await
     }
 
     async fn finish(&self, consumer: &str, tx: PgTx, head: &HeldMessage) -> Result<(), CommitError> {
@@ -223,7 +243,7 @@ impl PgInbox {
                 // It is charged and does not run.
                 None => {
                     tx.scoped.release();
-                    self.acquit_held(consumer, head.unused_charge()).await?;
+                    self.acquit_held(consumer, &[head.unused_charge()]).await?;
                     return Ok(None);
                 }
             }

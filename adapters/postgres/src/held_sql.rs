@@ -203,11 +203,11 @@ pub(crate) fn integer(count: u32) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
 }
 
-fn literal(bytes: &[u8]) -> String {
+pub(crate) fn literal(bytes: &[u8]) -> String {
     format!("decode('{}', 'hex')", hex(bytes))
 }
 
-fn text_literal(text: &str) -> String {
+pub(crate) fn text_literal(text: &str) -> String {
     format!("convert_from({}, 'UTF8')", literal(text.as_bytes()))
 }
 

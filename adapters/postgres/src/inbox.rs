@@ -16,6 +16,7 @@ use crate::charges::ChargesSql;
 use crate::failure::{code, failed};
 use crate::group::GroupSql;
 use crate::held_keys::KeysSql;
+use crate::held_run::RunsSql;
 use crate::held_sql::HeldSql;
 use crate::limits::{milliseconds, shown};
 use crate::of_key::elder;
@@ -79,6 +80,7 @@ pub struct PgInbox {
     pub(crate) sql: Arc<InboxSql>,
     pub(crate) held: Arc<HeldSql>,
     pub(crate) keys: Arc<KeysSql>,
+    pub(crate) runs: Arc<RunsSql>,
     pub(crate) group: Arc<GroupSql>,
     pub(crate) owed: Arc<OwedSql>,
     pub(crate) charges: Arc<ChargesSql>,
@@ -123,10 +125,10 @@ impl PgInbox {
                       + (SELECT count(*) FROM (SELECT crashes, charged_at FROM {charge} LIMIT 0) c)",
             ),
         });
-        let held = Arc::new(HeldSql::new(&tables));
+        let (held, runs) = (Arc::new(HeldSql::new(&tables)), Arc::new(RunsSql::new(&tables)));
         let (keys, group) = (Arc::new(KeysSql::new(&tables)), Arc::new(GroupSql::new(&tables)));
         let (owed, charges) = (Arc::new(OwedSql::new(&tables)), Arc::new(ChargesSql::new(&tables)));
-        Self { pool, tables, sql, held, keys, group, owed, charges, chain: Chain::default() }
+        Self { pool, tables, sql, held, keys, runs, group, owed, charges, chain: Chain::default() }
     }
 
     /// A statement about one message.

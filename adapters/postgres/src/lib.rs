@@ -28,6 +28,7 @@ mod group;
 mod held;
 mod held_keys;
 mod held_row;
+mod held_run;
 mod held_sql;
 mod hex;
 mod inbox;

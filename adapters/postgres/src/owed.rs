@@ -18,6 +18,7 @@ use crate::transaction::PgTx;
 #[derive(Debug)]
 pub(crate) struct OwedSql {
     owe: Arc<str>,
+    owe_all: Arc<str>,
     owed: Arc<str>,
     paid: Arc<str>,
     can_owe: Arc<str>,
@@ -31,6 +32,15 @@ impl OwedSql {
                 "INSERT INTO {receipt} (consumer, instance, receipt)
                  SELECT $1, $2, $3
                  WHERE $5 OR EXISTS (SELECT FROM {inbox} WHERE consumer = $1 AND message_key = $4)",
+            ),
+            owe_all: fill(
+                "INSERT INTO {receipt} (consumer, instance, receipt)
+                 SELECT r.consumer, r.instance, r.receipt
+                 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::boolean[])
+                      AS r (consumer, instance, receipt, message_key, is_free)
+                 WHERE r.is_free OR EXISTS (
+                    SELECT FROM {inbox} AS i WHERE i.consumer = r.consumer AND i.message_key = r.message_key
+                 )",
             ),
             owed: fill(
                 "SELECT n, receipt FROM {receipt}
@@ -63,6 +73,18 @@ impl OwedReceipts for PgInbox {
     async fn owe(&self, tx: &mut PgTx, receipt: &Receipt) -> Result<(), AdapterError> {
         let query = self.owed.owe(receipt);
         answer_within("write down an owed receipt", query.execute(&mut **tx)).await?;
+        Ok(())
+    }
+
+    async fn owe_all(&self, tx: &mut PgTx, receipts: &[Receipt]) -> Result<(), AdapterError> {
+        let texts = |text: fn(&Receipt) -> &str| -> Vec<&str> { receipts.iter().map(text).collect() };
+        let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.owed.owe_all)))
+            .bind(texts(|receipt| &receipt.consumer))
+            .bind(texts(|receipt| &receipt.instance))
+            .bind(receipts.iter().map(Owed::text).collect::<Vec<String>>())
+            .bind(texts(|receipt| receipt.message_key.as_str()))
+            .bind(receipts.iter().map(|receipt| !needs_inbox_row(receipt.outcome)).collect::<Vec<bool>>());
+        answer_within("write down owed receipts", query.execute(&mut **tx)).await?;
         Ok(())
     }
 

@@ -27,6 +27,7 @@ impl StoreHarness for Postgres {
         failure_dooms_transaction: true,
         handler_can_commit: true,
         sees_ends_between_handlers: false,
+        runs: true,
         unreadable_rows: true,
         schema: true,
     };

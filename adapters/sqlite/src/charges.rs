@@ -38,7 +38,7 @@ impl SqliteInbox {
         );
         let charge = sqlx::query(AssertSqlSafe(sql)).bind(millis(AFTER_CRASH)).bind(head.n);
         charge.execute(&mut *tx).await.map_err(|error| adapter(DOING, error))?;
-        let charged = Some(head.unused_charge());
+        let charged = vec![head.unused_charge()];
         commit(tx).await.map_err(|error| ClaimError { error: plain(error), charged })?;
         Ok(found)
     }

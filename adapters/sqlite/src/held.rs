@@ -242,12 +242,15 @@ impl HeldMessages for SqliteInbox {
         drop(connection);
         let Some(head) = self.charge_head(consumer, limits, heads).await? else { return Ok(None) };
         let charge = head.unused_charge();
-        let charged = Some(charge).filter(|_| head.condemned.is_none());
+        let charged = Some(charge).filter(|_| head.condemned.is_none()).into_iter().collect();
         self.enter_head(consumer, limits, head).await.map_err(|error| ClaimError { error, charged })
     }
 
-    async fn acquit_head(&self, consumer: &str, charge: HeadCharge) -> Result<(), AdapterError> {
-        self.acquit_held(consumer, charge).await
+    async fn acquit_heads(&self, consumer: &str, charges: &[HeadCharge]) -> Result<(), AdapterError> {
+        for charge in charges {
+            self.acquit_held(consumer, *charge).await?;
+        }
+        Ok(())
     }
 
     /// The proof comes first: on a connection whose transaction has ended, the deletion would be committed by

@@ -27,6 +27,7 @@ impl StoreHarness for Sqlite {
         failure_dooms_transaction: false,
         handler_can_commit: true,
         sees_ends_between_handlers: true,
+        runs: false,
         unreadable_rows: true,
         schema: true,
     };

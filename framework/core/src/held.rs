@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use crate::adapter_error::AdapterError;
+use crate::adapter_error::{AdapterError, FaultKind};
 use crate::charges::Charges;
 use crate::dead_letter::{DeadReason, generation};
 use crate::error::ErrorClass;
 use crate::held_keys::{Ended, Ending, HeldFilter, HeldKey};
+use crate::held_run::{RunChoice, RunClaim};
 use crate::identity::MessageKey;
 use crate::inbox::{CommitError, Limits, Unit};
 use crate::message::{Envelope, Headers, Message};
@@ -181,15 +182,15 @@ pub struct ClaimedHead<Tx> {
 pub struct ClaimError {
     /// What the database said, or that it did not answer.
     pub error: AdapterError,
-    /// The charge that may stand although the head is not run: to be taken back by
-    /// [`acquit_head`](HeldMessages::acquit_head).
-    pub charged: Option<HeadCharge>,
+    /// The charges that may stand although nothing is run: to be taken back by
+    /// [`acquit_heads`](HeldMessages::acquit_heads).
+    pub charged: Vec<HeadCharge>,
 }
 
-/// The charge of a head's run that has come to an end of which nothing could be written.
+/// The charge of a message's run that has come to an end of which nothing could be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadCharge {
-    /// The head.
+    /// The message: a head, or one that ran behind it.
     pub n: i64,
     /// How many charges stand with this one.
     pub stands: u32,
@@ -199,7 +200,7 @@ pub struct HeadCharge {
 
 impl From<AdapterError> for ClaimError {
     fn from(error: AdapterError) -> Self {
-        Self { error, charged: None }
+        Self { error, charged: Vec::new() }
     }
 }
 
@@ -246,7 +247,7 @@ pub trait HeldMessages: OwedReceipts + Charges {
     ///
     /// Unless it is condemned, it is charged before: that one more run has begun is committed when this returns, and
     /// stands until [`finish`](HeldMessages::finish) or [`reschedule`](HeldMessages::reschedule) say how the run ended,
-    /// or [`acquit_head`](HeldMessages::acquit_head) takes it back. Should the process die, the head is doubtful,
+    /// or [`acquit_heads`](HeldMessages::acquit_heads) takes it back. Should the process die, the head is doubtful,
     /// and falls due again [`AFTER_CRASH`] after its claim.
     ///
     /// # Errors
@@ -258,17 +259,54 @@ pub trait HeldMessages: OwedReceipts + Charges {
         heads: Heads,
     ) -> impl Future<Output = Result<Option<ClaimedHead<Self::Tx>>, ClaimError>> + Send;
 
-    /// Takes back the charge of a head whose run came to an end of which nothing could be written, because its
-    /// transaction was lost while the process lives on, and makes the head due. Nothing changes where it is not held
+    /// Takes back the charges of messages whose run came to an end of which nothing could be written, because its
+    /// transaction was lost while the process lives on, and makes heads due. Nothing changes where a message is not held
     /// any more, has no more charges than may stand, or was charged again since, by somebody who may have died of it.
     ///
     /// # Errors
     /// When the database cannot be asked; asking again is safe.
-    fn acquit_head(
+    fn acquit_heads(
         &self,
         consumer: &str,
-        charge: HeadCharge,
+        charges: &[HeadCharge],
     ) -> impl Future<Output = Result<(), AdapterError>> + Send;
+
+    /// Claims due heads that have never failed, each with those right behind it that have not either, and writes their
+    /// inbox rows. At least one head; what follows a head is bounded by its share of [`RunChoice::most`], and the whole
+    /// by [`RUN_BYTES`](crate::held_run::RUN_BYTES).
+    ///
+    /// All of them are charged before, as [`claim`](HeldMessages::claim) charges one, until
+    /// [`finish_run`](HeldMessages::finish_run) or [`acquit_heads`](HeldMessages::acquit_heads). A table whose messages
+    /// cannot share transactions has [nothing](RunClaim::Nothing) for that, which is the default.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    fn claim_run(
+        &self,
+        consumer: &str,
+        limits: Limits,
+        choice: RunChoice<'_>,
+    ) -> impl Future<Output = Result<RunClaim<Self::Tx>, ClaimError>> + Send {
+        let _ = (consumer, limits, choice);
+        std::future::ready(Ok(RunClaim::Nothing))
+    }
+
+    /// Deletes the messages of a run that are `done`, gives those that are `left` back uncharged, makes whoever is the
+    /// lowest of a key then its head, and commits with proof. Of those that are left no inbox row must be there.
+    ///
+    /// # Errors
+    /// As [`Inbox::commit`](crate::inbox::Inbox::commit).
+    fn finish_run(
+        &self,
+        consumer: &str,
+        tx: Self::Tx,
+        done: &[HeldMessage],
+        left: &[HeldMessage],
+    ) -> impl Future<Output = Result<(), CommitError>> + Send {
+        let _ = (consumer, tx, done, left);
+        let error = AdapterError::new(FaultKind::Other, "these held messages do not share transactions");
+        std::future::ready(Err(CommitError::RolledBack(error)))
+    }
 
     /// Deletes a claimed head, makes its follower the head, and commits with proof: after success and after a
     /// duplicate.

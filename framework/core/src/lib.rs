@@ -9,7 +9,7 @@
 //! | [`message`], [`identity`], [`cloudevents`] | the message, its identity, its form on the wire |
 //! | [`handler`], [`batch`], [`router`], [`codec`], [`error`], [`classify`], [`retry`] | what a service team writes and sets |
 //! | [`source`], [`sink`], [`pipeline`] | the broker side that an adapter implements |
-//! | [`inbox`], [`held`], [`held_keys`], [`owed`], [`outbox`], [`dead_rows`], [`scheduled`], [`lease`], [`ledger`], [`schema`], [`header_column`] | the database side that an adapter implements |
+//! | [`inbox`], [`held`], [`held_keys`], [`held_run`], [`owed`], [`outbox`], [`dead_rows`], [`scheduled`], [`lease`], [`ledger`], [`schema`], [`header_column`] | the database side that an adapter implements |
 //! | [`dead_letter`], [`report`], [`fingerprint`] | what a quarantined message carries |
 //! | [`command`] | what an operator tells a consumer |
 //! | [`receipt`], [`report_in`] | what a consumer says of redriven messages and of itself |
@@ -33,6 +33,7 @@ pub mod handler;
 pub mod header_column;
 pub mod held;
 pub mod held_keys;
+pub mod held_run;
 pub mod identifier;
 pub mod identity;
 pub mod inbox;

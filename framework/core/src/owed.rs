@@ -59,7 +59,24 @@ pub trait OwedReceipts: Inbox {
         receipt: &Receipt,
     ) -> impl Future<Output = Result<(), AdapterError>> + Send;
 
-    /// The same in a transaction of its own.
+    /// The same for several messages that share the transaction. Defaults to one after another.
+    ///
+    /// # Errors
+    /// When a statement fails; the transaction must not be committed then.
+    fn owe_all(
+        &self,
+        tx: &mut Self::Tx,
+        receipts: &[Receipt],
+    ) -> impl Future<Output = Result<(), AdapterError>> + Send {
+        async move {
+            for receipt in receipts {
+                self.owe(tx, receipt).await?;
+            }
+            Ok(())
+        }
+    }
+
+    /// [`owe`](OwedReceipts::owe) in a transaction of its own.
     ///
     /// # Errors
     /// When the database cannot be asked; the message must not be settled then.

@@ -156,7 +156,7 @@ async fn a_head_whose_handler_ends_the_transaction_is_not_lost() {
         let error = inbox.finish("stock", claimed.tx, &claimed.head).await.expect_err(sql);
         assert!(matches!(error, CommitError::EndedByHandler(_)), "{sql}: {error:?}");
         file.write_lock_is_free().await;
-        inbox.acquit_head("stock", claimed.head.spent_charge()).await.expect("taken back");
+        inbox.acquit_heads("stock", &[claimed.head.spent_charge()]).await.expect("taken back");
         let again = claim(&inbox).await;
         assert_eq!(
             (again.handled, file.effects().await),

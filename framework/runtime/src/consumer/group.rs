@@ -1,30 +1,21 @@
-//! Messages that share a transaction: one after another, or all at once, on one connection, committed together.
+//! Live messages that share transactions: which do, how many, and what is done with those that failed.
 //!
 //! What is promised of a message holds as if it were alone. Where anything goes wrong the shared transaction is rolled
 //! back, nobody is charged, and whoever is to blame is handled by itself: its attempts are counted there.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use backstop_core::held::{HeldMessages, ordering_key};
-use backstop_core::inbox::{CommitError, GroupAdmission, Standing, Unit};
+use backstop_core::inbox::{GroupAdmission, Standing, Unit};
 use backstop_core::source::{Received, Settlement};
-use backstop_core::{
-    AdapterError, Codec, DeadLetters, Delivery, Disposition, FaultKind, HandlerError, Identity, MessageKey,
-    Via, crash_point,
-};
-use tokio::time::timeout;
+use backstop_core::{Codec, DeadLetters, Delivery, HandlerError, Identity, Via};
 
-use crate::consumer::calling::{Called, Calls};
+use crate::consumer::calling::Calls;
 use crate::consumer::invoke::decode;
+use crate::consumer::sharing::{Ended, Shared};
 use crate::consumer::transactional::Transactional;
-use crate::consumer::turns::Turn;
 use crate::control::breaker::Attempt;
 use crate::stats::{count, count_all};
-
-/// How long a transaction may take to tell whether it was ended.
-const TO_TELL: Duration = Duration::from_secs(5);
 
 /// A message that may share a transaction: a live one, with an identity, that could be read.
 struct Member<M> {
@@ -37,18 +28,6 @@ enum Joined<M, S> {
     As(Member<M>, S),
     /// With what the numbers of its key say of it.
     Not(Received<S>, Result<(), HandlerError>),
-}
-
-/// What one shared transaction came to.
-enum Ended {
-    /// It is committed; what the inbox said of each message that it got to, from the first on.
-    Committed(Vec<Standing>),
-    /// These messages failed, by their places in the group; nobody knows which where it is empty.
-    Failed(Vec<usize>),
-    /// Some other transaction was in the way.
-    Conflict,
-    /// They cannot share one.
-    Apart,
 }
 
 /// What is still to be done of a batch, and in how large groups.
@@ -198,196 +177,21 @@ where
     async fn attempt_group(&self, members: &[Member<H::Message>]) -> Ended {
         let consumer = &self.context.consumer;
         let units: Vec<Unit<'_>> = members.iter().map(|member| member.unit(consumer)).collect();
+        let deliveries: Vec<_> = members.iter().map(|member| &member.delivery).collect();
         let place = self.turns.place().await;
         let asked = tokio::time::Instant::now();
         let admission = self.inbox.begin_group(&units, self.limits).await;
-        let (mut tx, mut standings) = match self.context.answered(asked, admission) {
-            Ok(GroupAdmission::Shared { tx, standings }) => (tx, standings),
-            Ok(GroupAdmission::Apart) => return Ended::Apart,
+        match self.context.answered(asked, admission) {
+            Ok(GroupAdmission::Shared { tx, standings }) => {
+                self.handle_shared(Shared { tx, units: &units, standings, run: None }, &deliveries, place)
+                    .await
+            }
+            Ok(GroupAdmission::Apart) => Ended::Apart,
             // The first of them, by itself, waits until the database answers.
             Err(error) => {
                 tracing::debug!(%consumer, %error, "messages cannot share a transaction");
-                return Ended::Apart;
-            }
-        };
-        let places: Vec<usize> = (0..members.len()).filter(|at| standings[*at] == Standing::Fresh).collect();
-        let fresh: Vec<&Delivery<H::Message>> = places.iter().map(|at| &members[*at].delivery).collect();
-        if fresh.is_empty() {
-            self.inbox.rollback(tx).await;
-            return Ended::Committed(standings);
-        }
-        let mut turn = place.turn().await;
-        let (called, was_alone) = self.call(&mut turn, &fresh, &mut tx).await;
-        match called {
-            Called::Handled { count, in_time } => {
-                if let Some(at) = places.get(in_time) {
-                    self.group_size.had_time_for(*at);
-                }
-                if let Some(at) = places.get(count).copied() {
-                    if let Err(error) = self.leave_out(&mut tx, &units[at..], &standings[at..]).await {
-                        tracing::debug!(%consumer, %error, "a shared transaction is lost");
-                        return Ended::Apart;
-                    }
-                    standings.truncate(at);
-                }
-                self.commit_group(tx, &units, standings).await
-            }
-            // Other instances may have handled them before that can be asked: what the inbox knows does not tell.
-            Called::Lost(error) => {
-                tracing::debug!(%consumer, %error, "a shared transaction is lost");
-                self.inbox.rollback(tx).await;
                 Ended::Apart
             }
-            Called::Ended { count } => self.after_the_end(tx, &units, standings, places[count]).await,
-            Called::Failed { failed, from, guilty, .. } => {
-                let judged = self.judge(&failed.error);
-                tracing::debug!(%consumer, error = %judged.report.message, "a shared transaction is rolled back");
-                let ended = self.roll_back(tx, failed.tx_is_sound).await;
-                let is_conflict = judged.disposition == Disposition::Conflict;
-                // Where a deadlock ends a transaction as well, somebody else may have handled them since.
-                let by_handler = ended && !(is_conflict && self.inbox.conflicts_end_transactions());
-                if by_handler && self.are_handled(&fresh_keys(&units, &standings)).await {
-                    self.take_out(&units[places[from]..], &standings[places[from]..]).await;
-                    return Ended::Apart;
-                }
-                if is_conflict {
-                    self.turns.met_others(was_alone);
-                    return Ended::Conflict;
-                }
-                Ended::Failed(guilty.into_iter().map(|at| places[at]).collect())
-            }
-        }
-    }
-
-    /// Calls the handlers in their turn; and whether nobody else of this consumer could be in their way.
-    async fn call(
-        &self,
-        turn: &mut Turn<'_>,
-        fresh: &[&Delivery<H::Message>],
-        tx: &mut I::Tx,
-    ) -> (Called, bool) {
-        let called = self.handler.several(self.invocation(), fresh, self.group_age, &self.inbox, tx).await;
-        let was_alone = turn.end(called.calls(fresh.len()));
-        (called, was_alone)
-    }
-
-    /// A transaction had ended before the handlers of messages from `at` on were called. If that was a commit, the inbox
-    /// rows of all are committed, those too of messages that are not handled.
-    async fn after_the_end(
-        &self,
-        tx: I::Tx,
-        units: &[Unit<'_>],
-        mut standings: Vec<Standing>,
-        at: usize,
-    ) -> Ended {
-        self.inbox.rollback(tx).await;
-        if !self.are_handled(&fresh_keys(units, &standings)).await {
-            return Ended::Apart;
-        }
-        self.take_out(&units[at..], &standings[at..]).await;
-        standings.truncate(at);
-        Ended::Committed(standings)
-    }
-
-    /// Takes messages that are not begun out of the transaction.
-    async fn leave_out(
-        &self,
-        tx: &mut I::Tx,
-        units: &[Unit<'_>],
-        standings: &[Standing],
-    ) -> Result<(), AdapterError> {
-        self.inbox.withdraw(tx, &self.context.consumer, &fresh_keys(units, standings)).await
-    }
-
-    /// Rolls a shared transaction back; whether it had been ended before, by a handler or by a deadlock. What the inbox
-    /// knows does not tell: where a transaction is lost, another instance may have handled its messages since.
-    ///
-    /// One that is not sound may have a statement under way, which is not waited for; its connection is closed.
-    async fn roll_back(&self, mut tx: I::Tx, is_sound: bool) -> bool {
-        let ended = timeout(TO_TELL, self.inbox.is_ended(&mut tx)).await;
-        if is_sound {
-            self.inbox.rollback(tx).await;
-        }
-        matches!(ended, Ok(Ok(true)))
-    }
-
-    /// Takes messages whose handlers have not run out of the inbox, to which a handler has committed them.
-    async fn take_out(&self, units: &[Unit<'_>], standings: &[Standing]) {
-        self.found_out();
-        // The others are not in it, and must not come into it here.
-        let fresh = units.iter().zip(standings).filter(|(_, standing)| **standing == Standing::Fresh);
-        let fresh: Vec<Unit<'_>> = fresh.map(|(unit, _)| *unit).collect();
-        let is_uncertain = AtomicBool::new(false);
-        // Where the consumer stops before, there is nothing more to be done.
-        self.until_taken(|| self.forget(&fresh, &is_uncertain)).await;
-    }
-
-    /// Takes messages out of the inbox in a transaction of its own. Where it `is_uncertain` whether an earlier try has done
-    /// it, what is there may be another instance's.
-    async fn forget(&self, units: &[Unit<'_>], is_uncertain: &AtomicBool) -> Result<(), AdapterError> {
-        let keys: Vec<&MessageKey> = units.iter().map(|unit| unit.message_key).collect();
-        if is_uncertain.load(Ordering::Relaxed) && !self.are_handled(&keys).await {
-            return Ok(());
-        }
-        let GroupAdmission::Shared { mut tx, .. } = self.inbox.begin_group(units, self.limits).await? else {
-            return Err(AdapterError::new(FaultKind::Conflict, "another instance is at these messages"));
-        };
-        self.inbox.withdraw(&mut tx, &self.context.consumer, &keys).await?;
-        self.inbox.commit(tx).await.map_err(|error| {
-            is_uncertain.fetch_or(matches!(error, CommitError::Unknown(_)), Ordering::Relaxed);
-            error.into_error()
-        })
-    }
-
-    async fn commit_group(&self, tx: I::Tx, units: &[Unit<'_>], standings: Vec<Standing>) -> Ended {
-        let fresh = fresh_keys(units, &standings);
-        if fresh.is_empty() {
-            self.inbox.rollback(tx).await;
-            return Ended::Committed(standings);
-        }
-        let error = match self.inbox.commit(tx).await {
-            Ok(()) => {
-                crash_point!("consumer.committed");
-                return Ended::Committed(standings);
-            }
-            Err(error) => error,
-        };
-        let consumer = &self.context.consumer;
-        tracing::warn!(%consumer, %error, "a shared transaction did not simply commit");
-        match error {
-            CommitError::RolledBack(_) => {
-                self.group_size.failed();
-                return Ended::Apart;
-            }
-            CommitError::EndedByHandler(_) => self.found_out(),
-            CommitError::Unknown(_) => {}
-        }
-        match self.are_handled(&fresh).await {
-            true => Ended::Committed(standings),
-            false => Ended::Apart,
-        }
-    }
-
-    /// Whether the inbox knows all of them: one alone may be there by another instance, which was not given the others.
-    async fn are_handled(&self, keys: &[&MessageKey]) -> bool {
-        for key in keys {
-            if !matches!(self.outcome(key).await, Ok(true)) {
-                return false;
-            }
-        }
-        true
-    }
-
-    /// A handler ended a transaction that it shared with others.
-    pub(crate) fn found_out(&self) {
-        if self.group_size.is_on() {
-            self.group_size.switch_off();
-            let hint = "leave COMMIT and ROLLBACK to the consumer";
-            tracing::error!(
-                consumer = self.context.consumer,
-                hint,
-                "the handler ends its transactions; group commit is off from now on"
-            );
         }
     }
 }
@@ -418,10 +222,4 @@ impl<S, M> Rest<S, M> {
         self.guilty.iter_mut().for_each(|at| *at -= count);
         self.members.drain(..count).zip(self.settlements.drain(..count)).collect()
     }
-}
-
-/// The identities of fresh messages.
-fn fresh_keys<'a>(units: &[Unit<'a>], standings: &[Standing]) -> Vec<&'a MessageKey> {
-    let fresh = units.iter().zip(standings).filter(|(_, standing)| **standing == Standing::Fresh);
-    fresh.map(|(unit, _)| unit.message_key).collect()
 }

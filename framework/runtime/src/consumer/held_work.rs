@@ -1,11 +1,12 @@
-//! Running held messages: due heads of whatever key, claimed one by one.
+//! Running held messages: due heads of whatever key, claimed one by one, or several where they may share transactions.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backstop_core::held::{ClaimError, ClaimedHead, Failure, HeadCharge, Heads, HeldMessage, HeldMessages};
+use backstop_core::held_run::ClaimedRun;
 use backstop_core::inbox::CommitError;
 use backstop_core::{
     Codec, DeadLetters, DeadReason, Delivery, Disposition, ErrorClass, HandlerError, Message, ReceiptOutcome,
@@ -16,6 +17,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::consumer::calling::Calls;
 use crate::consumer::context::{Judged, LETTER_AGAIN, LETTER_LEASE, Subject};
+use crate::consumer::held_run::Loners;
 use crate::consumer::invoke::decode;
 use crate::consumer::policy::{Charged, Next};
 use crate::consumer::suspects::Turn;
@@ -31,8 +33,12 @@ const PATIENCE: u32 = 200;
 /// How often a worker looks otherwise, for those of other instances.
 const IDLE_LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// A head, and the right to be run by itself where it needs it.
-type Claimed<'a, Tx> = (ClaimedHead<Tx>, Option<Turn<'a>>);
+/// What a worker has claimed.
+enum Claimed<'a, Tx> {
+    /// A head, and the right to be run by itself where it needs it.
+    Head(ClaimedHead<Tx>, Option<Turn<'a>>),
+    Run(ClaimedRun<Tx>),
+}
 
 /// Wakes workers when something was held, and knows what they are at.
 #[derive(Debug)]
@@ -44,12 +50,21 @@ pub(crate) struct HeldWork {
     lookout: Semaphore,
     /// Heads that are charged and of whose end nothing is written yet, with their charges.
     begun: Mutex<BTreeMap<i64, HeadCharge>>,
+    pub(crate) loners: Loners,
+    /// Whether a run is looked for before a single head, by turns: neither kind keeps the other waiting.
+    run_first: AtomicBool,
 }
 
 impl Default for HeldWork {
     fn default() -> Self {
-        let (arrived, in_vain, begun) = (Notify::default(), AtomicU32::default(), Mutex::default());
-        Self { arrived, in_vain, lookout: Semaphore::new(1), begun }
+        Self {
+            arrived: Notify::default(),
+            in_vain: AtomicU32::default(),
+            lookout: Semaphore::new(1),
+            begun: Mutex::default(),
+            loners: Loners::default(),
+            run_first: AtomicBool::default(),
+        }
     }
 }
 
@@ -80,16 +95,16 @@ impl HeldWork {
         }
     }
 
-    fn begin(&self, charge: HeadCharge) {
-        lock(&self.begun).insert(charge.n, charge);
+    pub(crate) fn begin(&self, charges: &[HeadCharge]) {
+        lock(&self.begun).extend(charges.iter().map(|charge| (charge.n, *charge)));
     }
 
-    fn is_begun(&self, n: i64) -> bool {
+    pub(crate) fn is_begun(&self, n: i64) -> bool {
         lock(&self.begun).contains_key(&n)
     }
 
     /// The end of a run is written.
-    fn end(&self, n: i64) {
+    pub(crate) fn end(&self, n: i64) {
         lock(&self.begun).remove(&n);
     }
 
@@ -118,16 +133,19 @@ where
         {
             let place = self.turns.place().await;
             let asked = Instant::now();
-            let mut charged = None;
+            let mut charged = Vec::new();
             let claimed = self.claim(doubtful).await.map_err(|failed| {
                 charged = failed.charged;
                 failed.error
             });
             match self.context.answered(asked, claimed) {
-                Ok(Some((claimed, _alone))) => {
+                Ok(Some(claimed)) => {
                     outages = 0;
                     self.held_work.found();
-                    self.run_charged(claimed, place).await;
+                    match claimed {
+                        Claimed::Head(head, _alone) => self.run_charged(head, place).await,
+                        Claimed::Run(run) => self.run_several(run, place).await,
+                    }
                 }
                 Ok(None) => {
                     drop((pass, place));
@@ -139,24 +157,31 @@ where
                     drop((pass, place));
                     outages += 1;
                     self.context.wait_unless_lost(&error, outages).await;
-                    if let Some(charge) = charged {
-                        self.take_back(charge).await;
+                    if !charged.is_empty() {
+                        self.take_back(charged).await;
                     }
                 }
             }
         }
     }
 
-    /// A due head; a doubtful one together with the right to be run by itself.
+    /// What is due; a doubtful head together with the right to be run by itself.
     async fn claim(&self, doubtful: bool) -> Result<Option<Claimed<'_, I::Tx>>, ClaimError> {
         let claim = |heads| self.inbox.claim(&self.context.consumer, self.limits, heads);
         if doubtful
             && let Some(alone) = self.suspects.turn_alone()
             && let Some(claimed) = claim(Heads::Doubtful).await?
         {
-            return Ok(Some((claimed, Some(alone))));
+            return Ok(Some(Claimed::Head(claimed, Some(alone))));
         }
-        Ok(claim(Heads::Sound).await?.map(|claimed| (claimed, None)))
+        let run_first = self.held_work.run_first.fetch_xor(true, Ordering::Relaxed);
+        if run_first && let Some(run) = self.claim_run().await? {
+            return Ok(Some(Claimed::Run(run)));
+        }
+        if let Some(head) = claim(Heads::Sound).await? {
+            return Ok(Some(Claimed::Head(head, None)));
+        }
+        Ok(None)
     }
 
     /// Runs a head that was charged with its claim. Where nothing could be written of the end, the charge is taken back.
@@ -165,18 +190,19 @@ where
         // One that is given up does not run: what it has felled is not forgotten.
         let runs = head.crashes < self.suspects.max_crashes;
         let charge = if runs { head.spent_charge() } else { head.unused_charge() };
-        self.held_work.begin(charge);
+        self.held_work.begin(&[charge]);
         self.run_head(claimed, place).await;
+        self.held_work.loners.remove(charge.n);
         if self.held_work.is_begun(charge.n) {
-            self.take_back(charge).await;
+            self.take_back(vec![charge]).await;
         }
     }
 
-    /// Takes the charge of a head back that nobody has died of; where the consumer stops before, its farewell does.
-    async fn take_back(&self, charge: HeadCharge) {
-        self.held_work.begin(charge);
-        if self.until_taken(|| self.inbox.acquit_head(&self.context.consumer, charge)).await {
-            self.held_work.end(charge.n);
+    /// Takes charges back that nobody has died of; where the consumer stops before, its farewell does.
+    pub(crate) async fn take_back(&self, charges: Vec<HeadCharge>) {
+        self.held_work.begin(&charges);
+        if self.until_taken(|| self.inbox.acquit_heads(&self.context.consumer, &charges)).await {
+            charges.iter().for_each(|charge| self.held_work.end(charge.n));
         }
     }
 
@@ -244,6 +270,7 @@ where
                 Ok(()) => {
                     self.context.succeeded(attempt);
                     count(&self.context.stats.handled);
+                    self.group_size.committed(1);
                 }
                 Err(error) => self.uncertain_head(head, delivery.message(), error).await,
             },
@@ -278,6 +305,7 @@ where
                 self.failed_head(None, head, message, &HandlerError::from(error)).await
             }
             CommitError::EndedByHandler(_) => {
+                self.found_out();
                 if matches!(self.outcome(&head.message_key).await, Ok(false)) {
                     self.failed_head(None, head, message, &HandlerError::permanent(error)).await;
                 }

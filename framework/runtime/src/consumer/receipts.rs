@@ -174,6 +174,25 @@ impl<I: HeldMessages, H, C, D> Transactional<I, H, C, D> {
         }
     }
 
+    /// The same for several messages; whether there was anything to write.
+    ///
+    /// # Errors
+    /// When a statement fails; the transaction must not be committed then.
+    pub(crate) async fn owe_all<'a>(
+        &self,
+        tx: &mut I::Tx,
+        ended: impl Iterator<Item = (&'a HeldMessage, ReceiptOutcome)>,
+    ) -> Result<bool, AdapterError> {
+        let receipt = |(message, outcome): (&HeldMessage, ReceiptOutcome)| {
+            self.context.receipt(message.via, &message.message_key, &message.envelope.headers, outcome)
+        };
+        let receipts: Vec<Receipt> = ended.filter_map(receipt).collect();
+        if !receipts.is_empty() {
+            self.inbox.owe_all(tx, &receipts).await?;
+        }
+        Ok(!receipts.is_empty())
+    }
+
     /// Writes that a receipt is owed for a message that needs no transaction of its own; `false` when the consumer
     /// stops before that could be done.
     pub(crate) async fn owe_now(

@@ -234,7 +234,8 @@ where
         let messages =
             charged.iter().map(|(key, charge)| Either::Left(self.inbox.acquit(consumer, key, charge.stands)));
         let heads = self.held_work.unfinished();
-        let heads = heads.map(|charge| Either::Right(self.inbox.acquit_head(consumer, charge)));
+        let heads = heads
+            .map(|charge| Either::Right(async move { self.inbox.acquit_heads(consumer, &[charge]).await }));
         // Beside each other: one whose row is locked by what it was dropped in keeps none of the others waiting.
         let acquittals = messages.chain(heads).map(|acquittal| async {
             match timeout(FAREWELL_LIMIT, acquittal).await {

@@ -22,6 +22,7 @@ impl StoreHarness for MemoryStore {
         failure_dooms_transaction: true,
         handler_can_commit: true,
         sees_ends_between_handlers: true,
+        runs: true,
         unreadable_rows: true,
         schema: false,
     };

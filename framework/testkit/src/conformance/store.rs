@@ -8,6 +8,7 @@ pub mod expiry;
 pub mod group;
 pub mod held;
 pub mod held_attempts;
+pub mod held_run;
 pub mod import;
 pub mod inbox;
 pub mod inbox_instances;
@@ -48,6 +49,8 @@ pub struct StoreCapabilities {
     /// [`is_unbroken`](backstop_core::inbox::Inbox::is_unbroken) asks. Not so on PostgreSQL, where it would cost each message
     /// of a group another round trip, and only a handler that rolls back by itself needs it.
     pub sees_ends_between_handlers: bool,
+    /// Held messages can share transactions.
+    pub runs: bool,
     /// The outbox can hold rows that cannot be read as messages.
     pub unreadable_rows: bool,
     /// There is a schema with migrations.

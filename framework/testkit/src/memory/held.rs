@@ -6,7 +6,8 @@ use backstop_core::held::{
     Holding, NewHeld,
 };
 use backstop_core::held_keys::{Ended, Ending, HeldFilter, HeldKey, HeldState};
-use backstop_core::inbox::{CommitError, Limits};
+use backstop_core::held_run::{ClaimedRun, RunChoice, RunClaim};
+use backstop_core::inbox::{CommitError, Limits, Standing};
 use backstop_core::{AdapterError, FaultKind, Headers, MessageKey};
 
 use super::data::{Data, HeldRow, InboxKey, TxId};
@@ -48,19 +49,69 @@ impl Data {
 
     /// Locks the head and its inbox row, and charges it; the charge stays when the lock is lost.
     fn lock_head(&mut self, n: i64) -> Option<(TxId, InboxKey, HeldMessage, bool)> {
+        let tx = self.next_number().unsigned_abs();
+        let (key, message, handled) = self.lock_held(n, tx)?;
+        Some((tx, key, message, handled))
+    }
+
+    fn lock_held(&mut self, n: i64, tx: TxId) -> Option<(InboxKey, HeldMessage, bool)> {
         let now = self.now();
         let row = self.held.get_mut(&n)?;
         let key = (row.consumer.clone(), row.message_key.clone());
         let message = row.to_message(n, now);
         if row.condemned.is_none() {
-            row.due = Some(now + AFTER_CRASH);
+            row.due = row.due.map(|_| now + AFTER_CRASH);
             row.crashes += 1;
         }
         let handled = self.inbox.contains_key(&key);
-        let tx = self.next_number().unsigned_abs();
         self.claimed.insert(n, tx);
         self.working.insert(key.clone(), tx);
-        Some((tx, key, message, handled))
+        Some((key, message, handled))
+    }
+
+    /// The numbers of those that may share a transaction: due heads, and what is right behind them.
+    fn due_run(&self, consumer: &str, choice: RunChoice<'_>) -> Vec<i64> {
+        let now = self.now();
+        let is_fit = |n: &i64| {
+            self.held.get(n).is_some_and(|row| {
+                let inbox_key = (row.consumer.clone(), row.message_key.clone());
+                let is_sound = row.class.is_none() && row.condemned.is_none() && row.crashes == 0;
+                is_sound && !choice.apart.contains(n) && !self.working.contains_key(&inbox_key)
+            })
+        };
+        let due = self.held.iter().filter(|(n, row)| {
+            row.consumer == consumer
+                && row.due.is_some_and(|due| due <= now)
+                && is_fit(n)
+                && self.held_of(consumer, &row.place, &row.ordering_key).first() == Some(n)
+        });
+        let mut heads: Vec<_> = due.map(|(n, row)| (row.due, *n, row)).collect();
+        heads.sort_by_key(|(due, n, _)| (*due, *n));
+        heads.truncate(choice.most);
+        let depth = choice.most / heads.len().max(1);
+        let of_key = |row: &HeldRow| self.held_of(consumer, &row.place, &row.ordering_key);
+        heads.iter().flat_map(|(_, _, row)| of_key(row).into_iter().take(depth).take_while(is_fit)).collect()
+    }
+
+    /// Locks and charges the messages of a run, and their inbox rows, of which those of fresh ones are to be written.
+    fn lock_run(&mut self, run: &[i64]) -> (TxId, Vec<InboxKey>, Vec<HeldMessage>, Vec<Standing>) {
+        let tx = self.next_number().unsigned_abs();
+        let (mut inbox, mut members, mut standings) = (Vec::new(), Vec::new(), Vec::new());
+        for n in run {
+            let Some((key, message, handled)) = self.lock_held(*n, tx) else { continue };
+            members.push(message);
+            standings.push(if handled { Standing::Duplicate } else { Standing::Fresh });
+            inbox.extend((!handled).then_some(key));
+        }
+        (tx, inbox, members, standings)
+    }
+
+    fn acquit_held(&mut self, charge: HeadCharge) {
+        let now = self.now();
+        let row = self.held.get_mut(&charge.n).filter(|row| row.condemned.is_none());
+        if let Some(row) = row.filter(|row| (charge.leaves + 1..=charge.stands).contains(&row.crashes)) {
+            (row.crashes, row.due) = (charge.leaves, row.due.map(|_| now));
+        }
     }
 
     /// Lets a redriven message take the place of what it was when it was given up.
@@ -205,15 +256,40 @@ impl HeldMessages for Store {
         }))
     }
 
-    async fn acquit_head(&self, _consumer: &str, charge: HeadCharge) -> Result<(), AdapterError> {
+    async fn acquit_heads(&self, _consumer: &str, charges: &[HeadCharge]) -> Result<(), AdapterError> {
         self.shared.change(|data| {
             data.reachable()?;
-            let now = data.now();
-            let row = data.held.get_mut(&charge.n).filter(|row| row.condemned.is_none());
-            if let Some(row) = row.filter(|row| (charge.leaves + 1..=charge.stands).contains(&row.crashes)) {
-                (row.crashes, row.due) = (charge.leaves, Some(now));
-            }
+            charges.iter().for_each(|charge| data.acquit_held(*charge));
             Ok(())
+        })
+    }
+
+    async fn claim_run(
+        &self,
+        consumer: &str,
+        _limits: Limits,
+        choice: RunChoice<'_>,
+    ) -> Result<RunClaim<MemoryTx>, ClaimError> {
+        let locked = self.shared.look(|data| {
+            data.may_begin()?;
+            let run = data.due_run(consumer, choice);
+            Ok::<_, AdapterError>((!run.is_empty()).then(|| data.lock_run(&run)))
+        })?;
+        let Some((tx, inbox, members, standings)) = locked else { return Ok(RunClaim::Nothing) };
+        let tx = MemoryTx::new(self.shared.clone(), tx, inbox);
+        Ok(RunClaim::Shared(ClaimedRun { tx, members, standings }))
+    }
+
+    async fn finish_run(
+        &self,
+        _consumer: &str,
+        tx: MemoryTx,
+        done: &[HeldMessage],
+        left: &[HeldMessage],
+    ) -> Result<(), CommitError> {
+        tx.commit(|data| {
+            left.iter().for_each(|message| data.acquit_held(message.spent_charge()));
+            done.iter().for_each(|message| data.finish_held(message.n));
         })
     }
 

@@ -11,6 +11,7 @@ use backstop::held::{
     NewHeld,
 };
 use backstop::held_keys::{Ended, Ending, HeldFilter, HeldKey};
+use backstop::held_run::{RunChoice, RunClaim};
 use backstop::inbox::{Admission, CommitError, GroupAdmission, Inbox, Limits, Unit};
 use backstop::owed::{Owed, OwedReceipts};
 use backstop::{AdapterError, Explained, FaultKind, Headers, MessageKey, Receipt};
@@ -84,6 +85,11 @@ impl<I> TestInbox<I> {
         self.tie.life.after(step, at_work).await;
         answer
     }
+}
+
+fn events_of(run: &[HeldMessage]) -> String {
+    let events: Vec<&str> = run.iter().map(|message| event_of(&message.message_key)).collect();
+    events.join(", ")
 }
 
 /// What was in the way of a commit whose answer is lost.
@@ -227,6 +233,11 @@ impl<I: HeldMessages> OwedReceipts for TestInbox<I> {
         self.inbox.owe(tx, receipt).await
     }
 
+    async fn owe_all(&self, tx: &mut I::Tx, receipts: &[Receipt]) -> Result<(), AdapterError> {
+        self.tie.life.ask().await?;
+        self.inbox.owe_all(tx, receipts).await
+    }
+
     async fn owe_now(&self, receipt: &Receipt) -> Result<(), AdapterError> {
         self.tie.life.ask().await?;
         self.inbox.owe_now(receipt).await
@@ -291,9 +302,34 @@ impl<I: HeldMessages> HeldMessages for TestInbox<I> {
         Ok(claimed)
     }
 
-    async fn acquit_head(&self, consumer: &str, charge: HeadCharge) -> Result<(), AdapterError> {
+    async fn acquit_heads(&self, consumer: &str, charges: &[HeadCharge]) -> Result<(), AdapterError> {
         self.tie.life.ask().await?;
-        self.inbox.acquit_head(consumer, charge).await
+        self.inbox.acquit_heads(consumer, charges).await
+    }
+
+    /// As a claim, it is a step when it succeeds.
+    async fn claim_run(
+        &self,
+        consumer: &str,
+        limits: Limits,
+        choice: RunChoice<'_>,
+    ) -> Result<RunClaim<I::Tx>, ClaimError> {
+        self.tie.life.ask().await?;
+        let claim = self.inbox.claim_run(consumer, limits, choice).await?;
+        if let RunClaim::Shared(run) = &claim {
+            self.tie.life.after(Step::Claimed, &events_of(&run.members)).await;
+        }
+        Ok(claim)
+    }
+
+    async fn finish_run(
+        &self,
+        consumer: &str,
+        tx: I::Tx,
+        done: &[HeldMessage],
+        left: &[HeldMessage],
+    ) -> Result<(), CommitError> {
+        self.conclude(tx, &events_of(done), |tx| self.inbox.finish_run(consumer, tx, done, left)).await
     }
 
     async fn finish(&self, consumer: &str, tx: I::Tx, head: &HeldMessage) -> Result<(), CommitError> {

@@ -115,12 +115,12 @@ pub async fn an_acquitted_head_is_sound<H: StoreHarness>(harness: &H) {
     let claimed = eventually(|| claim_one_of(&store, Heads::Doubtful)).await;
     store.rollback(claimed.tx).await;
     let charge = claimed.head.spent_charge();
-    store.acquit_head(CONSUMER, charge).await.expect("the database answers");
+    store.acquit_heads(CONSUMER, &[charge]).await.expect("the database answers");
     assert!(claim_one_of(&store, Heads::Doubtful).await.is_none());
     let claimed = claim_one_of(&store, Heads::Sound).await.expect("it is due");
     assert_eq!(claimed.head.crashes, 0);
     store.finish(CONSUMER, claimed.tx, &claimed.head).await.expect("the commit is proved");
-    store.acquit_head(CONSUMER, charge).await.expect("one that is gone is no error");
+    store.acquit_heads(CONSUMER, &[charge]).await.expect("one that is gone is no error");
 }
 
 /// A run that never began takes back its own charge, and none of those that processes have died of.
@@ -134,7 +134,7 @@ pub async fn a_charge_is_taken_back_alone<H: StoreHarness>(harness: &H) {
         store.rollback(claimed.tx).await;
         let charge = claimed.head.unused_charge();
         for _ in 0..2 {
-            store.acquit_head(CONSUMER, charge).await.expect("the database answers");
+            store.acquit_heads(CONSUMER, &[charge]).await.expect("the database answers");
         }
     }
 }
@@ -147,7 +147,7 @@ pub async fn a_later_charge_of_a_head_stays<H: StoreHarness>(harness: &H) {
     store.rollback(slow.tx).await;
     assert_eq!(crash(&store, Heads::Doubtful).await, 1);
     for late in [slow.head.unused_charge(), slow.head.spent_charge()] {
-        store.acquit_head(CONSUMER, late).await.expect("the database answers");
+        store.acquit_heads(CONSUMER, &[late]).await.expect("the database answers");
     }
     assert_eq!(crash(&store, Heads::Doubtful).await, 2);
 }
