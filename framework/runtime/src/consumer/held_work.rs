@@ -36,7 +36,7 @@ const IDLE_LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What a worker has claimed.
 enum Claimed<'a, Tx> {
     /// A head, and the right to be run by itself where it needs it.
-    Head(ClaimedHead<Tx>, Option<Turn<'a>>),
+    Head(Box<ClaimedHead<Tx>>, Option<Turn<'a>>),
     Run(ClaimedRun<Tx>),
 }
 
@@ -143,7 +143,7 @@ where
                     outages = 0;
                     self.held_work.found();
                     match claimed {
-                        Claimed::Head(head, _alone) => self.run_charged(head, place).await,
+                        Claimed::Head(head, _alone) => self.run_charged(*head, place).await,
                         Claimed::Run(run) => self.run_several(run, place).await,
                     }
                 }
@@ -172,14 +172,14 @@ where
             && let Some(alone) = self.suspects.turn_alone()
             && let Some(claimed) = claim(Heads::Doubtful).await?
         {
-            return Ok(Some(Claimed::Head(claimed, Some(alone))));
+            return Ok(Some(Claimed::Head(Box::new(claimed), Some(alone))));
         }
         let run_first = self.held_work.run_first.fetch_xor(true, Ordering::Relaxed);
         if run_first && let Some(run) = self.claim_run().await? {
             return Ok(Some(Claimed::Run(run)));
         }
         if let Some(head) = claim(Heads::Sound).await? {
-            return Ok(Some(Claimed::Head(head, None)));
+            return Ok(Some(Claimed::Head(Box::new(head), None)));
         }
         Ok(None)
     }
