@@ -8,6 +8,7 @@ mod consumer;
 mod crashes;
 mod group;
 mod handle;
+mod held_run;
 #[cfg(feature = "http")]
 mod http;
 mod ordered;
