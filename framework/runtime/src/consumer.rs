@@ -266,6 +266,9 @@ impl<S, M, H, C, D> Consumer<S, M, H, C, D> {
     /// failing message is handled by itself and the others again: what their handlers do outside of the database (HTTP,
     /// e-mail) is repeated. Rows stay locked until the whole group commits, so handlers of different keys that write
     /// the same rows wait for each other longer; after a deadlock handlers have turns for a while.
+    ///
+    /// On PostgreSQL held messages share transactions too, those that have not failed: redriven ones, and those behind a
+    /// failure.
     pub fn group_commit(mut self, groups: GroupCommit) -> Self {
         self.options.group_commit = groups;
         self
