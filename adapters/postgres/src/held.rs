@@ -66,6 +66,10 @@ impl HeldMessages for PgInbox {
         Err(AdapterError::new(FaultKind::Conflict, "the held message changes all the time"))
     }
 
+    async fn store_all(&self, messages: &[NewHeld<'_>]) -> Result<Vec<Option<Holding>>, AdapterError> {
+        self.store_several(messages).await
+    }
+
     async fn claim(
         &self,
         consumer: &str,

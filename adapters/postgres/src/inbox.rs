@@ -18,6 +18,7 @@ use crate::group::GroupSql;
 use crate::held_keys::KeysSql;
 use crate::held_run::RunsSql;
 use crate::held_sql::HeldSql;
+use crate::held_store::STORE_ALL;
 use crate::limits::{milliseconds, shown};
 use crate::of_key::elder;
 use crate::owed::OwedSql;
@@ -81,6 +82,7 @@ pub struct PgInbox {
     pub(crate) held: Arc<HeldSql>,
     pub(crate) keys: Arc<KeysSql>,
     pub(crate) runs: Arc<RunsSql>,
+    pub(crate) store_all: Arc<str>,
     pub(crate) group: Arc<GroupSql>,
     pub(crate) owed: Arc<OwedSql>,
     pub(crate) charges: Arc<ChargesSql>,
@@ -126,9 +128,10 @@ impl PgInbox {
             ),
         });
         let (held, runs) = (Arc::new(HeldSql::new(&tables)), Arc::new(RunsSql::new(&tables)));
+        let store_all = tables.fill(STORE_ALL).into();
         let (keys, group) = (Arc::new(KeysSql::new(&tables)), Arc::new(GroupSql::new(&tables)));
         let (owed, charges) = (Arc::new(OwedSql::new(&tables)), Arc::new(ChargesSql::new(&tables)));
-        Self { pool, tables, sql, held, keys, runs, group, owed, charges, chain: Chain::default() }
+        Self { pool, tables, sql, held, keys, runs, store_all, group, owed, charges, chain: Chain::default() }
     }
 
     /// A statement about one message.

@@ -30,6 +30,7 @@ mod held_keys;
 mod held_row;
 mod held_run;
 mod held_sql;
+mod held_store;
 mod hex;
 mod inbox;
 mod layout;

@@ -243,6 +243,19 @@ pub trait HeldMessages: OwedReceipts + Charges {
     /// When the database cannot be asked; the message must not be settled then.
     fn import(&self, message: NewHeld<'_>) -> impl Future<Output = Result<Holding, AdapterError>> + Send;
 
+    /// Stores several messages at once, in their order: live ones as [`append`](HeldMessages::append) does, redriven ones as
+    /// [`import`](HeldMessages::import) does. The answers are in the order of the messages; `None` says that nothing was
+    /// done about this one, which is to be stored by itself. That is the default for all of them.
+    ///
+    /// # Errors
+    /// When the database cannot be asked; each is to be stored by itself then, which is safe whatever was stored.
+    fn store_all(
+        &self,
+        messages: &[NewHeld<'_>],
+    ) -> impl Future<Output = Result<Vec<Option<Holding>>, AdapterError>> + Send {
+        std::future::ready(Ok(vec![None; messages.len()]))
+    }
+
     /// Claims one due head of the consumer that no other instance has, and writes its inbox row.
     ///
     /// Unless it is condemned, it is charged before: that one more run has begun is committed when this returns, and

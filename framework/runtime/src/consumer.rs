@@ -20,6 +20,7 @@ mod reports;
 mod run;
 mod sequence;
 mod sharing;
+mod storing;
 mod suspects;
 mod transactional;
 mod turns;

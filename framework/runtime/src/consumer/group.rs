@@ -5,10 +5,11 @@
 
 use std::collections::VecDeque;
 
-use backstop_core::held::{HeldMessages, ordering_key};
+use backstop_core::held::{HeldMessages, Holding, NewHeld, ordering_key};
 use backstop_core::inbox::{GroupAdmission, Standing, Unit};
 use backstop_core::source::{Received, Settlement};
 use backstop_core::{Codec, DeadLetters, Delivery, HandlerError, Identity, Via};
+use futures_util::future::Either;
 
 use crate::consumer::calling::Calls;
 use crate::consumer::invoke::decode;
@@ -51,7 +52,15 @@ where
     /// Handles messages in their order, as many in one transaction as can be.
     pub(crate) async fn receive_group<S: Settlement>(&self, batch: Vec<Received<S>>) {
         let mut members = Vec::with_capacity(batch.len());
+        let mut redriven = Vec::new();
         for received in batch {
+            let received = match self.redriven(received) {
+                Either::Left(one) => {
+                    redriven.push(one);
+                    continue;
+                }
+                Either::Right(received) => received,
+            };
             let suspect = self.context.suspect(&received);
             let sequence = self.in_sequence(suspect).await;
             match self.join(received, sequence) {
@@ -59,6 +68,7 @@ where
                 Joined::Not(odd, sequence) => {
                     // It must not overtake those of its key that came before it, nor those that are left for the next run.
                     self.share(std::mem::take(&mut members)).await;
+                    self.import_several(std::mem::take(&mut redriven)).await;
                     if self.context.stop.is_cancelled() {
                         return;
                     }
@@ -67,6 +77,9 @@ where
             }
         }
         self.share(members).await;
+        if !self.context.stop.is_cancelled() {
+            self.import_several(redriven).await;
+        }
     }
 
     /// The message as a member of a group, or as it was. Suspects share nothing.
@@ -165,11 +178,32 @@ where
                 Standing::Held => of_held_keys.push((member, settlement)),
             }
         }
-        for (member, settlement) in of_held_keys {
+        self.append_several(of_held_keys).await;
+    }
+
+    /// Appends messages of held keys, in their order. Whatever is not stored begins by itself: its key may be free again.
+    async fn append_several<S: Settlement>(&self, members: Vec<(Member<H::Message>, S)>) {
+        let envelopes: Vec<_> =
+            members.iter().map(|(member, _)| member.delivery.message().envelope()).collect();
+        let new = members.iter().zip(&envelopes).map(|((member, _), envelope)| NewHeld {
+            unit: member.unit(&self.context.consumer),
+            envelope,
+            origin: member.delivery.origin(),
+            via: Via::Live,
+        });
+        let stored = self.store_together(&new.collect::<Vec<_>>()).await;
+        for ((member, settlement), stored) in members.into_iter().zip(stored) {
             if self.context.stop.is_cancelled() {
                 return;
             }
-            self.alone(member, settlement).await;
+            match stored {
+                Some(holding @ (Holding::Stored | Holding::AlreadyHandled)) => {
+                    if self.note(holding, &self.context.stats.waiting) {
+                        settlement.settle();
+                    }
+                }
+                Some(Holding::KeyFree) | None => self.alone(member, settlement).await,
+            }
         }
     }
 

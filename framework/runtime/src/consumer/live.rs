@@ -6,8 +6,8 @@ use backstop_core::identity::Identity;
 use backstop_core::inbox::{Admission, CommitError, Unit};
 use backstop_core::source::{Received, Settlement};
 use backstop_core::{
-    AdapterError, Codec, DeadLetters, DeadReason, Delivery, Disposition, FaultKind, HandlerError, Message,
-    MessageKey, Origin, ReceiptOutcome, Via, crash_point,
+    AdapterError, Codec, DeadLetters, DeadReason, Delivery, Disposition, FaultKind, HandlerError, Headers,
+    Message, MessageKey, Origin, ReceiptOutcome, Via, crash_point,
 };
 use std::error::Error;
 use std::time::Duration;
@@ -400,14 +400,16 @@ where
                 let failed = "it came through the door".to_owned();
                 self.refused(subject, Refusal { error, failed }, 0).await
             }
-            Stored::As(Holding::AlreadyHandled) => {
-                let (key, headers) = (unit.message_key, &message.headers);
-                self.owe_now(key, headers, ReceiptOutcome::AlreadyHandled).await
-                    && self.note(Holding::AlreadyHandled, &self.context.stats.redriven)
-            }
-            Stored::As(imported) => self.note(imported, &self.context.stats.redriven),
+            Stored::As(imported) => self.taken_in(unit.message_key, &message.headers, imported).await,
             Stored::Stopped => false,
         }
+    }
+
+    /// A redriven message was taken in, or had been handled before; whether it may be settled.
+    pub(crate) async fn taken_in(&self, key: &MessageKey, headers: &Headers, holding: Holding) -> bool {
+        let owed = holding != Holding::AlreadyHandled
+            || self.owe_now(key, headers, ReceiptOutcome::AlreadyHandled).await;
+        owed && self.note(holding, &self.context.stats.redriven)
     }
 
     /// Whether the message may be settled; `None` when its key is free again and it must be handled anew.

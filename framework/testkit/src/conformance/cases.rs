@@ -192,6 +192,9 @@ macro_rules! store_conformance {
                 import_twice_is_one_row,
                 what_runs_at_once_was_stored,
                 a_live_message_waits_behind,
+                messages_are_taken_in_together,
+                live_messages_are_appended_together,
+                many_importers_leave_no_key_without_a_head,
             ],
             quarantined: [
                 a_quarantined_head_keeps_its_place,

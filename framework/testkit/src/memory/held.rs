@@ -8,7 +8,7 @@ use backstop_core::held::{
 use backstop_core::held_keys::{Ended, Ending, HeldFilter, HeldKey, HeldState};
 use backstop_core::held_run::{ClaimedRun, RunChoice, RunClaim};
 use backstop_core::inbox::{CommitError, Limits, Standing};
-use backstop_core::{AdapterError, FaultKind, Headers, MessageKey};
+use backstop_core::{AdapterError, FaultKind, Headers, MessageKey, Via};
 
 use super::data::{Data, HeldRow, InboxKey, TxId};
 use super::store::Store;
@@ -25,6 +25,21 @@ impl Data {
         }
         let handled = self.inbox.contains_key(&(unit.consumer.to_owned(), unit.message_key.clone()));
         Ok(handled.then_some(Holding::AlreadyHandled))
+    }
+
+    /// A redriven message that is held already is left to whoever imports it by itself.
+    fn store_one_of_many(&mut self, message: &NewHeld<'_>) -> Result<Option<Holding>, AdapterError> {
+        let key_is_held = self.is_key_held(message);
+        match (self.holding(message)?, message.via) {
+            (Some(Holding::Stored), Via::Door) => Ok(None),
+            (Some(known), _) => Ok(Some(known)),
+            (None, Via::Live) if !key_is_held => Ok(Some(Holding::KeyFree)),
+            (None, _) => {
+                let due = (!key_is_held).then(|| self.now());
+                self.insert_held(message, due, None);
+                Ok(Some(Holding::Stored))
+            }
+        }
     }
 
     fn is_key_held(&self, message: &NewHeld<'_>) -> bool {
@@ -238,6 +253,10 @@ impl HeldMessages for Store {
             data.insert_held(&message, due, None);
             Ok(Holding::Stored)
         })
+    }
+
+    async fn store_all(&self, messages: &[NewHeld<'_>]) -> Result<Vec<Option<Holding>>, AdapterError> {
+        self.shared.change(|data| messages.iter().map(|message| data.store_one_of_many(message)).collect())
     }
 
     async fn claim(

@@ -287,6 +287,13 @@ impl<I: HeldMessages> HeldMessages for TestInbox<I> {
         self.after(Step::Held, event_of(key), answer).await
     }
 
+    async fn store_all(&self, messages: &[NewHeld<'_>]) -> Result<Vec<Option<Holding>>, AdapterError> {
+        self.tie.life.ask().await?;
+        let answer = self.inbox.store_all(messages).await;
+        let events: Vec<&str> = messages.iter().map(|message| event_of(message.unit.message_key)).collect();
+        self.after(Step::Held, &events.join(", "), answer).await
+    }
+
     /// Only a claim that succeeds is a step: the loop asks again and again.
     async fn claim(
         &self,
